@@ -1,0 +1,176 @@
+//! From the bytes of an IP packet to what a verdict needs of it.
+//!
+//! Enters: a packet from its network header on. Leaves: a [`Packet`], or the reason why it cannot be read. Never: a guess.
+
+use crate::{
+    address::Address,
+    bytes::Bytes,
+    reason::Reason,
+    tables::{IPPROTO_TCP, IPPROTO_UDP},
+};
+
+/// IPv6 extension headers that are followed (RFC 8200 names six kinds, each at most once or twice).
+pub const MAX_EXTENSION_HEADERS: u32 = 8;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+pub mod tcp_flags {
+    pub const SYN: u8 = 0x02;
+    pub const ACK: u8 = 0x10;
+}
+
+pub mod packet_flags {
+    /// A fragment, the first included.
+    pub const FRAGMENT: u8 = 1;
+    /// IPv4 options.
+    pub const OPTIONS: u8 = 2;
+    /// An IPv6 routing header.
+    pub const ROUTING: u8 = 4;
+    /// What a managed workload must not send: each of these can make the addresses and ports say something else than where
+    /// the packet goes. Kernel-made fragments and options do not pass authd's hook on their way out.
+    pub const UNFIT_OUT: u8 = FRAGMENT | OPTIONS | ROUTING;
+    /// Inbound packets are reassembled before they reach authd's hook, and their route lies behind them.
+    pub const UNFIT_IN: u8 = FRAGMENT;
+}
+
+/// The fields of a packet that verdicts, flows and records need.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packet {
+    pub source: Address,
+    pub destination: Address,
+    /// 0 for protocols without ports.
+    pub source_port: u16,
+    /// 0 for protocols without ports.
+    pub destination_port: u16,
+    /// The last protocol of the header chain.
+    pub protocol: u8,
+    /// 0 for all but TCP.
+    pub tcp_flags: u8,
+    /// [`packet_flags`].
+    pub flags: u8,
+}
+
+impl Packet {
+    /// Whether this TCP segment asks for a connection.
+    #[inline(always)]
+    pub const fn opens_tcp(&self) -> bool {
+        self.protocol == IPPROTO_TCP && self.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    }
+
+    /// Why a packet with any of the flags of `mask` is refused.
+    #[inline(always)]
+    pub const fn unfit(&self, mask: u8) -> Option<Reason> {
+        match self.flags & mask {
+            0 => None,
+            f if f & packet_flags::FRAGMENT != 0 => Some(Reason::Fragment),
+            f if f & packet_flags::OPTIONS != 0 => Some(Reason::IpOptions),
+            _ => Some(Reason::RoutingHeader),
+        }
+    }
+}
+
+/// Reads an IPv4 or IPv6 packet.
+#[inline(always)]
+pub fn parse(bytes: &(impl Bytes + ?Sized)) -> Result<Packet, Reason> {
+    let [first] = bytes.array::<1>(0).ok_or(Reason::MalformedPacket)?;
+    match first >> 4 {
+        4 => parse_v4(bytes, first),
+        6 => parse_v6(bytes),
+        _ => Err(Reason::MalformedPacket),
+    }
+}
+
+/// RFC 791, 3.1.
+#[inline(always)]
+fn parse_v4(bytes: &(impl Bytes + ?Sized), first: u8) -> Result<Packet, Reason> {
+    let header = bytes.array::<20>(0).ok_or(Reason::MalformedPacket)?;
+    let length = (first & 0xf) as usize * 4;
+    if length < 20 {
+        return Err(Reason::MalformedPacket);
+    }
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    let (offset, more) = (fragment & 0x1fff, fragment & 0x2000 != 0);
+    let mut flags = 0;
+    if length > 20 {
+        flags |= packet_flags::OPTIONS;
+    }
+    if offset != 0 || more {
+        flags |= packet_flags::FRAGMENT;
+    }
+    let packet = Packet {
+        source: Address::v4([header[12], header[13], header[14], header[15]]),
+        destination: Address::v4([header[16], header[17], header[18], header[19]]),
+        source_port: 0,
+        destination_port: 0,
+        protocol: header[9],
+        tcp_flags: 0,
+        flags,
+    };
+    if offset != 0 { Ok(packet) } else { transport(bytes, length, packet) }
+}
+
+/// RFC 8200, sections 3 and 4.
+#[inline(always)]
+fn parse_v6(bytes: &(impl Bytes + ?Sized)) -> Result<Packet, Reason> {
+    let head = bytes.array::<8>(0).ok_or(Reason::MalformedPacket)?;
+    let source = bytes.array::<16>(8).ok_or(Reason::MalformedPacket)?;
+    let destination = bytes.array::<16>(24).ok_or(Reason::MalformedPacket)?;
+    let mut packet = Packet {
+        source: Address::v6(source),
+        destination: Address::v6(destination),
+        source_port: 0,
+        destination_port: 0,
+        protocol: head[6],
+        tcp_flags: 0,
+        flags: 0,
+    };
+    let mut at = 40;
+    let mut seen = 0;
+    while seen < MAX_EXTENSION_HEADERS {
+        let kind = packet.protocol;
+        if !matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
+            return transport(bytes, at, packet);
+        }
+        let [next, length, offset_high, offset_low] = bytes.array::<4>(at).ok_or(Reason::MalformedPacket)?;
+        packet.protocol = next;
+        at += match kind {
+            FRAGMENT => {
+                packet.flags |= packet_flags::FRAGMENT;
+                if u16::from_be_bytes([offset_high, offset_low]) & 0xfff8 != 0 {
+                    return Ok(packet);
+                }
+                8
+            }
+            // RFC 4302, 2.2: in units of four bytes, less two.
+            AUTHENTICATION => (length as usize + 2) * 4,
+            _ => {
+                if kind == ROUTING {
+                    packet.flags |= packet_flags::ROUTING;
+                }
+                (length as usize + 1) * 8
+            }
+        };
+        seen += 1;
+    }
+    Err(Reason::ExtensionHeaders)
+}
+
+/// Ports and TCP flags. A packet that ends before them is malformed: nothing can be said about its flow.
+#[inline(always)]
+fn transport(bytes: &(impl Bytes + ?Sized), at: usize, mut packet: Packet) -> Result<Packet, Reason> {
+    if packet.protocol != IPPROTO_TCP && packet.protocol != IPPROTO_UDP {
+        return Ok(packet);
+    }
+    let [s0, s1, d0, d1] = bytes.array::<4>(at).ok_or(Reason::MalformedPacket)?;
+    packet.source_port = u16::from_be_bytes([s0, s1]);
+    packet.destination_port = u16::from_be_bytes([d0, d1]);
+    if packet.protocol == IPPROTO_TCP {
+        let [flags] = bytes.array::<1>(at + 13).ok_or(Reason::MalformedPacket)?;
+        packet.tcp_flags = flags;
+    }
+    Ok(packet)
+}

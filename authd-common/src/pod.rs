@@ -1,0 +1,32 @@
+//! The crate's only unsafe code: that the shared records may be read from and written to maps as bytes.
+#![expect(unsafe_code, reason = "aya's `Pod` is an unsafe trait")]
+
+use crate::{event::Event, tables};
+
+macro_rules! pod {
+    ($($record:ty),+ $(,)?) => { $(
+        // SAFETY: `repr(C)`, `Copy`, made of integers and arrays of them alone; the size assertion beside each
+        // definition equals the sum of its fields, so no byte is padding.
+        unsafe impl aya::Pod for $record {}
+    )+ };
+}
+
+pod!(
+    Event,
+    tables::Root,
+    tables::IdentityKey,
+    tables::IdentityEntry,
+    tables::WorkloadEntry,
+    tables::PortEntry,
+    tables::CellKey,
+    tables::Cell,
+    tables::Tag,
+    tables::LocalKey,
+    tables::LocalEntry,
+    tables::ConversationKey,
+    tables::Conversation,
+    tables::DenialKey,
+    tables::Denial,
+    tables::Counter,
+    tables::Sequence,
+);

@@ -1,0 +1,399 @@
+//! Keys and values of the kernel's tables, and the read-only view of them that the verdict function gets.
+//!
+//! A *generation* is one compiled version of the whole policy. [`Root`] says under which epochs and in which banks its
+//! tables lie. A decision reads the root once and uses only tables that the root names: it cannot mix generations.
+//! Entries in use are never overwritten: a changed table is written under a new epoch (or into the idle bank) beside the
+//! old one, and the old one is deleted after every program that might still read it has ended.
+
+use crate::address::Address;
+
+pub const IPPROTO_ICMP: u8 = 1;
+pub const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_ICMPV6: u8 = 58;
+
+/// Names of maps, of their pins, and of programs. The kernel crate's statics carry the same names; loading fails otherwise.
+pub mod names {
+    pub const HEAD: &str = "HEAD";
+    pub const ROOTS: &str = "ROOTS";
+    pub const IDENTITIES: &str = "IDENTITIES";
+    pub const WORKLOADS: &str = "WORKLOADS";
+    pub const ADDRESSES: &str = "ADDRESSES";
+    pub const PORTS: &str = "PORTS";
+    pub const CELLS: &str = "CELLS";
+    pub const TAGS: &str = "TAGS";
+    pub const LOCALS: &str = "LOCALS";
+    pub const CONVERSATIONS: &str = "CONVERSATIONS";
+    pub const DENIALS: &str = "DENIALS";
+    pub const COUNTERS: &str = "COUNTERS";
+    pub const EVENTS: &str = "EVENTS";
+    pub const SEQUENCE: &str = "SEQUENCE";
+    pub const ABI: &str = "ABI";
+}
+
+/// No workload: a process that authd does not manage.
+pub const UNMANAGED: u32 = 0;
+/// Whether a workload's pattern matches is not known yet: treated as managed, and denied.
+pub const PENDING: u32 = u32::MAX;
+/// No rule decided.
+pub const NO_RULE: u32 = 0;
+
+/// Workload numbers are below this.
+pub const MAX_WORKLOADS: u32 = 32_768;
+/// Banks of the array tables: one in use, one idle.
+pub const BANKS: u32 = 2;
+/// A TCP port, a UDP port, or another IP protocol.
+pub const PORT_SLOTS: u32 = 2 * 65_536 + 256;
+
+/// Where the tables of one generation lie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Root {
+    /// Number of the generation, from 1. A root read with 0 here is no root.
+    pub generation: u32,
+    /// [`root_flags`].
+    pub flags: u32,
+    pub identities: u32,
+    pub addresses: u32,
+    pub cells: u32,
+    pub workload_bank: u32,
+    pub port_bank: u32,
+    /// Depth below the root of cgroup v2 of the cgroup to which the programs are attached.
+    pub base_level: u32,
+}
+const _: () = assert!(size_of::<Root>() == 32);
+
+pub mod root_flags {
+    /// Decide and record, block nothing.
+    pub const OBSERVE: u32 = 1;
+}
+
+/// The array slot of a generation's root: the two last generations have one each.
+#[inline(always)]
+pub const fn root_slot(generation: u32) -> u32 {
+    generation & 1
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct IdentityKey {
+    /// Inode number of the cgroup's directory.
+    pub cgroup: u64,
+    pub epoch: u32,
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<IdentityKey>() == 16);
+
+/// What is known about one cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct IdentityEntry {
+    pub workload: u32,
+    /// [`identity_flags`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<IdentityEntry>() == 8);
+
+pub mod identity_flags {
+    /// Some pattern may match below this cgroup: a child without an entry of its own is not known yet.
+    pub const OPEN: u32 = 1;
+}
+
+/// A workload in one generation. All zero: no such workload.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct WorkloadEntry {
+    /// Workloads with the same class get the same verdicts.
+    pub class: u32,
+    /// [`workload_flags`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<WorkloadEntry>() == 8);
+
+pub mod workload_flags {
+    pub const PRESENT: u32 = 1;
+    /// What this workload would be denied is recorded and let through.
+    pub const OBSERVE: u32 = 2;
+    /// May open raw IP sockets; each packet is judged by its headers.
+    pub const RAW_SOCKETS: u32 = 4;
+}
+
+/// Data of the longest-prefix-match key, behind the prefix length: epoch (big endian) and address. A prefix of the policy
+/// of `n` bits is `32 + n` bits long here.
+pub const ADDRESS_KEY_BYTES: usize = 20;
+pub const ADDRESS_EPOCH_BITS: u32 = 32;
+
+#[inline(always)]
+pub fn address_key(epoch: u32, address: &Address) -> [u8; ADDRESS_KEY_BYTES] {
+    let (e, a) = (epoch.to_be_bytes(), address.0);
+    [
+        e[0], e[1], e[2], e[3], a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13],
+        a[14], a[15],
+    ]
+}
+
+/// Addresses that no policy entry names.
+pub const ADDRESS_CLASS_OTHER: u32 = 0;
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct PortEntry {
+    /// Ports with the same class belong to the same services. 0: to none that names a port.
+    pub class: u16,
+    /// [`port_flags`].
+    pub flags: u16,
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<PortEntry>() == 8);
+
+pub mod port_flags {
+    /// Some workload guards this port.
+    pub const GUARDED: u16 = 1;
+}
+
+/// Index of a port in its table, without the bank.
+#[inline(always)]
+pub const fn port_slot(protocol: u8, port: u16) -> u32 {
+    match protocol {
+        IPPROTO_TCP => port as u32,
+        IPPROTO_UDP => 65_536 + port as u32,
+        other => 131_072 + other as u32,
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct CellKey {
+    pub epoch: u32,
+    pub subject: u32,
+    pub object: u32,
+    pub port: u16,
+    /// [`path`].
+    pub path: u8,
+    pub reserved: u8,
+}
+const _: () = assert!(size_of::<CellKey>() == 16);
+
+/// What subject and object of a cell are.
+pub mod path {
+    /// A workload's class opens a flow to an address class.
+    pub const OUT: u8 = 1;
+    /// A workload's class (0 stands for unmanaged processes) calls a service guarded by a workload's class, on this node.
+    pub const IN_LOCAL: u8 = 2;
+    /// An address class calls a service guarded by a workload's class.
+    pub const IN_REMOTE: u8 = 3;
+    /// Subject 0, object a workload's class: that it guards the port at all.
+    pub const GUARD: u8 = 4;
+}
+
+/// A verdict that holds for a time.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Phase {
+    pub rule: u32,
+    /// A [`crate::reason::Reason`] code.
+    pub reason: u16,
+    /// An [`crate::verdict::Action`] code.
+    pub action: u8,
+    pub reserved: u8,
+}
+const _: () = assert!(size_of::<Phase>() == 8);
+
+/// The verdict for one combination of classes. Two phases let the kernel keep a schedule while the daemon is away; after
+/// the second, an unscheduled end is a denial.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Cell {
+    pub first: Phase,
+    pub second: Phase,
+    /// End of the first phase, in ns of the coarse monotonic clock. 0: it does not end.
+    pub first_until: u64,
+    /// End of the second phase, likewise.
+    pub second_until: u64,
+}
+const _: () = assert!(size_of::<Cell>() == 32);
+
+/// What a socket is to its flow.
+pub mod role {
+    pub const UNKNOWN: u8 = 0;
+    /// It opened the flow.
+    pub const CLIENT: u8 = 1;
+    /// It was called.
+    pub const SERVER: u8 = 2;
+}
+
+/// Storage of one socket. Written under the socket's lock or before the socket is shared, but for the counters.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    /// Cookie of the network namespace, 0 if not known (sockets older than authd).
+    pub netns: u64,
+    /// cgroup of the task that made the socket.
+    pub cgroup: u64,
+    /// Caller's cgroup, for an accepted socket whose caller is on this node.
+    pub peer_cgroup: u64,
+    /// When the verdict ends by itself, in ns of the coarse monotonic clock. 0: never.
+    pub until: u64,
+    /// When the flow was opened, ns of the monotonic clock.
+    pub opened: u64,
+    pub remote: Address,
+    pub comm: [u8; 16],
+    /// Generation of the verdict; 0: none was taken.
+    pub generation: u32,
+    pub workload: u32,
+    pub peer_workload: u32,
+    pub rule: u32,
+    pub pid: u32,
+    pub uid: u32,
+    pub remote_port: u16,
+    pub reason: u16,
+    pub action: u8,
+    pub role: u8,
+    pub protocol: u8,
+    /// [`tag_flags`].
+    pub flags: u8,
+}
+const _: () = assert!(size_of::<Tag>() == 104);
+
+pub mod tag_flags {
+    /// The caller is a process on this node, and `peer_workload` says which.
+    pub const PEER_LOCAL: u8 = 1;
+    /// An `opened` event was emitted: a `closed` one is due.
+    pub const OPENED: u8 = 2;
+    /// The handshake completed.
+    pub const ESTABLISHED: u8 = 4;
+}
+
+/// One direction of a loopback flow, keyed by the namespace too: every namespace has a loopback of its own.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LocalKey {
+    pub netns: u64,
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub protocol: u8,
+    pub reserved: [u8; 3],
+}
+const _: () = assert!(size_of::<LocalKey>() == 48);
+
+/// Who sends on it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalEntry {
+    pub cgroup: u64,
+    pub workload: u32,
+    pub pid: u32,
+}
+const _: () = assert!(size_of::<LocalEntry>() == 16);
+
+/// One socket's exchange with one remote end, for everything but TCP.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ConversationKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    pub remote: Address,
+    pub remote_port: u16,
+    pub protocol: u8,
+    pub reserved: [u8; 5],
+}
+const _: () = assert!(size_of::<ConversationKey>() == 32);
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Conversation {
+    pub until: u64,
+    /// ns of the monotonic clock.
+    pub opened: u64,
+    pub last_seen: u64,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub packets_in: u64,
+    pub cgroup: u64,
+    pub peer_cgroup: u64,
+    pub netns: u64,
+    pub local: Address,
+    pub comm: [u8; 16],
+    pub generation: u32,
+    pub workload: u32,
+    pub peer_workload: u32,
+    pub rule: u32,
+    pub pid: u32,
+    pub uid: u32,
+    pub local_port: u16,
+    pub reason: u16,
+    pub action: u8,
+    pub role: u8,
+    /// [`tag_flags`].
+    pub flags: u8,
+    pub reserved: u8,
+}
+const _: () = assert!(size_of::<Conversation>() == 144);
+
+/// Repeated denials are counted here instead of being told one by one.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DenialKey {
+    pub cgroup: u64,
+    pub remote: Address,
+    /// The far port of an outbound flow, the guarded port of an inbound one.
+    pub port: u16,
+    pub reason: u16,
+    pub protocol: u8,
+    pub direction: u8,
+    pub action: u8,
+    pub reserved: u8,
+}
+const _: () = assert!(size_of::<DenialKey>() == 32);
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Denial {
+    /// When the last event told of it, ns of the monotonic clock.
+    pub told: u64,
+    /// Denials since then.
+    pub untold: u64,
+    pub workload: u32,
+    pub peer_workload: u32,
+    pub rule: u32,
+    pub generation: u32,
+}
+const _: () = assert!(size_of::<Denial>() == 32);
+
+/// Per-CPU sum for one reason.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counter {
+    /// Verdicts taken for this reason: flows opened, calls and packets refused.
+    pub verdicts: u64,
+    /// Bytes of packets refused for it.
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<Counter>() == 16);
+
+/// Per-CPU numbering of events.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sequence {
+    /// Events that there should be.
+    pub next: u64,
+    /// Events for which the ring buffer had no room.
+    pub lost: u64,
+}
+const _: () = assert!(size_of::<Sequence>() == 16);
+
+/// What the verdict function may read.
+pub trait Tables {
+    fn root(&self) -> Option<Root>;
+    fn identity(&self, root: &Root, cgroup: u64) -> Option<IdentityEntry>;
+    /// The entry, with [`workload_flags::PRESENT`] set, or `None`.
+    fn workload(&self, root: &Root, workload: u32) -> Option<WorkloadEntry>;
+    fn address_class(&self, root: &Root, address: &Address) -> u32;
+    fn port(&self, root: &Root, protocol: u8, port: u16) -> PortEntry;
+    fn cell(&self, key: &CellKey) -> Option<Cell>;
+    /// The coarse monotonic clock, in ns. Asked only where a verdict has an end.
+    fn now(&self) -> u64;
+}

@@ -1,0 +1,255 @@
+//! The verdict function: the same code in the kernel, in `authd explain` and in the tests.
+//!
+//! Enters: who, where to (or where from), and tables. Leaves: a [`Verdict`]. Never: counting, writing, caching.
+
+use crate::{
+    address::Address,
+    parse::{Packet, packet_flags},
+    reason::Reason,
+    tables::{
+        Cell, CellKey, NO_RULE, PENDING, Phase, Root, Tables, UNMANAGED, WorkloadEntry, path, port_flags, root_flags,
+        workload_flags,
+    },
+};
+
+/// What happens to the flow. The codes are part of the layout of cells, tags and events.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Action {
+    Allow = 1,
+    Deny = 2,
+    /// It would be denied, but a mode says to let it pass and record it.
+    Observe = 3,
+}
+
+impl Action {
+    #[inline(always)]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// Anything that is not a known pass is a denial.
+    #[inline(always)]
+    pub const fn from_code(code: u8) -> Self {
+        match code {
+            1 => Action::Allow,
+            3 => Action::Observe,
+            _ => Action::Deny,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn passes(self) -> bool {
+        !matches!(self, Action::Deny)
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Action::Allow => "allowed",
+            Action::Deny => "denied",
+            Action::Observe => "observed",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Verdict {
+    pub action: Action,
+    pub reason: Reason,
+    /// Number of the rule that decided, or [`NO_RULE`].
+    pub rule: u32,
+    /// When it ends by itself, in ns of the coarse monotonic clock; 0: it does not.
+    pub until: u64,
+}
+
+impl Verdict {
+    #[inline(always)]
+    pub const fn allow(reason: Reason) -> Self {
+        Self { action: Action::Allow, reason, rule: NO_RULE, until: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn deny(reason: Reason) -> Self {
+        Self { action: Action::Deny, reason, rule: NO_RULE, until: 0 }
+    }
+
+    /// A denial, unless the node or the workload is only observed.
+    #[inline(always)]
+    pub const fn refuse(reason: Reason, root: &Root, workload: &WorkloadEntry) -> Self {
+        let observed = root.flags & root_flags::OBSERVE != 0 || workload.flags & workload_flags::OBSERVE != 0;
+        let action = if observed { Action::Observe } else { Action::Deny };
+        Self { action, reason, rule: NO_RULE, until: 0 }
+    }
+
+    /// Of two verdicts of which both must pass, the one to follow.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        match (self.action, other.action) {
+            (Action::Deny, _) => self,
+            (_, Action::Deny) => other,
+            (Action::Observe, _) => self,
+            (_, Action::Observe) => other,
+            _ => self,
+        }
+    }
+}
+
+/// The far end of an inbound flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// A process on this node, by its workload's number ([`UNMANAGED`] included).
+    Local(u32),
+    /// Known only by its address.
+    Remote(Address),
+}
+
+/// May `workload` open a flow to `remote`?
+#[inline(always)]
+pub fn decide_out(
+    tables: &impl Tables,
+    root: &Root,
+    workload: u32,
+    remote: &Address,
+    protocol: u8,
+    port: u16,
+) -> Verdict {
+    let entry = match entry_of(tables, root, workload) {
+        Ok(entry) => entry,
+        Err(verdict) => return verdict,
+    };
+    let key = CellKey {
+        epoch: root.cells,
+        subject: entry.class,
+        object: tables.address_class(root, remote),
+        port: tables.port(root, protocol, port).class,
+        path: path::OUT,
+        reserved: 0,
+    };
+    match tables.cell(&key) {
+        Some(cell) => current(tables, root, &entry, &cell),
+        None => Verdict::refuse(Reason::NoRule, root, &entry),
+    }
+}
+
+/// May `caller` open a flow to `workload`, on its local `port`?
+#[inline(always)]
+pub fn decide_in(
+    tables: &impl Tables,
+    root: &Root,
+    workload: u32,
+    caller: &Caller,
+    protocol: u8,
+    port: u16,
+) -> Verdict {
+    let entry = match entry_of(tables, root, workload) {
+        Ok(entry) => entry,
+        Err(verdict) => return verdict,
+    };
+    let at = tables.port(root, protocol, port);
+    if at.flags & port_flags::GUARDED == 0 {
+        return Verdict::allow(Reason::Unguarded);
+    }
+    let mut key =
+        CellKey { epoch: root.cells, subject: 0, object: entry.class, port: at.class, path: path::GUARD, reserved: 0 };
+    if tables.cell(&key).is_none() {
+        return Verdict::allow(Reason::Unguarded);
+    }
+    match caller {
+        Caller::Local(PENDING) => return Verdict::refuse(Reason::IdentityPending, root, &entry),
+        Caller::Local(workload) => {
+            key.path = path::IN_LOCAL;
+            // A workload that this generation no longer has is unmanaged.
+            key.subject = tables.workload(root, *workload).map_or(0, |w| w.class);
+        }
+        Caller::Remote(address) => {
+            key.path = path::IN_REMOTE;
+            key.subject = tables.address_class(root, address);
+        }
+    }
+    match tables.cell(&key) {
+        Some(cell) => current(tables, root, &entry, &cell),
+        None => Verdict::refuse(Reason::NoRule, root, &entry),
+    }
+}
+
+/// An outbound packet that opens a flow, or of which nothing is remembered.
+#[inline(always)]
+pub fn decide_packet_out(tables: &impl Tables, root: &Root, workload: u32, packet: &Result<Packet, Reason>) -> Verdict {
+    let packet = match sound(tables, root, workload, packet, packet_flags::UNFIT_OUT) {
+        Ok(packet) => packet,
+        Err(verdict) => return verdict,
+    };
+    decide_out(tables, root, workload, &packet.destination, packet.protocol, packet.destination_port)
+}
+
+/// An inbound packet that opens a flow, or of which nothing is remembered.
+#[inline(always)]
+pub fn decide_packet_in(
+    tables: &impl Tables,
+    root: &Root,
+    workload: u32,
+    packet: &Result<Packet, Reason>,
+    caller: &Caller,
+) -> Verdict {
+    let packet = match sound(tables, root, workload, packet, packet_flags::UNFIT_IN) {
+        Ok(packet) => packet,
+        Err(verdict) => return verdict,
+    };
+    decide_in(tables, root, workload, caller, packet.protocol, packet.destination_port)
+}
+
+/// The packet, if its headers can be trusted to say where it goes.
+#[inline(always)]
+fn sound<'a>(
+    tables: &impl Tables,
+    root: &Root,
+    workload: u32,
+    packet: &'a Result<Packet, Reason>,
+    unfit: u8,
+) -> Result<&'a Packet, Verdict> {
+    let reason = match packet {
+        Ok(packet) => match packet.unfit(unfit) {
+            None => return Ok(packet),
+            Some(reason) => reason,
+        },
+        Err(reason) => *reason,
+    };
+    let entry = entry_of(tables, root, workload)?;
+    Err(Verdict::refuse(reason, root, &entry))
+}
+
+/// The workload's entry, or the verdict that needs none.
+#[inline(always)]
+fn entry_of(tables: &impl Tables, root: &Root, workload: u32) -> Result<WorkloadEntry, Verdict> {
+    match workload {
+        UNMANAGED => Err(Verdict::allow(Reason::Unmanaged)),
+        PENDING => Err(Verdict::refuse(Reason::IdentityPending, root, &WorkloadEntry::default())),
+        workload => tables.workload(root, workload).ok_or(Verdict::allow(Reason::Unmanaged)),
+    }
+}
+
+/// The phase of a cell that holds now.
+#[inline(always)]
+fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell) -> Verdict {
+    if cell.first_until == 0 {
+        return of_phase(&cell.first, 0);
+    }
+    let now = tables.now();
+    if now < cell.first_until {
+        return of_phase(&cell.first, cell.first_until);
+    }
+    if cell.second_until == 0 || now < cell.second_until {
+        return of_phase(&cell.second, cell.second_until);
+    }
+    Verdict { rule: cell.second.rule, ..Verdict::refuse(Reason::ScheduleStale, root, workload) }
+}
+
+#[inline(always)]
+fn of_phase(phase: &Phase, until: u64) -> Verdict {
+    Verdict {
+        action: Action::from_code(phase.action),
+        reason: Reason::from_code(phase.reason).unwrap_or(Reason::NoGeneration),
+        rule: phase.rule,
+        until,
+    }
+}

@@ -1,0 +1,4 @@
+//! authd, the library behind the binary: two flows, in order.
+
+pub mod cmd;
+pub mod policy;

@@ -1,0 +1,1 @@
+//! From policy files to an image of the kernel's tables.

@@ -1,0 +1,1 @@
+//! Helpers of the tests: namespaces, cgroups, packets, a handle on the daemon.
