@@ -1,7 +1,8 @@
 //! Addresses as both worlds store them: 16 bytes in network order, IPv4 as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
 
-/// An IPv6 address, or an IPv4 address in its mapped form, so that one table serves both families.
-#[repr(C)]
+/// An IPv6 address, or an IPv4 address in its mapped form, so that one table serves both families. Aligned, so that the
+/// kernel side copies and compares it in words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct Address(pub [u8; 16]);
 
@@ -34,6 +35,18 @@ impl Address {
         Self::v4(w.to_ne_bytes())
     }
 
+    /// The four 32-bit words in network order.
+    #[inline(always)]
+    pub const fn be_words(&self) -> [u32; 4] {
+        let a = &self.0;
+        [
+            u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+            u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+            u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+            u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+        ]
+    }
+
     #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
         self.0
@@ -41,7 +54,7 @@ impl Address {
 
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let a = &self.0;
-        a[0] | a[1] | a[2] | a[3] | a[4] | a[5] | a[6] | a[7] | a[8] | a[9] == 0 && a[10] & a[11] == 0xff
+        let w = self.be_words();
+        w[0] | w[1] == 0 && w[2] == 0xffff_u32.to_be()
     }
 }

@@ -46,7 +46,8 @@ pub struct Event {
     pub count: u64,
     pub local: Address,
     pub remote: Address,
-    pub comm: [u8; 16],
+    /// The task's command, as bytes in memory order.
+    pub comm: [u64; 2],
     pub generation: u32,
     pub workload: u32,
     pub peer_workload: u32,

@@ -55,6 +55,17 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Stands where a packet was not, or could not be, read.
+    pub const UNREAD: Self = Self {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        source_port: 0,
+        destination_port: 0,
+        protocol: 0,
+        tcp_flags: 0,
+        flags: 0,
+    };
+
     /// Whether this TCP segment asks for a connection.
     #[inline(always)]
     pub const fn opens_tcp(&self) -> bool {

@@ -65,6 +65,8 @@ reasons! {
     SocketFamily = 42, "socket_family";
     /// The rule's schedule ended and the daemon was not there to say what comes next.
     ScheduleStale = 43, "schedule_stale";
+    /// An inbound flow to a workload that accepts none but through its guarded services.
+    InboundClosed = 45, "inbound_closed";
     /// The tables hold no complete generation.
     NoGeneration = 44, "no_generation";
 }

@@ -28,7 +28,6 @@ pub mod names {
     pub const COUNTERS: &str = "COUNTERS";
     pub const EVENTS: &str = "EVENTS";
     pub const SEQUENCE: &str = "SEQUENCE";
-    pub const ABI: &str = "ABI";
 }
 
 /// No workload: a process that authd does not manage.
@@ -116,6 +115,8 @@ pub mod workload_flags {
     pub const OBSERVE: u32 = 2;
     /// May open raw IP sockets; each packet is judged by its headers.
     pub const RAW_SOCKETS: u32 = 4;
+    /// Accepts inbound flows only through its guarded services.
+    pub const CLOSED: u32 = 8;
 }
 
 /// Data of the longest-prefix-match key, behind the prefix length: epoch (big endian) and address. A prefix of the policy
@@ -237,7 +238,8 @@ pub struct Tag {
     /// When the flow was opened, ns of the monotonic clock.
     pub opened: u64,
     pub remote: Address,
-    pub comm: [u8; 16],
+    /// The task's command, as bytes in memory order.
+    pub comm: [u64; 2],
     /// Generation of the verdict; 0: none was taken.
     pub generation: u32,
     pub workload: u32,
@@ -316,7 +318,8 @@ pub struct Conversation {
     pub peer_cgroup: u64,
     pub netns: u64,
     pub local: Address,
-    pub comm: [u8; 16],
+    /// The task's command, as bytes in memory order.
+    pub comm: [u64; 2],
     pub generation: u32,
     pub workload: u32,
     pub peer_workload: u32,

@@ -103,6 +103,18 @@ pub enum Caller {
     Remote(Address),
 }
 
+/// The far end of an inbound flow as the packet hooks know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FarEnd {
+    pub address: Address,
+    /// Its cgroup, if it is on this node and managed.
+    pub cgroup: u64,
+    /// Its workload, if it is on this node.
+    pub workload: u32,
+    /// A process of this node: its address says nothing.
+    pub on_node: bool,
+}
+
 /// May `workload` open a flow to `remote`?
 #[inline(always)]
 pub fn decide_out(
@@ -141,30 +153,47 @@ pub fn decide_in(
     protocol: u8,
     port: u16,
 ) -> Verdict {
+    let far = match caller {
+        Caller::Local(workload) => FarEnd { on_node: true, workload: *workload, ..FarEnd::default() },
+        Caller::Remote(address) => FarEnd { address: *address, ..FarEnd::default() },
+    };
+    decide_in_from(tables, root, workload, &far, protocol, port)
+}
+
+/// The same, for a far end whose every field has a value: the form that the kernel's verifier can follow.
+#[inline(always)]
+pub fn decide_in_from(
+    tables: &impl Tables,
+    root: &Root,
+    workload: u32,
+    far: &FarEnd,
+    protocol: u8,
+    port: u16,
+) -> Verdict {
     let entry = match entry_of(tables, root, workload) {
         Ok(entry) => entry,
         Err(verdict) => return verdict,
     };
     let at = tables.port(root, protocol, port);
-    if at.flags & port_flags::GUARDED == 0 {
-        return Verdict::allow(Reason::Unguarded);
-    }
     let mut key =
         CellKey { epoch: root.cells, subject: 0, object: entry.class, port: at.class, path: path::GUARD, reserved: 0 };
-    if tables.cell(&key).is_none() {
-        return Verdict::allow(Reason::Unguarded);
+    if at.flags & port_flags::GUARDED == 0 || tables.cell(&key).is_none() {
+        return if entry.flags & workload_flags::CLOSED == 0 {
+            Verdict::allow(Reason::Unguarded)
+        } else {
+            Verdict::refuse(Reason::InboundClosed, root, &entry)
+        };
     }
-    match caller {
-        Caller::Local(PENDING) => return Verdict::refuse(Reason::IdentityPending, root, &entry),
-        Caller::Local(workload) => {
-            key.path = path::IN_LOCAL;
-            // A workload that this generation no longer has is unmanaged.
-            key.subject = tables.workload(root, *workload).map_or(0, |w| w.class);
+    if far.on_node {
+        if far.workload == PENDING {
+            return Verdict::refuse(Reason::IdentityPending, root, &entry);
         }
-        Caller::Remote(address) => {
-            key.path = path::IN_REMOTE;
-            key.subject = tables.address_class(root, address);
-        }
+        key.path = path::IN_LOCAL;
+        // A workload that this generation no longer has is unmanaged.
+        key.subject = tables.workload(root, far.workload).map_or(0, |w| w.class);
+    } else {
+        key.path = path::IN_REMOTE;
+        key.subject = tables.address_class(root, &far.address);
     }
     match tables.cell(&key) {
         Some(cell) => current(tables, root, &entry, &cell),

@@ -1,0 +1,72 @@
+//! Who is at the far end of a flow: a process of this node, or an address.
+
+use authd_common::{
+    address::Address,
+    tables::{IPPROTO_TCP, LocalKey, Tag, UNMANAGED},
+    verdict::FarEnd,
+};
+
+use crate::{
+    maps,
+    packet::{LOOPBACK, Scene},
+    raw::Ends,
+    tag,
+};
+
+/// One direction of a loopback flow: from where to where.
+#[inline(always)]
+pub fn local_key(
+    netns: u64,
+    source: Address,
+    source_port: u16,
+    destination: Address,
+    destination_port: u16,
+    protocol: u8,
+) -> LocalKey {
+    LocalKey { netns, source, destination, source_port, destination_port, protocol, reserved: [0; 3] }
+}
+
+/// The sender of a packet that arrives, or the receiver of one that leaves.
+///
+/// What passes loopback was sent by a process of this network namespace, which wrote itself down on its way out unless it
+/// is unmanaged. A socket older than authd does not remember its namespace's cookie, and learns it from the far socket.
+///
+/// Returns whether it is on this node.
+#[inline(never)]
+pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
+    *far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: false };
+    if scene.skb.interface() != LOOPBACK {
+        return false;
+    }
+    far.on_node = true;
+    if tag.netns == 0 {
+        tag.netns = netns_of_far_end(scene);
+    }
+    let key = local_key(
+        tag.netns,
+        far.address,
+        scene.remote_port(),
+        *scene.local(),
+        scene.local_port(),
+        scene.packet.protocol,
+    );
+    if let Some(entry) = maps::local(&key) {
+        far.cgroup = entry.cgroup;
+        far.workload = entry.workload;
+    }
+    true
+}
+
+/// The cookie that the socket at the far end of a loopback flow remembers; 0 if it remembers none either.
+#[inline(never)]
+fn netns_of_far_end(scene: &Scene) -> u64 {
+    // The far socket's own view: its remote end is our local one.
+    let ends = Ends {
+        remote: scene.local(),
+        local: scene.remote(),
+        remote_port: scene.local_port(),
+        local_port: scene.remote_port(),
+    };
+    let tcp = scene.packet.protocol == IPPROTO_TCP;
+    scene.skb.with_socket(tcp, &ends, |sock| tag::of(sock.0.cast()).map_or(0, |far| far.netns)).unwrap_or(0)
+}

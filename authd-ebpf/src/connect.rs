@@ -1,0 +1,107 @@
+//! `cgroup/connect4` and `connect6`: a task gives a socket its remote end.
+
+use authd_common::{
+    address::Address,
+    event::direction,
+    identity::{Identity, resolve},
+    reason::Reason,
+    tables::{IPPROTO_TCP, IPPROTO_UDP, Root, Tables, UNMANAGED, role, tag_flags},
+    verdict::{Action, Verdict, decide_out},
+};
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+
+use crate::{
+    emit::{self, Refused, Task},
+    maps::{CurrentTask, Kernel},
+    raw::SockAddr,
+    tag,
+};
+
+const PASS: i32 = 1;
+/// The caller gets EPERM.
+const DENY: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub fn authd_connect4(ctx: SockAddrContext) -> i32 {
+    let ctx = SockAddr(ctx.sock_addr);
+    connect(ctx, ctx.remote_v4())
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn authd_connect6(ctx: SockAddrContext) -> i32 {
+    let ctx = SockAddr(ctx.sock_addr);
+    connect(ctx, ctx.remote_v6())
+}
+
+#[inline(always)]
+fn connect(ctx: SockAddr, remote: Address) -> i32 {
+    let Some(root) = Kernel.root() else { return PASS };
+    let task = resolve(&Kernel, &root, &CurrentTask);
+    let port = ctx.remote_port();
+    let verdict = of_both(ctx, &root, &task, &remote, port, ctx.protocol());
+    if verdict.action == Action::Deny {
+        refuse(ctx, &root, &task, &remote, port, &verdict);
+        return DENY;
+    }
+    if ctx.protocol() == IPPROTO_TCP
+        && verdict.reason != Reason::Unmanaged
+        && let Some(tag) = tag::of(ctx.socket())
+    {
+        tag.role = role::CLIENT;
+        tag.remote = remote;
+        tag.remote_port = port;
+        // Another connection of the same socket is another flow.
+        tag.flags &= !(tag_flags::OPENED | tag_flags::ESTABLISHED | tag_flags::PEER_LOCAL);
+        let owner = tag.workload;
+        tag::settle(tag, owner, root.generation, &verdict);
+        tag::note_task(tag);
+    }
+    PASS
+}
+
+/// Task and socket may belong to different workloads (a descriptor that was passed, a task that was moved): both must be
+/// allowed. The socket's own workload answers for the packets, so its verdict is the one remembered.
+#[inline(always)]
+pub fn of_both(ctx: SockAddr, root: &Root, task: &Identity, remote: &Address, port: u16, protocol: u8) -> Verdict {
+    let mut owner = task.workload;
+    // A tag without a cgroup was made for a socket whose maker is not known.
+    if let Some(tag) = tag::of(ctx.socket())
+        && tag.cgroup != 0
+    {
+        owner = tag.workload;
+    }
+    if owner == UNMANAGED && task.workload == UNMANAGED {
+        return Verdict::allow(Reason::Unmanaged);
+    }
+    let protocol = known_protocol(protocol);
+    let of_socket = decide_out(&Kernel, root, owner, remote, protocol, port);
+    if owner == task.workload {
+        return of_socket;
+    }
+    let of_task = decide_out(&Kernel, root, task.workload, remote, protocol, port);
+    of_socket.and(of_task)
+}
+
+/// Raw sockets name any protocol; 0 stands for the one of the family's default.
+#[inline(always)]
+fn known_protocol(protocol: u8) -> u8 {
+    if protocol == 0 { IPPROTO_UDP } else { protocol }
+}
+
+#[inline(always)]
+pub fn refuse(ctx: SockAddr, root: &Root, task: &Identity, remote: &Address, port: u16, verdict: &Verdict) {
+    let refused = Refused {
+        cgroup: task.cgroup,
+        peer_cgroup: 0,
+        workload: task.workload,
+        peer_workload: UNMANAGED,
+        generation: root.generation,
+        remote: *remote,
+        local_port: 0,
+        remote_port: port,
+        protocol: ctx.protocol(),
+        direction: direction::OUT,
+        bytes: 0,
+    };
+    emit::refused(&refused, verdict, &Task::Current { cookie: ctx.cookie(), netns: ctx.netns() });
+}

@@ -1,0 +1,323 @@
+//! Everything but TCP: one conversation per socket and remote end.
+
+use authd_common::{
+    address::Address,
+    event::{direction, kind},
+    reason::Reason,
+    tables::{
+        Conversation, ConversationKey, IPPROTO_UDP, LocalEntry, Root, Tables, Tag, UNMANAGED, port_flags, role,
+        tag_flags,
+    },
+    verdict::{Action, FarEnd, Verdict, decide_packet_out},
+};
+
+use crate::{
+    caller::{far_end, local_key},
+    emit::{self, Draft, Refused, Task},
+    judge,
+    maps::{self, Kernel},
+    packet::{LOOPBACK, Scene},
+    raw,
+};
+
+/// A packet that leaves.
+#[inline(never)]
+pub fn leaves(scene: &Scene, tag: &mut Tag) -> Action {
+    let (root, packet) = (&scene.root, &scene.packet);
+    let key = key_of(scene.skb.cookie(), packet.destination, packet.destination_port, packet.protocol);
+    if packet.protocol == IPPROTO_UDP && scene.skb.interface() == LOOPBACK {
+        write_down(scene, tag);
+    }
+    let known = maps::conversation(&key).map(raw::value);
+    if let Some(c) = &known
+        && is_current(c, root)
+    {
+        return account(known, scene);
+    }
+    let mut verdict = Verdict::deny(Reason::Undecided);
+    let passes = if matches!(&known, Some(c) if c.role == role::SERVER) {
+        let far = remembered_far_end(&known, &packet.destination);
+        judge::inbound(scene, &far, &mut verdict)
+    } else {
+        judge::outbound(scene, &mut verdict)
+    };
+    if let Some(c) = known {
+        renew(c, scene, &verdict, &key);
+        return account(Some(c), scene);
+    }
+    let far = FarEnd::default();
+    if passes { begin(&key, scene, tag, &verdict, &far) } else { refuse(scene, tag, &verdict, &far) }
+}
+
+/// A packet that arrives.
+#[inline(never)]
+pub fn arrives(scene: &Scene, tag: &mut Tag) -> Action {
+    let (root, packet) = (&scene.root, &scene.packet);
+    let key = key_of(scene.skb.cookie(), packet.source, packet.source_port, packet.protocol);
+    let known = maps::conversation(&key).map(raw::value);
+    if let Some(c) = &known
+        // A local caller is looked at again with every packet: another process may have taken its port.
+        && (c.role == role::CLIENT || c.flags & tag_flags::PEER_LOCAL == 0)
+        && is_current(c, root)
+    {
+        return account(known, scene);
+    }
+    let client = matches!(&known, Some(c) if c.role == role::CLIENT);
+    if !client && packet.protocol != IPPROTO_UDP {
+        // Without ports there is nobody to tell a call from an answer. It passes, and opens nothing the other way.
+        return Action::Allow;
+    }
+    let mut far = FarEnd { address: packet.source, cgroup: 0, workload: UNMANAGED, on_node: false };
+    let mut verdict = Verdict::deny(Reason::Undecided);
+    let passes = if client {
+        judge::outbound(scene, &mut verdict)
+    } else {
+        far_end(scene, tag, &mut far);
+        judge::inbound(scene, &far, &mut verdict)
+    };
+    if let Some(c) = known {
+        if !client {
+            note_peer(c, &far);
+        }
+        renew(c, scene, &verdict, &key);
+        return account(Some(c), scene);
+    }
+    if passes { begin(&key, scene, tag, &verdict, &far) } else { refuse(scene, tag, &verdict, &far) }
+}
+
+/// Whether a socket may send to a remote end that called it first.
+#[inline(always)]
+pub fn answers(cookie: u64, remote: &Address, remote_port: u16, root: &Root) -> bool {
+    match maps::conversation(&key_of(cookie, *remote, remote_port, IPPROTO_UDP)).map(raw::value) {
+        // One that must be decided anew is decided by the packet hook.
+        Some(c) => c.role == role::SERVER && (!is_current(c, root) || Action::from_code(c.action).passes()),
+        None => false,
+    }
+}
+
+/// On loopback the receiver learns the sender from this entry. Only guarded ports are worth one.
+#[inline(never)]
+pub fn write_down(scene: &Scene, tag: &Tag) {
+    let packet = &scene.packet;
+    if Kernel.port(&scene.root, packet.protocol, packet.destination_port).flags & port_flags::GUARDED == 0 {
+        return;
+    }
+    let key = local_key(
+        tag.netns,
+        packet.source,
+        packet.source_port,
+        packet.destination,
+        packet.destination_port,
+        packet.protocol,
+    );
+    if !scene.who.is_managed() {
+        maps::remove_local(&key);
+        return;
+    }
+    let entry = LocalEntry { cgroup: scene.who.cgroup, workload: scene.who.workload, pid: tag.pid };
+    if maps::local(&key) != Some(entry) {
+        maps::set_local(&key, &entry);
+    }
+}
+
+/// A packet whose headers cannot be trusted: its addresses are not told, they may be made up.
+#[inline(never)]
+pub fn refuse_unsound(scene: &Scene, tag: &Tag, reason: Reason) -> Action {
+    let (root, who) = (&scene.root, &scene.who);
+    let verdict = decide_packet_out(&Kernel, root, who.workload, &Err(reason));
+    let refused = Refused {
+        cgroup: who.cgroup,
+        peer_cgroup: 0,
+        workload: who.workload,
+        peer_workload: UNMANAGED,
+        generation: root.generation,
+        remote: Address::UNSPECIFIED,
+        local_port: 0,
+        remote_port: 0,
+        protocol: 0,
+        direction: scene.direction(),
+        bytes: scene.bytes(),
+    };
+    let task = Task::Tagged { tag, cookie: scene.skb.cookie(), local: Address::UNSPECIFIED };
+    emit::refused(&refused, &verdict, &task);
+    verdict.action
+}
+
+/// A packet that was judged by its own addresses.
+#[inline(never)]
+pub fn refuse(scene: &Scene, tag: &Tag, verdict: &Verdict, far: &FarEnd) -> Action {
+    let refused = Refused {
+        cgroup: scene.who.cgroup,
+        peer_cgroup: far.cgroup,
+        workload: scene.who.workload,
+        peer_workload: far.workload,
+        generation: scene.root.generation,
+        remote: *scene.remote(),
+        local_port: scene.local_port(),
+        remote_port: scene.remote_port(),
+        protocol: scene.packet.protocol,
+        direction: scene.direction(),
+        bytes: scene.bytes(),
+    };
+    let task = Task::Tagged { tag, cookie: scene.skb.cookie(), local: *scene.local() };
+    emit::refused(&refused, verdict, &task);
+    Action::Deny
+}
+
+#[inline(always)]
+fn key_of(cookie: u64, remote: Address, remote_port: u16, protocol: u8) -> ConversationKey {
+    ConversationKey { cookie, remote, remote_port, protocol, reserved: [0; 5] }
+}
+
+#[inline(always)]
+fn is_current(c: &Conversation, root: &Root) -> bool {
+    c.generation == root.generation && (c.until == 0 || raw::coarse_now() < c.until)
+}
+
+#[inline(always)]
+fn remembered_far_end(known: &Option<&mut Conversation>, remote: &Address) -> FarEnd {
+    let mut far = FarEnd { address: *remote, cgroup: 0, workload: UNMANAGED, on_node: false };
+    if let Some(c) = known {
+        far.workload = c.peer_workload;
+        far.cgroup = c.peer_cgroup;
+        far.on_node = c.flags & tag_flags::PEER_LOCAL != 0;
+    }
+    far
+}
+
+/// Follows the verdict of a conversation, and counts what passes and what does not.
+#[inline(always)]
+fn account(known: Option<&mut Conversation>, scene: &Scene) -> Action {
+    let Some(c) = known else { return Action::Deny };
+    let action = Action::from_code(c.action);
+    if action == Action::Deny {
+        emit::count(c.reason, scene.bytes());
+        return action;
+    }
+    if scene.arrives {
+        c.bytes_in += scene.bytes();
+        c.packets_in += 1;
+    } else {
+        c.bytes_out += scene.bytes();
+        c.packets_out += 1;
+    }
+    c.last_seen = raw::coarse_now();
+    action
+}
+
+/// What a conversation is made of before its fields are known. Generation 0: undecided.
+static BLANK: Conversation = Conversation {
+    until: 0,
+    opened: 0,
+    last_seen: 0,
+    bytes_out: 0,
+    bytes_in: 0,
+    packets_out: 0,
+    packets_in: 0,
+    cgroup: 0,
+    peer_cgroup: 0,
+    netns: 0,
+    local: Address::UNSPECIFIED,
+    comm: [0; 2],
+    generation: 0,
+    workload: 0,
+    peer_workload: 0,
+    rule: 0,
+    pid: 0,
+    uid: 0,
+    local_port: 0,
+    reason: 0,
+    action: 0,
+    role: role::UNKNOWN,
+    flags: 0,
+    reserved: 0,
+};
+
+/// The first packet of a conversation, which passes.
+#[inline(never)]
+fn begin(key: &ConversationKey, scene: &Scene, tag: &Tag, verdict: &Verdict, far: &FarEnd) -> Action {
+    emit::count(verdict.reason.code(), 0);
+    maps::set_conversation(key, &BLANK);
+    // Without a place the next packet is decided anew, and told again.
+    let Some(c) = maps::conversation(key).map(raw::value) else { return Action::Allow };
+    let now = raw::coarse_now();
+    c.opened = now;
+    c.netns = tag.netns;
+    c.local = *scene.local();
+    c.local_port = scene.local_port();
+    c.comm = tag.comm;
+    c.pid = tag.pid;
+    c.uid = tag.uid;
+    // Whoever receives the first packet was called.
+    c.role = if scene.arrives { role::SERVER } else { role::CLIENT };
+    c.flags = tag_flags::OPENED;
+    note_peer(c, far);
+    write_verdict(c, scene, verdict);
+    tell(key, c, kind::OPENED);
+    account(Some(c), scene)
+}
+
+#[inline(always)]
+fn note_peer(c: &mut Conversation, far: &FarEnd) {
+    c.flags = if far.on_node { c.flags | tag_flags::PEER_LOCAL } else { c.flags & !tag_flags::PEER_LOCAL };
+    c.peer_workload = far.workload;
+    c.peer_cgroup = far.cgroup;
+}
+
+#[inline(always)]
+fn write_verdict(c: &mut Conversation, scene: &Scene, verdict: &Verdict) {
+    raw::set(&raw mut c.generation, 0);
+    c.workload = scene.who.workload;
+    c.cgroup = scene.who.cgroup;
+    c.rule = verdict.rule;
+    c.reason = verdict.reason.code();
+    c.action = verdict.action.code();
+    c.until = verdict.until;
+    raw::set(&raw mut c.generation, scene.root.generation);
+}
+
+/// Writes a new verdict into a conversation, and tells of it if it changes what happens.
+#[inline(always)]
+fn renew(c: &mut Conversation, scene: &Scene, verdict: &Verdict, key: &ConversationKey) {
+    let was = Action::from_code(c.action).passes();
+    write_verdict(c, scene, verdict);
+    let is = verdict.action.passes();
+    if was != is {
+        tell(key, c, if is { kind::RESUMED } else { kind::CUT });
+    }
+}
+
+/// One record about a conversation.
+#[inline(never)]
+fn tell(key: &ConversationKey, c: &Conversation, kind: u8) {
+    let Some(mut draft) = Draft::new() else { return };
+    let e = draft.event();
+    e.cgroup = c.cgroup;
+    e.peer_cgroup = c.peer_cgroup;
+    e.cookie = key.cookie;
+    e.netns = c.netns;
+    e.bytes_out = c.bytes_out;
+    e.bytes_in = c.bytes_in;
+    e.packets_out = c.packets_out;
+    e.packets_in = c.packets_in;
+    e.duration = 0;
+    e.count = 1;
+    e.local = c.local;
+    e.remote = key.remote;
+    e.comm = c.comm;
+    e.generation = c.generation;
+    e.workload = c.workload;
+    e.peer_workload = c.peer_workload;
+    e.rule = c.rule;
+    e.pid = c.pid;
+    e.uid = c.uid;
+    e.local_port = c.local_port;
+    e.remote_port = key.remote_port;
+    e.reason = c.reason;
+    e.kind = kind;
+    e.action = c.action;
+    e.direction = if c.role == role::SERVER { direction::IN } else { direction::OUT };
+    e.protocol = key.protocol;
+    e.flags = c.flags;
+    draft.submit();
+}

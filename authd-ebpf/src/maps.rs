@@ -1,0 +1,178 @@
+//! The kernel side's tables: the only place that names a map, and the view of them that the verdict function gets.
+
+use authd_common::{
+    address::Address,
+    identity::Lineage,
+    reason::REASON_SLOTS,
+    tables::{
+        ADDRESS_CLASS_OTHER, ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation,
+        ConversationKey, Counter, Denial, DenialKey, IdentityEntry, IdentityKey, LocalEntry, LocalKey, MAX_WORKLOADS,
+        PORT_SLOTS, PortEntry, Root, Sequence, Tables, Tag, WorkloadEntry, address_key, port_slot, root_slot,
+        workload_flags,
+    },
+};
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+
+use crate::raw;
+
+// The daemon sets the sizes that its configuration names when it loads the object; these are the defaults.
+
+/// Number of the generation in force. Mapped by the daemon and written with one atomic store.
+#[map]
+static HEAD: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static ROOTS: Array<Root> = Array::with_max_entries(2, 0);
+#[map]
+static IDENTITIES: HashMap<IdentityKey, IdentityEntry> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+static WORKLOADS: Array<WorkloadEntry> = Array::with_max_entries(BANKS * MAX_WORKLOADS, BPF_F_MMAPABLE);
+#[map]
+static ADDRESSES: LpmTrie<[u8; ADDRESS_KEY_BYTES], u32> = LpmTrie::with_max_entries(131_072, 0);
+#[map]
+static PORTS: Array<PortEntry> = Array::with_max_entries(BANKS * PORT_SLOTS, BPF_F_MMAPABLE);
+#[map]
+static CELLS: HashMap<CellKey, Cell> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+#[btf_map]
+static TAGS: SkStorage<Tag> = SkStorage::new();
+#[map]
+static LOCALS: LruHashMap<LocalKey, LocalEntry> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+static CONVERSATIONS: LruHashMap<ConversationKey, Conversation> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+static DENIALS: LruHashMap<DenialKey, Denial> = LruHashMap::with_max_entries(16_384, 0);
+#[map]
+static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(REASON_SLOTS, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 22, 0);
+#[map]
+static SEQUENCE: PerCpuArray<Sequence> = PerCpuArray::with_max_entries(1, 0);
+
+/// The generation in force; 0 before the first.
+#[inline(always)]
+pub fn generation() -> u32 {
+    HEAD.get(0).map_or(0, |head| raw::volatile(head) as u32)
+}
+
+#[inline(always)]
+pub fn tags() -> *mut core::ffi::c_void {
+    (&raw const TAGS).cast_mut().cast()
+}
+
+#[inline(always)]
+pub fn local(key: &LocalKey) -> Option<LocalEntry> {
+    raw::copy(LOCALS.get_ptr(key))
+}
+
+#[inline(always)]
+pub fn set_local(key: &LocalKey, entry: &LocalEntry) {
+    // An LRU table makes room by itself; if it cannot, the caller counts as unmanaged, which is never more than its own.
+    let _ = LOCALS.insert(key, entry, 0);
+}
+
+#[inline(always)]
+pub fn remove_local(key: &LocalKey) {
+    let _ = LOCALS.remove(key);
+}
+
+#[inline(always)]
+pub fn conversation(key: &ConversationKey) -> Option<*mut Conversation> {
+    CONVERSATIONS.get_ptr_mut(key)
+}
+
+#[inline(always)]
+pub fn set_conversation(key: &ConversationKey, conversation: &Conversation) {
+    // Without a place the next packet is decided anew: slower, and not less strict.
+    let _ = CONVERSATIONS.insert(key, conversation, 0);
+}
+
+#[inline(always)]
+pub fn denial(key: &DenialKey) -> Option<*mut Denial> {
+    DENIALS.get_ptr_mut(key)
+}
+
+#[inline(always)]
+pub fn set_denial(key: &DenialKey, denial: &Denial) {
+    let _ = DENIALS.insert(key, denial, 0);
+}
+
+#[inline(always)]
+pub fn counter(reason: u16) -> Option<*mut Counter> {
+    COUNTERS.get_ptr_mut(reason as u32)
+}
+
+#[inline(always)]
+pub fn sequence() -> Option<*mut Sequence> {
+    SEQUENCE.get_ptr_mut(0)
+}
+
+#[inline(always)]
+pub fn events() -> &'static RingBuf {
+    &EVENTS
+}
+
+/// The tables as they are in this kernel.
+pub struct Kernel;
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn root(&self) -> Option<Root> {
+        let generation = generation();
+        let root = raw::copy(ROOTS.get_ptr(root_slot(generation)))?;
+        if generation != 0 && root.generation == generation { Some(root) } else { None }
+    }
+
+    #[inline(always)]
+    fn identity(&self, root: &Root, cgroup: u64) -> Option<IdentityEntry> {
+        raw::copy(IDENTITIES.get_ptr(IdentityKey { cgroup, epoch: root.identities, reserved: 0 }))
+    }
+
+    #[inline(always)]
+    fn workload(&self, root: &Root, workload: u32) -> Option<WorkloadEntry> {
+        if workload >= MAX_WORKLOADS {
+            return None;
+        }
+        let entry = raw::copy(WORKLOADS.get_ptr(root.workload_bank * MAX_WORKLOADS + workload))?;
+        if entry.flags & workload_flags::PRESENT != 0 { Some(entry) } else { None }
+    }
+
+    #[inline(always)]
+    fn address_class(&self, root: &Root, address: &Address) -> u32 {
+        let key = Key::new(ADDRESS_EPOCH_BITS + 128, address_key(root.addresses, address));
+        ADDRESSES.get(&key).copied().unwrap_or(ADDRESS_CLASS_OTHER)
+    }
+
+    #[inline(always)]
+    fn port(&self, root: &Root, protocol: u8, port: u16) -> PortEntry {
+        raw::copy(PORTS.get_ptr(root.port_bank * PORT_SLOTS + port_slot(protocol, port))).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn cell(&self, key: &CellKey) -> Option<Cell> {
+        raw::copy(CELLS.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        raw::coarse_now()
+    }
+}
+
+/// The task that makes the system call.
+pub struct CurrentTask;
+
+impl Lineage for CurrentTask {
+    #[inline(always)]
+    fn own(&self) -> u64 {
+        raw::current_cgroup()
+    }
+
+    #[inline(always)]
+    fn ancestor(&self, level: u32) -> u64 {
+        raw::current_ancestor_cgroup(level)
+    }
+}

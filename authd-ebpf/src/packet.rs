@@ -1,0 +1,109 @@
+//! A cgroup_skb context as bytes and as a lineage, and what is known once it was read.
+
+use authd_common::{
+    address::Address,
+    bytes::{Bytes, MAX_OFFSET},
+    event::direction,
+    identity::{Identity, Lineage},
+    parse::{Packet, parse},
+    reason::Reason,
+    tables::{IPPROTO_TCP, Root, UNMANAGED},
+};
+
+use crate::raw::Skb;
+
+/// Every network namespace's loopback has this index.
+pub const LOOPBACK: u32 = 1;
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn array<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET { None } else { self.load(offset) }
+    }
+}
+
+impl Lineage for Skb {
+    #[inline(always)]
+    fn own(&self) -> u64 {
+        self.cgroup()
+    }
+
+    #[inline(always)]
+    fn ancestor(&self, level: u32) -> u64 {
+        self.ancestor_cgroup(level)
+    }
+}
+
+/// Whether nothing stands between the IP header and the TCP header: no IPv4 options, no IPv6 extension headers. Only such
+/// packets of a TCP socket are sure to go where the socket is connected to.
+#[inline(always)]
+pub fn is_plain_tcp(skb: Skb) -> bool {
+    let Some(head) = skb.head::<10>() else { return false };
+    match head[0] {
+        0x45 => head[9] == IPPROTO_TCP,
+        first if first >> 4 == 6 => head[6] == IPPROTO_TCP,
+        _ => false,
+    }
+}
+
+/// One packet of a managed socket, read. Lives once on the stack; subprograms take it by reference, because the stack of a
+/// whole call chain is 512 bytes.
+pub struct Scene {
+    pub skb: Skb,
+    pub root: Root,
+    pub who: Identity,
+    pub packet: Packet,
+    /// The packet reaches the socket; else it leaves it.
+    pub arrives: bool,
+}
+
+impl Scene {
+    /// Nothing is known yet but where it happens.
+    #[inline(always)]
+    pub fn new(skb: Skb, root: &Root, arrives: bool) -> Self {
+        let who = Identity { workload: UNMANAGED, cgroup: 0 };
+        Self { skb, root: *root, who, packet: Packet::UNREAD, arrives }
+    }
+
+    /// Reads the packet; the reason if it cannot be read, or if it has a flag of `unfit`.
+    #[inline(never)]
+    pub fn read(&mut self, unfit: u8) -> Option<Reason> {
+        match parse(&self.skb) {
+            Ok(packet) => {
+                self.packet = packet;
+                packet.unfit(unfit)
+            }
+            Err(reason) => Some(reason),
+        }
+    }
+
+    #[inline(always)]
+    pub fn remote(&self) -> &Address {
+        if self.arrives { &self.packet.source } else { &self.packet.destination }
+    }
+
+    #[inline(always)]
+    pub fn local(&self) -> &Address {
+        if self.arrives { &self.packet.destination } else { &self.packet.source }
+    }
+
+    #[inline(always)]
+    pub fn remote_port(&self) -> u16 {
+        if self.arrives { self.packet.source_port } else { self.packet.destination_port }
+    }
+
+    #[inline(always)]
+    pub fn local_port(&self) -> u16 {
+        if self.arrives { self.packet.destination_port } else { self.packet.source_port }
+    }
+
+    #[inline(always)]
+    pub fn direction(&self) -> u8 {
+        if self.arrives { direction::IN } else { direction::OUT }
+    }
+
+    #[inline(always)]
+    pub fn bytes(&self) -> u64 {
+        self.skb.length() as u64
+    }
+}

@@ -1,0 +1,423 @@
+//! Calls of kernel helpers and reads of contexts, each with the claim that makes it sound. Everything that a program does
+//! without the verifier's types being obvious in Rust is here; the other files are ordinary code.
+//!
+//! One claim holds throughout: the verifier admits a program only if every pointer that it hands to a helper or reads
+//! through is of the type and size that the helper or the context asks for. What is stated beside each block is why Rust's
+//! own rules hold as well.
+
+use core::{
+    ffi::c_void,
+    ptr::{read_volatile, write_volatile},
+};
+
+use authd_common::address::Address;
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+        bpf_sock_tuple,
+    },
+    helpers,
+};
+
+/// A copy of a map's value, field by field as the compiler likes. Values in use are not overwritten (see
+/// `authd_common::tables`), so the copy is whole.
+#[inline(always)]
+pub fn copy<T: Copy>(value: Option<*const T>) -> Option<T> {
+    // SAFETY: a map look-up that succeeded points at a value of the map's type, alive until the program ends.
+    value.map(|p| unsafe { *p })
+}
+
+/// One load of a word that another CPU may write.
+#[inline(always)]
+pub fn volatile<T: Copy>(value: &T) -> T {
+    // SAFETY: a reference is valid to read from.
+    unsafe { read_volatile(value) }
+}
+
+/// A value to read and change in place. Only for values that belong to one socket, one conversation, one CPU or one ring
+/// buffer reservation.
+#[inline(always)]
+pub fn value<'a, T>(value: *mut T) -> &'a mut T {
+    // SAFETY: as for `copy`; these values have one writer at a time, or fields that may race without harm, as the type's
+    // documentation says.
+    unsafe { &mut *value }
+}
+
+#[inline(always)]
+pub fn set<T>(field: *mut T, value: T) {
+    // SAFETY: the pointer comes from a live map value or ring buffer reservation.
+    unsafe { write_volatile(field, value) }
+}
+
+macro_rules! nullary {
+    ($($(#[$doc:meta])* $name:ident -> $ty:ty = $helper:ident;)+) => { $(
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() -> $ty {
+            // SAFETY: takes no argument.
+            unsafe { helpers::generated::$helper() as $ty }
+        }
+    )+ };
+}
+
+nullary! {
+    /// ns of the coarse monotonic clock: a load, no reading of hardware.
+    coarse_now -> u64 = bpf_ktime_get_coarse_ns;
+    /// ns of the monotonic clock.
+    now -> u64 = bpf_ktime_get_ns;
+    current_cgroup -> u64 = bpf_get_current_cgroup_id;
+    /// Thread group in the upper half, thread in the lower.
+    pid_tgid -> u64 = bpf_get_current_pid_tgid;
+    /// Group in the upper half, user in the lower.
+    uid_gid -> u64 = bpf_get_current_uid_gid;
+    cpu -> u32 = bpf_get_smp_processor_id;
+}
+
+#[inline(always)]
+pub fn current_ancestor_cgroup(level: u32) -> u64 {
+    // SAFETY: takes a number.
+    unsafe { helpers::generated::bpf_get_current_ancestor_cgroup_id(level as i32) }
+}
+
+/// Writes the current task's command; leaves zeros if it has none.
+#[inline(always)]
+pub fn comm(into: &mut [u64; 2]) {
+    // SAFETY: the helper writes at most the 16 bytes of the array.
+    unsafe {
+        helpers::generated::bpf_get_current_comm(core::ptr::from_mut(into).cast(), 16);
+    }
+}
+
+/// Storage of a socket, if it has any.
+#[inline(always)]
+pub fn storage<T>(map: *mut c_void, sock: *mut c_void) -> Option<*mut T> {
+    // SAFETY: see the module; a null socket is refused by the verifier, not dereferenced.
+    let p = unsafe { helpers::generated::bpf_sk_storage_get(map, sock, core::ptr::null_mut(), 0) };
+    if p.is_null() { None } else { Some(p.cast()) }
+}
+
+/// Storage of a socket, made of zeros if it has none. `None` if there is no memory for it.
+#[inline(always)]
+pub fn storage_or_new<T>(map: *mut c_void, sock: *mut c_void) -> Option<*mut T> {
+    let flags = BPF_SK_STORAGE_GET_F_CREATE as u64;
+    // SAFETY: see the module; without an initial value the kernel writes zeros.
+    let p = unsafe { helpers::generated::bpf_sk_storage_get(map, sock, core::ptr::null_mut(), flags) };
+    if p.is_null() { None } else { Some(p.cast()) }
+}
+
+/// The context of a cgroup_skb program.
+#[derive(Clone, Copy)]
+pub struct Skb(pub *mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub fn length(self) -> u32 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).len }
+    }
+
+    /// Index of the interface that it leaves or came by.
+    #[inline(always)]
+    pub fn interface(self) -> u32 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// The full socket that sends or receives it.
+    #[inline(always)]
+    pub fn socket(self) -> Option<Sock> {
+        // SAFETY: a context is readable; the helper takes the socket that the context shows, once it is not null.
+        unsafe {
+            let sk = (*self.0).__bindgen_anon_2.sk;
+            if sk.is_null() {
+                return None;
+            }
+            let full = helpers::generated::bpf_sk_fullsock(sk);
+            if full.is_null() { None } else { Some(Sock(full)) }
+        }
+    }
+
+    #[inline(always)]
+    pub fn cgroup(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { helpers::generated::bpf_skb_cgroup_id(self.0) }
+    }
+
+    #[inline(always)]
+    pub fn ancestor_cgroup(self, level: u32) -> u64 {
+        // SAFETY: the helper takes the context and a number.
+        unsafe { helpers::generated::bpf_skb_ancestor_cgroup_id(self.0, level as i32) }
+    }
+
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { helpers::generated::bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// `N` bytes, wherever in the packet's pages they lie.
+    #[inline(always)]
+    pub fn load<const N: usize>(self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the helper writes exactly `N` bytes to the buffer, or none.
+        let failed = unsafe {
+            helpers::generated::bpf_skb_load_bytes(self.0.cast(), offset as u32, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if failed == 0 { Some(bytes) } else { None }
+    }
+
+    /// The first `N` bytes, if they lie in the packet's linear part: no helper call.
+    #[inline(always)]
+    pub fn head<const N: usize>(self) -> Option<[u8; N]> {
+        // SAFETY: a context is readable; the range was compared with the packet's end.
+        unsafe {
+            let (data, end) = ((*self.0).data as usize, (*self.0).data_end as usize);
+            if data + N > end { None } else { Some(*(data as *const [u8; N])) }
+        }
+    }
+
+    /// A full socket of this packet's namespace by its addresses, as seen by the packets that it receives.
+    #[inline(always)]
+    pub fn with_socket<T>(self, tcp: bool, ends: &Ends, look: impl FnOnce(Sock) -> T) -> Option<T> {
+        // `struct bpf_sock_tuple`: remote and local address, remote and local port, all in network order.
+        let mut tuple = [0u32; 9];
+        let ports = (ends.remote_port.to_be() as u32) | (ends.local_port.to_be() as u32) << 16;
+        let (r, l) = (ends.remote.be_words(), ends.local.be_words());
+        let size = if ends.local.is_v4() {
+            (tuple[0], tuple[1], tuple[2]) = (r[3], l[3], ports);
+            12
+        } else {
+            (tuple[0], tuple[1], tuple[2], tuple[3]) = (r[0], r[1], r[2], r[3]);
+            (tuple[4], tuple[5], tuple[6], tuple[7]) = (l[0], l[1], l[2], l[3]);
+            tuple[8] = ports;
+            36
+        };
+        let at: *mut bpf_sock_tuple = tuple.as_mut_ptr().cast();
+        let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+        // SAFETY: the helpers read `size` bytes of the tuple; the reference that they return is given back below.
+        unsafe {
+            let found = if tcp {
+                helpers::generated::bpf_sk_lookup_tcp(self.0.cast(), at, size, netns, 0)
+            } else {
+                helpers::generated::bpf_sk_lookup_udp(self.0.cast(), at, size, netns, 0)
+            };
+            if found.is_null() {
+                return None;
+            }
+            let result = look(Sock(found));
+            helpers::generated::bpf_sk_release(found.cast());
+            Some(result)
+        }
+    }
+}
+
+/// The far and the near end of a socket, for a look-up.
+pub struct Ends<'a> {
+    pub remote: &'a Address,
+    pub local: &'a Address,
+    pub remote_port: u16,
+    pub local_port: u16,
+}
+
+/// A full socket.
+#[derive(Clone, Copy)]
+pub struct Sock(pub *mut bpf_sock);
+
+impl Sock {
+    #[inline(always)]
+    pub fn protocol(self) -> u8 {
+        // SAFETY: full sockets are readable.
+        unsafe { (*self.0).protocol as u8 }
+    }
+
+    #[inline(always)]
+    pub fn kind(self) -> u32 {
+        // SAFETY: full sockets are readable.
+        unsafe { (*self.0).type_ }
+    }
+
+    #[inline(always)]
+    pub fn is_listening(self) -> bool {
+        const TCP_LISTEN: u32 = 10;
+        // SAFETY: full sockets are readable.
+        unsafe { (*self.0).state == TCP_LISTEN }
+    }
+}
+
+/// The context of connect and sendmsg programs.
+#[derive(Clone, Copy)]
+pub struct SockAddr(pub *mut bpf_sock_addr);
+
+impl SockAddr {
+    #[inline(always)]
+    pub fn socket(self) -> *mut c_void {
+        // SAFETY: a context is readable; its socket is never null in these programs.
+        unsafe { (*self.0).__bindgen_anon_1.sk.cast() }
+    }
+
+    #[inline(always)]
+    pub fn protocol(self) -> u8 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).protocol as u8 }
+    }
+
+    /// The destination as the caller gave it, for a program of the IPv4 hooks.
+    #[inline(always)]
+    pub fn remote_v4(self) -> Address {
+        // SAFETY: a context is readable.
+        Address::from_be_word(unsafe { read_volatile(&raw const (*self.0).user_ip4) })
+    }
+
+    /// The destination as the caller gave it, for a program of the IPv6 hooks; IPv4-mapped ones are IPv4 to us.
+    #[inline(always)]
+    pub fn remote_v6(self) -> Address {
+        // SAFETY: a context is readable, by words.
+        let words = unsafe {
+            let a = &raw const (*self.0).user_ip6;
+            let a: *const u32 = a.cast();
+            [read_volatile(a), read_volatile(a.add(1)), read_volatile(a.add(2)), read_volatile(a.add(3))]
+        };
+        Address::from_be_words(words)
+    }
+
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        // SAFETY: a context is readable. The port is in network order in the lower half.
+        u16::from_be(unsafe { (*self.0).user_port } as u16)
+    }
+
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { helpers::generated::bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    pub fn netns(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { helpers::generated::bpf_get_netns_cookie(self.0.cast()) }
+    }
+}
+
+/// The context of sock_create programs, which is the socket itself.
+#[inline(always)]
+pub fn netns_of_new(sock: *mut bpf_sock) -> u64 {
+    // SAFETY: the helper takes the context.
+    unsafe { helpers::generated::bpf_get_netns_cookie(sock.cast()) }
+}
+
+/// The context of sockops programs.
+#[derive(Clone, Copy)]
+pub struct SockOps(pub *mut bpf_sock_ops);
+
+impl SockOps {
+    #[inline(always)]
+    pub fn operation(self) -> u32 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).op }
+    }
+
+    /// The full socket, if there is one.
+    #[inline(always)]
+    pub fn socket(self) -> Option<*mut c_void> {
+        // SAFETY: a context is readable.
+        let sk = unsafe { (*self.0).__bindgen_anon_2.sk };
+        if sk.is_null() { None } else { Some(sk.cast()) }
+    }
+
+    #[inline(always)]
+    pub fn new_state(self) -> u32 {
+        // SAFETY: a context is readable; a state change has the old and the new state for arguments.
+        unsafe { read_volatile((&raw const (*self.0).__bindgen_anon_1.args).cast::<u32>().add(1)) }
+    }
+
+    #[inline(always)]
+    fn is_v4(self) -> bool {
+        const AF_INET: u32 = 2;
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).family == AF_INET }
+    }
+
+    // Both forms are loaded and then one is chosen: a choice between two offsets into the context is not for the verifier.
+
+    #[inline(always)]
+    pub fn local(self) -> Address {
+        // SAFETY: a context is readable, by words.
+        let (v4, v6) = unsafe {
+            let a = (&raw const (*self.0).local_ip6).cast::<u32>();
+            let v6 = [read_volatile(a), read_volatile(a.add(1)), read_volatile(a.add(2)), read_volatile(a.add(3))];
+            (read_volatile(&raw const (*self.0).local_ip4), v6)
+        };
+        if self.is_v4() { Address::from_be_word(v4) } else { Address::from_be_words(v6) }
+    }
+
+    #[inline(always)]
+    pub fn remote(self) -> Address {
+        // SAFETY: a context is readable, by words.
+        let (v4, v6) = unsafe {
+            let a = (&raw const (*self.0).remote_ip6).cast::<u32>();
+            let v6 = [read_volatile(a), read_volatile(a.add(1)), read_volatile(a.add(2)), read_volatile(a.add(3))];
+            (read_volatile(&raw const (*self.0).remote_ip4), v6)
+        };
+        if self.is_v4() { Address::from_be_word(v4) } else { Address::from_be_words(v6) }
+    }
+
+    #[inline(always)]
+    pub fn local_port(self) -> u16 {
+        // SAFETY: a context is readable. In host order, unlike the remote one.
+        unsafe { (*self.0).local_port as u16 }
+    }
+
+    #[inline(always)]
+    pub fn remote_port(self) -> u16 {
+        // SAFETY: a context is readable. In network order, in the upper half of the word.
+        u32::from_be(unsafe { (*self.0).remote_port }) as u16
+    }
+
+    #[inline(always)]
+    pub fn bytes_in(self) -> u64 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).bytes_received }
+    }
+
+    #[inline(always)]
+    pub fn bytes_out(self) -> u64 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).bytes_acked }
+    }
+
+    #[inline(always)]
+    pub fn packets_in(self) -> u32 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).segs_in }
+    }
+
+    #[inline(always)]
+    pub fn packets_out(self) -> u32 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).segs_out }
+    }
+
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { helpers::generated::bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    pub fn netns(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { helpers::generated::bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// Asks to be told of every later change of this socket's state.
+    #[inline(always)]
+    pub fn watch_states(self) {
+        const BPF_SOCK_OPS_STATE_CB_FLAG: u32 = 4;
+        // SAFETY: a context is readable, and the helper takes it. It can only fail for a socket that is no full one.
+        unsafe {
+            let flags = (*self.0).bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG;
+            helpers::generated::bpf_sock_ops_cb_flags_set(self.0, flags as i32);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `sockops`: a TCP connection opens, is accepted, ends.
+
+use authd_common::{
+    event::kind,
+    tables::{IPPROTO_TCP, LocalEntry, LocalKey, Tables, Tag, UNMANAGED, port_flags, role, tag_flags},
+    verdict::Action,
+};
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+
+use crate::{
+    caller::local_key,
+    emit,
+    maps::{self, Kernel},
+    packet::Scene,
+    raw::{self, SockOps},
+    stream::{self, Totals},
+    tag,
+};
+
+const TCP_CLOSE: u32 = 7;
+
+#[sock_ops]
+pub fn authd_sockops(ctx: SockOpsContext) -> u32 {
+    let ops = SockOps(ctx.ops);
+    match ops.operation() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => opens(ops),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ops),
+        BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => ended(ops),
+        _ => {}
+    }
+    1
+}
+
+/// Right before the SYN: the local port is chosen now.
+#[inline(always)]
+fn opens(ops: SockOps) {
+    let Some(socket) = ops.socket() else { return };
+    let tagged = tag::of(socket);
+    let is_tagged = tagged.is_some();
+    let mut managed = false;
+    if let Some(tag) = tagged {
+        managed = tag.workload != UNMANAGED;
+        if managed && tag.role == role::CLIENT {
+            if Action::from_code(tag.action).passes() && tag.flags & tag_flags::OPENED == 0 {
+                tag.flags |= tag_flags::OPENED;
+                tag.opened = raw::now();
+                emit::count(tag.reason, 0);
+                stream::tell(ops.cookie(), tag, kind::OPENED, &ops.local(), ops.local_port(), &Totals::default());
+            }
+            let entry = LocalEntry { cgroup: tag.cgroup, workload: tag.workload, pid: tag.pid };
+            maps::set_local(&key_of(ops, tag.netns), &entry);
+        }
+    }
+    if managed || !is_tagged {
+        // An untagged socket may turn out to be managed with its first packet.
+        ops.watch_states();
+    }
+    if !managed {
+        // Whoever had these ports before, it is not this process.
+        let Some(root) = Kernel.root() else { return };
+        if Kernel.port(&root, IPPROTO_TCP, ops.remote_port()).flags & port_flags::GUARDED != 0 {
+            maps::remove_local(&key_of(ops, ops.netns()));
+        }
+    }
+}
+
+#[inline(always)]
+fn established(ops: SockOps) {
+    let Some(socket) = ops.socket() else { return };
+    if let Some(tag) = tag::of(socket) {
+        tag.flags |= tag_flags::ESTABLISHED;
+    }
+}
+
+/// An accepted socket inherits nothing. Whose it is, its first packet says; what it is and where, is known here.
+#[inline(always)]
+fn accepted(ops: SockOps) {
+    let Some(socket) = ops.socket() else { return };
+    if let Some(tag) = tag::of_or_new(socket, IPPROTO_TCP) {
+        tag.netns = ops.netns();
+        tag.role = role::SERVER;
+        tag.remote = ops.remote();
+        tag.remote_port = ops.remote_port();
+        tag.flags |= tag_flags::ESTABLISHED;
+    }
+    ops.watch_states();
+}
+
+#[inline(always)]
+fn ended(ops: SockOps) {
+    let Some(socket) = ops.socket() else { return };
+    let Some(tag) = tag::of(socket) else { return };
+    if tag.workload == UNMANAGED || tag.flags & tag_flags::OPENED == 0 {
+        return;
+    }
+    let totals = Totals {
+        bytes_out: ops.bytes_out(),
+        bytes_in: ops.bytes_in(),
+        packets_out: ops.packets_out() as u64,
+        packets_in: ops.packets_in() as u64,
+        duration: raw::now() - tag.opened,
+    };
+    stream::tell(ops.cookie(), tag, kind::CLOSED, &ops.local(), ops.local_port(), &totals);
+    tag.flags &= !tag_flags::OPENED;
+    if tag.role == role::CLIENT {
+        maps::remove_local(&key_of(ops, tag.netns));
+    }
+}
+
+#[inline(always)]
+fn key_of(ops: SockOps, netns: u64) -> LocalKey {
+    local_key(netns, ops.local(), ops.local_port(), ops.remote(), ops.remote_port(), IPPROTO_TCP)
+}
+
+/// The same note for a SYN whose socket nobody connected through a system call.
+#[inline(never)]
+pub fn write_down(scene: &Scene, tag: &Tag) {
+    let packet = &scene.packet;
+    if Kernel.port(&scene.root, IPPROTO_TCP, packet.destination_port).flags & port_flags::GUARDED == 0 {
+        return;
+    }
+    let key = local_key(
+        tag.netns,
+        packet.source,
+        packet.source_port,
+        packet.destination,
+        packet.destination_port,
+        IPPROTO_TCP,
+    );
+    maps::set_local(&key, &LocalEntry { cgroup: scene.who.cgroup, workload: scene.who.workload, pid: tag.pid });
+}

@@ -1,0 +1,151 @@
+//! TCP sockets in the packet hooks: taking a verdict anew and telling what changed.
+
+use authd_common::{
+    address::Address,
+    event::{direction, kind},
+    parse::tcp_flags,
+    reason::Reason,
+    tables::{IPPROTO_TCP, Tag, UNMANAGED, role, tag_flags},
+    verdict::{Action, FarEnd, Verdict},
+};
+
+use crate::{
+    caller::far_end,
+    emit::{self, Draft},
+    judge,
+    packet::Scene,
+    raw::{self, Ends},
+    tag,
+};
+
+/// What a TCP socket without a known role is to its flow. Only sockets older than authd, and those that the kernel makes
+/// itself (MPTCP subflows), get here.
+#[inline(never)]
+fn role_of(scene: &Scene) -> u8 {
+    let packet = &scene.packet;
+    let answered = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN | tcp_flags::ACK;
+    if packet.opens_tcp() || (scene.arrives && answered) {
+        return role::CLIENT;
+    }
+    // Whoever listens on the local port was called. The look-up names a remote end that no socket has, so that it can
+    // only find a listener.
+    let ends = Ends { remote: scene.local(), local: scene.local(), remote_port: 0, local_port: scene.local_port() };
+    match scene.skb.with_socket(true, &ends, |sock| sock.is_listening()) {
+        Some(true) => role::SERVER,
+        _ => role::CLIENT,
+    }
+}
+
+/// Decides an established (or opening) TCP flow, remembers the verdict and tells what changed.
+#[inline(never)]
+pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
+    if tag.role == role::UNKNOWN {
+        tag.role = role_of(scene);
+    }
+    tag.cgroup = scene.who.cgroup;
+    tag.remote = *scene.remote();
+    tag.remote_port = scene.remote_port();
+    let workload = scene.who.workload;
+    let mut verdict = Verdict::deny(Reason::Undecided);
+    let passes = if tag.role == role::CLIENT {
+        judge::outbound(scene, &mut verdict)
+    } else {
+        let far = far_end_of(scene, tag);
+        judge::inbound(scene, &far, &mut verdict)
+    };
+    // A new verdict of an open flow is told only if it changes what happens to it.
+    let was = Action::from_code(tag.action);
+    let opened = tag.flags & tag_flags::OPENED != 0;
+    let told = match (opened, passes) {
+        (false, true) => kind::OPENED,
+        (false, false) => kind::DENIED,
+        (true, false) if was.passes() => kind::CUT,
+        (true, true) if !was.passes() => kind::RESUMED,
+        _ => 0,
+    };
+    tag::settle(tag, workload, scene.root.generation, &verdict);
+    if told == kind::OPENED || told == kind::DENIED {
+        tag.flags |= tag_flags::OPENED;
+        tag.opened = raw::now();
+    }
+    if told != 0 {
+        emit::count(tag.reason, if passes { 0 } else { scene.bytes() });
+        tell_of(scene, tag, told);
+    } else if !passes {
+        emit::count(tag.reason, scene.bytes());
+    }
+    verdict.action
+}
+
+#[inline(never)]
+fn tell_of(scene: &Scene, tag: &Tag, kind: u8) {
+    tell(scene.skb.cookie(), tag, kind, scene.local(), scene.local_port(), &Totals::default());
+}
+
+/// The far end of an accepted socket, learned once.
+#[inline(always)]
+fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
+    let mut far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: true };
+    if tag.flags & tag_flags::PEER_LOCAL == 0 && far_end(scene, tag, &mut far) {
+        tag.peer_workload = far.workload;
+        tag.peer_cgroup = far.cgroup;
+        tag.flags |= tag_flags::PEER_LOCAL;
+    }
+    if far.on_node {
+        far.workload = tag.peer_workload;
+        far.cgroup = tag.peer_cgroup;
+    }
+    far
+}
+
+/// Sums of a flow that ended.
+#[derive(Default)]
+pub struct Totals {
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+    pub packets_out: u64,
+    pub packets_in: u64,
+    pub duration: u64,
+}
+
+/// One record about a TCP flow.
+#[inline(always)]
+pub fn tell(cookie: u64, tag: &Tag, kind: u8, local: &Address, local_port: u16, totals: &Totals) {
+    let Some(mut draft) = Draft::new() else { return };
+    let e = draft.event();
+    e.cgroup = tag.cgroup;
+    e.peer_cgroup = tag.peer_cgroup;
+    e.cookie = cookie;
+    e.netns = tag.netns;
+    e.bytes_out = totals.bytes_out;
+    e.bytes_in = totals.bytes_in;
+    e.packets_out = totals.packets_out;
+    e.packets_in = totals.packets_in;
+    e.duration = totals.duration;
+    e.count = 1;
+    e.local = *local;
+    e.remote = tag.remote;
+    e.comm = tag.comm;
+    e.generation = tag.generation;
+    e.workload = tag.workload;
+    e.peer_workload = tag.peer_workload;
+    e.rule = tag.rule;
+    e.pid = tag.pid;
+    e.uid = tag.uid;
+    e.local_port = local_port;
+    e.remote_port = tag.remote_port;
+    e.reason = tag.reason;
+    e.kind = kind;
+    e.action = tag.action;
+    e.direction = if tag.role == role::SERVER { direction::IN } else { direction::OUT };
+    e.protocol = IPPROTO_TCP;
+    e.flags = tag.flags;
+    draft.submit();
+}
+
+/// An unmanaged socket needs no verdict until the next generation.
+#[inline(always)]
+pub fn leave_alone(tag: &mut Tag, generation: u32) {
+    let verdict = Verdict::allow(Reason::Unmanaged);
+    tag::settle(tag, UNMANAGED, generation, &verdict);
+}
