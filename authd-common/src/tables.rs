@@ -28,6 +28,7 @@ pub mod names {
     pub const COUNTERS: &str = "COUNTERS";
     pub const EVENTS: &str = "EVENTS";
     pub const SEQUENCE: &str = "SEQUENCE";
+    pub const BARRIER: &str = "BARRIER";
 }
 
 /// No workload: a process that authd does not manage.

@@ -13,7 +13,7 @@ use authd_common::{
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::SkStorage,
+    btf_maps::{self, ArrayOfMaps, SkStorage},
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
 };
@@ -51,6 +51,11 @@ static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(REASON_SLO
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 22, 0);
 #[map]
 static SEQUENCE: PerCpuArray<Sequence> = PerCpuArray::with_max_entries(1, 0);
+
+/// Changing the inner map of this one makes the kernel wait for all programs that run: the daemon's barrier between taking
+/// a table out of use and reusing its memory. No program reads it.
+#[btf_map]
+static BARRIER: ArrayOfMaps<btf_maps::Array<u64, 1>, 1> = ArrayOfMaps::new();
 
 /// The generation in force; 0 before the first.
 #[inline(always)]

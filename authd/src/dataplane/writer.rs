@@ -1,0 +1,360 @@
+//! The only owner of mutable tables: puts one generation into force after another.
+//!
+//! Enters: an image and what is known of the cgroups. Leaves: the generation in force. A generation's tables are written
+//! beside those in use, compared with the tables' capacity before the first write, put into force with one store, and the
+//! old ones are deleted after the kernel has finished every program that may still read them. A table that did not change
+//! is kept.
+
+use std::{
+    collections::HashMap as StdHashMap,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    time::Instant,
+};
+
+use authd_common::{
+    address::Address,
+    tables::{
+        ADDRESS_EPOCH_BITS, BANKS, CellKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root,
+        WorkloadEntry, address_key, root_slot,
+    },
+};
+use aya::{
+    Pod,
+    maps::{Array, MapData, MapError, lpm_trie},
+};
+
+use super::{
+    bpf,
+    object::{Maps, Sizes},
+};
+use crate::policy::image::Image;
+
+/// Entries per system call.
+const BATCH: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error(
+        "the policy needs {needed} {table} beside the {kept} in force, and the table holds {capacity}: \
+         raise limits.{table} in authd.toml, or shorten the policy"
+    )]
+    Capacity { table: &'static str, needed: usize, kept: usize, capacity: usize },
+    #[error("the policy has {needed} workloads and the table holds {MAX_WORKLOADS}")]
+    Workloads { needed: usize },
+    #[error("writing {table}: {error}")]
+    Write { table: &'static str, error: io::Error },
+    #[error("table {table}: {error}")]
+    Map { table: &'static str, error: MapError },
+}
+
+/// What a load did.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Loaded {
+    pub generation: u32,
+    /// Entries written, of all tables.
+    pub written: usize,
+    pub microseconds: u64,
+}
+
+/// Tables of the generation in force, as they were written; what did not change is not written again.
+struct Current {
+    addresses: std::collections::BTreeMap<(Address, u8), u32>,
+    ports: std::collections::BTreeMap<u32, PortEntry>,
+    workloads: Vec<WorkloadEntry>,
+    cells: std::collections::BTreeMap<CellKey, authd_common::tables::Cell>,
+}
+
+pub struct Writer {
+    maps: Maps,
+    sizes: Sizes,
+    root: Root,
+    current: Option<Current>,
+    identities: StdHashMap<u64, IdentityEntry>,
+    /// Cgroups that are gone. Their entries are deleted together, because a barrier has to follow.
+    gone: Vec<u64>,
+    /// Something was deleted since the last barrier: its memory must not be reused yet.
+    barrier_due: bool,
+}
+
+impl Writer {
+    /// Takes the maps over, with whatever generation is in force in them.
+    pub fn new(maps: Maps, sizes: Sizes) -> Result<Self, WriteError> {
+        let generation = maps.head.get(0) as u32;
+        let root = match generation {
+            0 => Root::default(),
+            generation => {
+                maps.roots.get(&root_slot(generation), 0).map_err(|error| WriteError::Map { table: "roots", error })?
+            }
+        };
+        Ok(Self {
+            maps,
+            sizes,
+            root,
+            current: None,
+            identities: StdHashMap::new(),
+            gone: Vec::new(),
+            barrier_due: true,
+        })
+    }
+
+    pub fn generation(&self) -> u32 {
+        self.root.generation
+    }
+
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    pub fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// Puts an image into force. If it fails, the generation in force stays, untouched.
+    pub fn load(
+        &mut self,
+        image: &Image,
+        identities: &StdHashMap<u64, IdentityEntry>,
+        base_level: u32,
+    ) -> Result<Loaded, WriteError> {
+        let started = Instant::now();
+        let same = |a: bool| if a { 0 } else { 1 };
+        let (new_addresses, new_ports, new_workloads, new_cells) = match &self.current {
+            Some(current) => (
+                same(current.addresses == image.addresses),
+                same(current.ports == image.ports),
+                same(current.workloads == image.workloads),
+                same(current.cells == image.cells),
+            ),
+            None => (1, 1, 1, 1),
+        };
+        let new_identities = same(self.current.is_some() && &self.identities == identities);
+        let root = Root {
+            generation: self.root.generation.wrapping_add(1).max(1),
+            flags: image.flags,
+            identities: self.root.identities + new_identities,
+            addresses: self.root.addresses + new_addresses,
+            cells: self.root.cells + new_cells,
+            workload_bank: (self.root.workload_bank + new_workloads) % BANKS,
+            port_bank: (self.root.port_bank + new_ports) % BANKS,
+            base_level,
+        };
+        self.clean()?;
+        self.check_capacity(image, identities, &root)?;
+
+        let mut written = 0;
+        let result = self.write_tables(image, identities, &root, &mut written);
+        if let Err(error) = result {
+            // Nothing refers to what was written; take it away again.
+            let keep = self.root;
+            self.sweep(&keep)?;
+            return Err(error);
+        }
+        self.maps
+            .roots
+            .set(root_slot(root.generation), root, 0)
+            .map_err(|error| WriteError::Map { table: "roots", error })?;
+        // The flip: from here on every new decision is of this generation.
+        self.maps.head.set(0, root.generation as u64);
+        self.root = root;
+        self.identities = identities.clone();
+        self.current = Some(Current {
+            addresses: image.addresses.clone(),
+            ports: image.ports.clone(),
+            workloads: image.workloads.clone(),
+            cells: image.cells.clone(),
+        });
+        self.barrier()?;
+        self.sweep(&root)?;
+        let microseconds = started.elapsed().as_micros() as u64;
+        Ok(Loaded { generation: root.generation, written, microseconds })
+    }
+
+    /// A cgroup appeared, or is known better now.
+    pub fn insert_identity(&mut self, cgroup: u64, entry: IdentityEntry) -> Result<(), WriteError> {
+        if self.root.generation == 0 || self.identities.get(&cgroup) == Some(&entry) {
+            return Ok(());
+        }
+        if self.barrier_due {
+            self.barrier()?;
+        }
+        let key = IdentityKey { cgroup, epoch: self.root.identities, reserved: 0 };
+        self.maps
+            .identities
+            .map
+            .insert(key, entry, 0)
+            .map_err(|error| WriteError::Map { table: "identities", error })?;
+        self.identities.insert(cgroup, entry);
+        Ok(())
+    }
+
+    /// A cgroup is gone. Its entry goes with the next cleaning.
+    pub fn remove_identity(&mut self, cgroup: u64) {
+        if self.identities.remove(&cgroup).is_some() {
+            self.gone.push(cgroup);
+        }
+    }
+
+    /// Deletes what became useless since the last time.
+    pub fn clean(&mut self) -> Result<(), WriteError> {
+        if !self.gone.is_empty() {
+            let epoch = self.root.identities;
+            let keys: Vec<IdentityKey> =
+                self.gone.drain(..).map(|cgroup| IdentityKey { cgroup, epoch, reserved: 0 }).collect();
+            delete("identities", self.maps.identities.fd.as_fd(), &keys)?;
+            self.barrier_due = true;
+        }
+        if self.barrier_due { self.barrier() } else { Ok(()) }
+    }
+
+    /// Waits until every program that runs now has ended. Memory that was freed before may be reused after.
+    fn barrier(&mut self) -> Result<(), WriteError> {
+        let of = |error| WriteError::Map { table: "barrier", error };
+        // Replacing an inner map waits for a grace period before it returns (kernel/bpf/syscall.c,
+        // maybe_wait_bpf_programs).
+        let inner: Array<MapData, u64> = Array::create(1, 0).map_err(of)?;
+        self.maps.barrier.set(0, &inner, 0).map_err(of)?;
+        self.barrier_due = false;
+        Ok(())
+    }
+
+    fn check_capacity(
+        &self,
+        image: &Image,
+        identities: &StdHashMap<u64, IdentityEntry>,
+        root: &Root,
+    ) -> Result<(), WriteError> {
+        if image.workloads.len() > MAX_WORKLOADS as usize {
+            return Err(WriteError::Workloads { needed: image.workloads.len() });
+        }
+        let room = |table, changed: bool, needed: usize, kept: usize, capacity: u32| {
+            if changed && needed + kept > capacity as usize {
+                return Err(WriteError::Capacity { table, needed, kept, capacity: capacity as usize });
+            }
+            Ok(())
+        };
+        let kept = self.current.as_ref();
+        room(
+            "identities",
+            root.identities != self.root.identities,
+            identities.len(),
+            self.identities.len(),
+            self.sizes.identities,
+        )?;
+        room(
+            "addresses",
+            root.addresses != self.root.addresses,
+            image.addresses.len(),
+            kept.map_or(0, |c| c.addresses.len()),
+            self.sizes.addresses,
+        )?;
+        room(
+            "cells",
+            root.cells != self.root.cells,
+            image.cells.len(),
+            kept.map_or(0, |c| c.cells.len()),
+            self.sizes.cells,
+        )
+    }
+
+    fn write_tables(
+        &mut self,
+        image: &Image,
+        identities: &StdHashMap<u64, IdentityEntry>,
+        root: &Root,
+        written: &mut usize,
+    ) -> Result<(), WriteError> {
+        if root.identities != self.root.identities {
+            let entries = identities
+                .iter()
+                .map(|(&cgroup, &entry)| (IdentityKey { cgroup, epoch: root.identities, reserved: 0 }, entry));
+            *written += insert("identities", self.maps.identities.fd.as_fd(), entries)?;
+        }
+        if root.addresses != self.root.addresses {
+            let entries = image.addresses.iter().map(|((address, bits), &class)| {
+                let length = ADDRESS_EPOCH_BITS + u32::from(*bits);
+                (lpm_trie::Key::new(length, address_key(root.addresses, address)), class)
+            });
+            *written += insert("addresses", self.maps.addresses.fd.as_fd(), entries)?;
+        }
+        if root.cells != self.root.cells {
+            let entries = image.cells.iter().map(|(key, &cell)| (CellKey { epoch: root.cells, ..*key }, cell));
+            *written += insert("cells", self.maps.cells.fd.as_fd(), entries)?;
+        }
+        if root.workload_bank != self.root.workload_bank || self.root.generation == 0 {
+            let base = (root.workload_bank * MAX_WORKLOADS) as usize;
+            for index in 0..MAX_WORKLOADS as usize {
+                let entry = image.workloads.get(index).copied().unwrap_or_default();
+                self.maps.workloads.set(base + index, entry);
+            }
+            *written += image.workloads.len();
+        }
+        if root.port_bank != self.root.port_bank || self.root.generation == 0 {
+            let base = (root.port_bank * PORT_SLOTS) as usize;
+            for index in 0..PORT_SLOTS {
+                let entry = image.ports.get(&index).copied().unwrap_or_default();
+                self.maps.ports.set(base + index as usize, entry);
+            }
+            *written += image.ports.len();
+        }
+        Ok(())
+    }
+
+    /// Deletes all entries that the given root does not reach: the last generation's, and what a killed daemon left.
+    fn sweep(&mut self, root: &Root) -> Result<(), WriteError> {
+        let old: Vec<IdentityKey> = keys("identities", self.maps.identities.map.keys())?
+            .into_iter()
+            .filter(|key| key.epoch != root.identities)
+            .collect();
+        delete("identities", self.maps.identities.fd.as_fd(), &old)?;
+        let old_cells: Vec<CellKey> =
+            keys("cells", self.maps.cells.map.keys())?.into_iter().filter(|key| key.epoch != root.cells).collect();
+        delete("cells", self.maps.cells.fd.as_fd(), &old_cells)?;
+        let epoch = root.addresses.to_be_bytes();
+        let old_addresses: Vec<_> = keys("addresses", self.maps.addresses.map.keys())?
+            .into_iter()
+            .filter(|key| key.data()[..4] != epoch)
+            .collect();
+        delete("addresses", self.maps.addresses.fd.as_fd(), &old_addresses)?;
+        if !(old.is_empty() && old_cells.is_empty() && old_addresses.is_empty()) {
+            self.barrier_due = true;
+        }
+        Ok(())
+    }
+}
+
+fn keys<K>(table: &'static str, keys: impl Iterator<Item = Result<K, MapError>>) -> Result<Vec<K>, WriteError> {
+    keys.collect::<Result<_, _>>().map_err(|error| WriteError::Map { table, error })
+}
+
+fn insert<K: Pod, V: Pod>(
+    table: &'static str,
+    map: BorrowedFd<'_>,
+    entries: impl Iterator<Item = (K, V)>,
+) -> Result<usize, WriteError> {
+    let (mut keys, mut values) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+    let mut total = 0;
+    let mut flush = |keys: &mut Vec<K>, values: &mut Vec<V>| {
+        bpf::update_batch(map, keys, values).map_err(|(_, error)| WriteError::Write { table, error })?;
+        total += keys.len();
+        keys.clear();
+        values.clear();
+        Ok(())
+    };
+    for (key, value) in entries {
+        keys.push(key);
+        values.push(value);
+        if keys.len() == BATCH {
+            flush(&mut keys, &mut values)?;
+        }
+    }
+    flush(&mut keys, &mut values)?;
+    Ok(total)
+}
+
+fn delete<K: Pod>(table: &'static str, map: BorrowedFd<'_>, keys: &[K]) -> Result<(), WriteError> {
+    for chunk in keys.chunks(BATCH) {
+        bpf::delete_batch(map, chunk).map_err(|error| WriteError::Write { table, error })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Policy files as they are written: the raw form, with byte positions.
+//!
+//! Enters: TOML. Leaves: values of the right shape. Never: meaning; names are not resolved here, numbers not checked.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A policy file. All files of a directory are merged; their order does not matter.
+#[derive(Deserialize, JsonSchema, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Trust domain of the SPIFFE IDs that workloads have. Once over all files.
+    #[schemars(with = "Option<String>")]
+    pub trust_domain: Option<Spanned<String>>,
+    /// Whether denials are enforced or only observed. Once over all files.
+    #[schemars(with = "Option<Mode>")]
+    pub mode: Option<Spanned<Mode>>,
+    /// Something that runs on this node, recognised by its cgroup.
+    #[serde(default)]
+    #[schemars(with = "Vec<Workload>")]
+    pub workload: Vec<Spanned<Workload>>,
+    /// A caller that is not on this node.
+    #[serde(default)]
+    #[schemars(with = "Vec<Peer>")]
+    pub peer: Vec<Spanned<Peer>>,
+    /// Something that is called.
+    #[serde(default)]
+    #[schemars(with = "Vec<Service>")]
+    pub service: Vec<Spanned<Service>>,
+    /// Who issues tokens.
+    #[serde(default)]
+    #[schemars(with = "Vec<Issuer>")]
+    pub issuer: Vec<Spanned<Issuer>>,
+    /// Who may call what.
+    #[serde(default)]
+    #[schemars(with = "Vec<Rule>")]
+    pub rule: Vec<Spanned<Rule>>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Denials block.
+    #[default]
+    Enforce,
+    /// Denials are recorded and let through.
+    Observe,
+}
+
+#[derive(Deserialize, serde::Serialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Service,
+    Job,
+    Agent,
+    Gateway,
+    Person,
+    Partner,
+}
+
+#[derive(Deserialize, serde::Serialize, JsonSchema, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Sensitivity {
+    Low,
+    #[default]
+    Medium,
+    High,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Inbound {
+    /// Ports without a service of their own accept anybody.
+    Open,
+    /// Only what a service guards can be called.
+    Closed,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    #[default]
+    Allow,
+    Deny,
+}
+
+#[derive(Deserialize, serde::Serialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "kebab-case")]
+pub enum Proof {
+    /// This kernel attests the caller. Always there for callers on this node.
+    Cgroup,
+    /// Another node's authd vouches for the caller.
+    Node,
+    Mtls,
+    Token,
+    ApiKey,
+    Approval,
+}
+
+/// One text or several.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(untagged)]
+pub enum Texts {
+    One(#[schemars(with = "String")] Spanned<String>),
+    Many(#[schemars(with = "Vec<String>")] Vec<Spanned<String>>),
+}
+
+impl Texts {
+    pub fn into_vec(self) -> Vec<Spanned<String>> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    pub kind: Kind,
+    /// Glob (or several) of cgroup paths below the enforced root, such as `/system.slice/payments-*.service`.
+    pub cgroup: Texts,
+    #[schemars(with = "Option<String>")]
+    pub tenant: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub environment: Option<Spanned<String>>,
+    #[serde(default)]
+    pub mode: Mode,
+    /// May open raw IP sockets (`ping` of old, packet crafters); every packet is then judged by its own headers.
+    #[serde(default)]
+    pub raw_sockets: bool,
+    /// Whether ports that no service guards may be called. Default: `closed` for agents and jobs, else `open`.
+    pub inbound: Option<Inbound>,
+    /// Path of the SPIFFE ID; `{instance}` stands for the cgroup that matched.
+    #[schemars(with = "Option<String>")]
+    pub spiffe_id: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    pub kind: Option<Kind>,
+    /// Addresses and networks that it calls from.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub networks: Vec<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub spiffe_id: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub dns: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub subject: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub tenant: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub environment: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// Where it is called: addresses and networks.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub addresses: Option<Vec<Spanned<String>>>,
+    /// The local workload that offers it: what calls it is guarded.
+    #[schemars(with = "Option<String>")]
+    pub workload: Option<Spanned<String>>,
+    /// `tcp/5432`, `tcp/8000-8100`, `udp/53`, `tcp`, `udp`, `icmp`, `proto/47`, `any`.
+    #[schemars(with = "Vec<String>")]
+    pub ports: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub sensitivity: Sensitivity,
+    #[schemars(with = "Option<String>")]
+    pub tenant: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub environment: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// `jwt` or `introspection`.
+    pub kind: IssuerKind,
+    pub issuer: String,
+    pub jwks_url: Option<String>,
+    pub jwks_file: Option<String>,
+    pub introspection_url: Option<String>,
+    #[serde(default)]
+    pub algorithms: Vec<String>,
+    pub max_ttl: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum IssuerKind {
+    Jwt,
+    Introspection,
+}
+
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// Workloads, peers, `any`, `unmanaged`.
+    #[schemars(with = "Vec<String>")]
+    pub from: Vec<Spanned<String>>,
+    /// Services, `any`.
+    #[schemars(with = "Vec<String>")]
+    pub to: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub action: Action,
+    #[serde(default)]
+    pub mode: Mode,
+    /// What must be proven; all of them.
+    #[serde(default)]
+    #[schemars(with = "Vec<Proof>")]
+    pub require: Vec<Spanned<Proof>>,
+    #[schemars(with = "Option<Token>")]
+    pub token: Option<Spanned<Token>>,
+    #[schemars(with = "Option<String>")]
+    pub grant_ttl: Option<Spanned<String>>,
+    #[serde(default)]
+    pub across_tenants: bool,
+    #[serde(default)]
+    pub across_environments: bool,
+    #[schemars(with = "Option<When>")]
+    pub when: Option<Spanned<When>>,
+}
+
+/// What a token has to say.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    #[schemars(with = "String")]
+    pub issuer: Spanned<String>,
+    pub audience: Option<String>,
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    #[serde(default)]
+    pub bound: bool,
+}
+
+/// When a rule holds.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct When {
+    /// `mon-fri`, or a list of days and ranges. Default: every day.
+    pub days: Option<Texts>,
+    /// `08:00-18:00`; may pass midnight. Default: all day.
+    #[schemars(with = "Option<String>")]
+    pub hours: Option<Spanned<String>>,
+    /// IANA time zone. Default: UTC.
+    #[schemars(with = "Option<String>")]
+    pub zone: Option<Spanned<String>>,
+}

@@ -1,0 +1,110 @@
+//! Builds the kernel object: the one place that knows how.
+//!
+//! Enters: where the workspace is, and where to build. Leaves: the path of the object, or what to install. Never: a guess
+//! at a tool chain that was not looked at. `authd/build.rs` includes this file too, so it uses nothing but std and anyhow.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// What Rust calls little-endian BPF.
+pub const TARGET: &str = "bpfel-unknown-none";
+const PACKAGE: &str = "authd-ebpf";
+/// Where Debian's package `libstd-rust-web-dev-bpf` puts a prebuilt `core`.
+const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// bpf-linker loads LLVM from here when Debian's compiler brought it.
+const DEBIAN_LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
+
+/// A compiler that can build for BPF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Toolchain {
+    /// Debian's `rustc-web`, with a prebuilt `core`.
+    Debian,
+    /// rustup's nightly, which builds `core` from rust-src.
+    Nightly,
+}
+
+impl Toolchain {
+    /// Takes what is there; says what to install if nothing is.
+    pub fn find() -> Result<Self> {
+        if Path::new(DEBIAN_CORE).is_dir() && Path::new(DEBIAN_RUSTC).exists() {
+            return Ok(Self::Debian);
+        }
+        if nightly_has_source() {
+            return Ok(Self::Nightly);
+        }
+        bail!(
+            "no compiler for {TARGET}: run `cargo xtask setup` (as root on Debian), or install Debian's packages \
+             rustc-web and libstd-rust-web-dev-bpf, or rustup's nightly with its component rust-src"
+        )
+    }
+
+    pub fn describe(&self) -> &'static str {
+        match self {
+            Self::Debian => "Debian's rustc-web with its prebuilt core",
+            Self::Nightly => "rustup's nightly, building core from rust-src",
+        }
+    }
+}
+
+/// Builds the object in release form below `target_dir`, which must not be one that a running cargo holds locked.
+pub fn build(workspace: &Path, target_dir: &Path) -> Result<PathBuf> {
+    let toolchain = Toolchain::find()?;
+    let status = cargo(&toolchain, workspace, target_dir, "build")
+        .args(["--release", "--package", PACKAGE])
+        .status()
+        .context("starting cargo")?;
+    if !status.success() {
+        bail!("building {PACKAGE} with {} failed: {status}", toolchain.describe());
+    }
+    Ok(target_dir.join(TARGET).join("release").join(PACKAGE))
+}
+
+/// cargo with a sub-command, set up for the kernel crate.
+pub fn cargo(toolchain: &Toolchain, workspace: &Path, target_dir: &Path, subcommand: &str) -> Command {
+    let mut command = Command::new("cargo");
+    // A build script is run with the outer build's settings in its environment; they are not ours.
+    for (name, _) in env::vars_os() {
+        let Some(text) = name.to_str() else { continue };
+        let foreign = text.starts_with("CARGO_") && !text.starts_with("CARGO_HOME") && !text.starts_with("CARGO_NET");
+        if foreign || matches!(text, "RUSTC" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTFLAGS" | "TARGET") {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(workspace);
+    match toolchain {
+        Toolchain::Debian => {
+            command.arg(subcommand).env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+            command.env("LD_LIBRARY_PATH", DEBIAN_LIBRARIES);
+        }
+        Toolchain::Nightly => {
+            command.arg("+nightly").arg(subcommand).args(["-Z", "build-std=core"]);
+            command.env_remove("RUSTUP_TOOLCHAIN");
+        }
+    }
+    command
+        .args(["--target", TARGET])
+        .env("CARGO_TARGET_DIR", target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2"].join("\u{1f}"))
+        // A workspace has one set of profiles for all its members; the kernel crate needs these.
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
+    if env::var_os("CI").is_some() {
+        command.arg("--locked");
+    }
+    command
+}
+
+fn nightly_has_source() -> bool {
+    let output = Command::new("rustc").args(["+nightly", "--print", "sysroot"]).output();
+    let Ok(output) = output else { return false };
+    let sysroot = String::from_utf8_lossy(&output.stdout);
+    output.status.success() && Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir()
+}
