@@ -41,6 +41,8 @@ reasons! {
     Unmanaged = 2, "unmanaged";
     /// An inbound flow to a port that no service guards.
     Unguarded = 3, "unguarded";
+    /// An inbound flow to a port of the failsafe list, which is always reachable.
+    Failsafe = 4, "failsafe";
     /// A deny rule matches.
     DeniedByRule = 32, "denied_by_rule";
     /// No allow rule matches, and the default is to deny.

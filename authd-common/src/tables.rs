@@ -118,6 +118,8 @@ pub mod workload_flags {
     pub const RAW_SOCKETS: u32 = 4;
     /// Accepts inbound flows only through its guarded services.
     pub const CLOSED: u32 = 8;
+    /// Ports of the failsafe list always accept: operators log in through it.
+    pub const FAILSAFE: u32 = 16;
 }
 
 /// Data of the longest-prefix-match key, behind the prefix length: epoch (big endian) and address. A prefix of the policy
@@ -151,6 +153,8 @@ const _: () = assert!(size_of::<PortEntry>() == 8);
 pub mod port_flags {
     /// Some workload guards this port.
     pub const GUARDED: u16 = 1;
+    /// On the failsafe list.
+    pub const FAILSAFE: u16 = 2;
 }
 
 /// Index of a port in its table, without the bank.
@@ -175,6 +179,12 @@ pub struct CellKey {
     pub reserved: u8,
 }
 const _: () = assert!(size_of::<CellKey>() == 16);
+
+/// As the object of an outbound cell: every address. As the subject: every caller. A cell with an exact class, if there is
+/// one, holds instead, and accounts for the rules behind this one too.
+pub const ANY_CLASS: u32 = u32::MAX;
+/// Every port that no more exact cell names.
+pub const ANY_PORT_CLASS: u16 = u16::MAX;
 
 /// What subject and object of a cell are.
 pub mod path {

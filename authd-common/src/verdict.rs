@@ -7,7 +7,7 @@ use crate::{
     parse::{Packet, packet_flags},
     reason::Reason,
     tables::{
-        Cell, CellKey, NO_RULE, PENDING, Phase, Root, Tables, UNMANAGED, WorkloadEntry, path, port_flags, root_flags,
+        ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, NO_RULE, PENDING, Root, Tables, UNMANAGED, WorkloadEntry, path, port_flags, root_flags,
         workload_flags,
     },
 };
@@ -129,14 +129,39 @@ pub fn decide_out(
         Ok(entry) => entry,
         Err(verdict) => return verdict,
     };
-    let key = CellKey {
+    let at = tables.port(root, protocol, port).class;
+    let mut key = CellKey {
         epoch: root.cells,
         subject: entry.class,
         object: tables.address_class(root, remote),
-        port: tables.port(root, protocol, port).class,
+        port: at,
         path: path::OUT,
         reserved: 0,
     };
+    let object = key.object;
+    // From the workload's own cells to everybody's, each from the most exact to the least: the first there is holds.
+    if let Some(cell) = tables.cell(&key) {
+        return current(tables, root, &entry, &cell);
+    }
+    key.port = ANY_PORT_CLASS;
+    if let Some(cell) = tables.cell(&key) {
+        return current(tables, root, &entry, &cell);
+    }
+    key.object = ANY_CLASS;
+    if let Some(cell) = tables.cell(&key) {
+        return current(tables, root, &entry, &cell);
+    }
+    key.subject = ANY_CLASS;
+    key.object = object;
+    key.port = at;
+    if let Some(cell) = tables.cell(&key) {
+        return current(tables, root, &entry, &cell);
+    }
+    key.port = ANY_PORT_CLASS;
+    if let Some(cell) = tables.cell(&key) {
+        return current(tables, root, &entry, &cell);
+    }
+    key.object = ANY_CLASS;
     match tables.cell(&key) {
         Some(cell) => current(tables, root, &entry, &cell),
         None => Verdict::refuse(Reason::NoRule, root, &entry),
@@ -177,7 +202,15 @@ pub fn decide_in_from(
     let at = tables.port(root, protocol, port);
     let mut key =
         CellKey { epoch: root.cells, subject: 0, object: entry.class, port: at.class, path: path::GUARD, reserved: 0 };
-    if at.flags & port_flags::GUARDED == 0 || tables.cell(&key).is_none() {
+    if at.flags & port_flags::FAILSAFE != 0 && entry.flags & workload_flags::FAILSAFE != 0 {
+        return Verdict::allow(Reason::Failsafe);
+    }
+    let mut guarded = at.flags & port_flags::GUARDED != 0;
+    if guarded && tables.cell(&key).is_none() {
+        key.port = ANY_PORT_CLASS;
+        guarded = tables.cell(&key).is_some();
+    }
+    if !guarded {
         return if entry.flags & workload_flags::CLOSED == 0 {
             Verdict::allow(Reason::Unguarded)
         } else {
@@ -195,6 +228,10 @@ pub fn decide_in_from(
         key.path = path::IN_REMOTE;
         key.subject = tables.address_class(root, &far.address);
     }
+    if let Some(cell) = tables.cell(&key) {
+        return current(tables, root, &entry, &cell);
+    }
+    key.subject = ANY_CLASS;
     match tables.cell(&key) {
         Some(cell) => current(tables, root, &entry, &cell),
         None => Verdict::refuse(Reason::NoRule, root, &entry),
@@ -257,28 +294,27 @@ fn entry_of(tables: &impl Tables, root: &Root, workload: u32) -> Result<Workload
     }
 }
 
-/// The phase of a cell that holds now.
+/// The phase of a cell that holds now. Cells say what the rules say; whether a denial blocks also depends on the modes of
+/// node and workload.
 #[inline(always)]
 fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell) -> Verdict {
-    if cell.first_until == 0 {
-        return of_phase(&cell.first, 0);
+    let mut phase = cell.first;
+    let mut until = cell.first_until;
+    if until != 0 {
+        let now = tables.now();
+        if now >= until {
+            phase = cell.second;
+            until = cell.second_until;
+            if until != 0 && now >= until {
+                return Verdict { rule: cell.second.rule, ..Verdict::refuse(Reason::ScheduleStale, root, workload) };
+            }
+        }
     }
-    let now = tables.now();
-    if now < cell.first_until {
-        return of_phase(&cell.first, cell.first_until);
+    let reason = Reason::from_code(phase.reason).unwrap_or(Reason::NoGeneration);
+    let mut verdict = Verdict { rule: phase.rule, until, ..Verdict::refuse(reason, root, workload) };
+    let action = Action::from_code(phase.action);
+    if action.passes() {
+        verdict.action = action;
     }
-    if cell.second_until == 0 || now < cell.second_until {
-        return of_phase(&cell.second, cell.second_until);
-    }
-    Verdict { rule: cell.second.rule, ..Verdict::refuse(Reason::ScheduleStale, root, workload) }
-}
-
-#[inline(always)]
-fn of_phase(phase: &Phase, until: u64) -> Verdict {
-    Verdict {
-        action: Action::from_code(phase.action),
-        reason: Reason::from_code(phase.reason).unwrap_or(Reason::NoGeneration),
-        rule: phase.rule,
-        until,
-    }
+    verdict
 }

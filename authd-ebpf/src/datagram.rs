@@ -195,11 +195,11 @@ fn account(known: Option<&mut Conversation>, scene: &Scene) -> Action {
         return action;
     }
     if scene.arrives {
-        c.bytes_in += scene.bytes();
-        c.packets_in += 1;
+        raw::add(&mut c.bytes_in, scene.bytes());
+        raw::add(&mut c.packets_in, 1);
     } else {
-        c.bytes_out += scene.bytes();
-        c.packets_out += 1;
+        raw::add(&mut c.bytes_out, scene.bytes());
+        raw::add(&mut c.packets_out, 1);
     }
     c.last_seen = raw::coarse_now();
     action

@@ -23,8 +23,8 @@ const BPF_RB_FORCE_WAKEUP: u64 = 2;
 pub fn count(reason: u16, bytes: u64) {
     if let Some(counter) = maps::counter(reason) {
         let counter = raw::value(counter);
-        counter.verdicts += 1;
-        counter.bytes += bytes;
+        raw::add(&mut counter.verdicts, 1);
+        raw::add(&mut counter.bytes, bytes);
     }
 }
 
@@ -36,10 +36,9 @@ impl Draft {
     #[inline(always)]
     pub fn new() -> Option<Self> {
         let sequence = raw::value(maps::sequence()?);
-        let number = sequence.next;
-        sequence.next = number + 1;
+        let number = raw::add(&mut sequence.next, 1);
         let Some(mut entry) = maps::events().reserve::<Event>(0) else {
-            sequence.lost += 1;
+            raw::add(&mut sequence.lost, 1);
             return None;
         };
         let event = raw::value(entry.as_mut_ptr());
@@ -153,7 +152,7 @@ fn represented(what: &Refused, verdict: &Verdict) -> Option<u64> {
     if let Some(denial) = maps::denial(&key) {
         let denial = raw::value(denial);
         if now < denial.told + TELL_AGAIN && denial.generation == what.generation {
-            denial.untold += 1;
+            raw::add(&mut denial.untold, 1);
             return None;
         }
         let represented = 1 + denial.untold;

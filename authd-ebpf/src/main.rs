@@ -1,6 +1,8 @@
 //! authd's kernel programs: one hook per file. A hook reads its context, asks the common code, writes down what follows,
 //! and answers the kernel. Policy lives in `authd-common`; map access in [`maps`]; helper calls in [`raw`].
 #![no_std]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an atomic addition has no other name on this target")]
 #![no_main]
 
 mod caller;

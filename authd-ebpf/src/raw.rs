@@ -7,6 +7,7 @@
 
 use core::{
     ffi::c_void,
+    intrinsics::{AtomicOrdering, atomic_xadd},
     ptr::{read_volatile, write_volatile},
 };
 
@@ -47,6 +48,16 @@ pub fn value<'a, T>(value: *mut T) -> &'a mut T {
 pub fn set<T>(field: *mut T, value: T) {
     // SAFETY: the pointer comes from a live map value or ring buffer reservation.
     unsafe { write_volatile(field, value) }
+}
+
+/// Adds to a number that several CPUs, or a packet that interrupts a system call on the same one, may add to. Returns what it
+/// was.
+#[inline(always)]
+pub fn add(number: &mut u64, amount: u64) -> u64 {
+    // The target is declared without compare-and-swap, so that core's atomic types have no addition for it; the instruction
+    // (BPF_ATOMIC with BPF_FETCH, Linux 5.12) exists nevertheless.
+    // SAFETY: a reference is valid and aligned; all that write this number, but for resets, use this function.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, amount) }
 }
 
 macro_rules! nullary {

@@ -1,5 +1,12 @@
-//! authd, the library behind the binary: two flows, in order.
+//! authd, the library behind the binary. Its modules are the two flows, in order.
 
+pub mod cli;
 pub mod cmd;
-pub mod dataplane;
+pub mod config;
+
 pub mod policy;
+
+pub mod dataplane;
+
+pub mod audit;
+pub mod daemon;

@@ -1,1 +1,35 @@
-fn main() {}
+//! The binary: arguments, logging, exit codes.
+
+use std::{io, process::ExitCode};
+
+use authd::{
+    cli::{Cli, Command},
+    cmd,
+};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Records go to stdout; what the daemon says of itself goes to stderr.
+    let filter = EnvFilter::try_from_env("AUTHD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(cmd::colours(&io::stderr())).init();
+    let config = cli.config.as_deref();
+    let result = match cli.command {
+        Command::Run { detach_on_exit } => cmd::run::run(config, detach_on_exit),
+        Command::Apply { json } => cmd::apply::run(config, json),
+        Command::Check { directory, json, strict } => cmd::check::run(config, directory, json, strict),
+        Command::Explain { from, to, at, policy, json } => {
+            cmd::explain::run(config, cmd::explain::Question { from, to, at, policy }, json)
+        }
+        Command::Diff { old, new, json } => cmd::diff::run(config, &old, &new, json),
+        Command::Schema { of } => cmd::schema::run(of),
+        Command::Status { json, prometheus } => cmd::status::run(config, json, prometheus),
+        Command::Flows { follow, last, json } => cmd::flows::run(config, follow, last, json),
+        Command::PanicOpen { yes } => cmd::panic_open::run(config, yes),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("authd: {error:#}");
+        ExitCode::from(cmd::FAILED)
+    })
+}

@@ -107,7 +107,8 @@ fn cgroup_of(fdinfo: &str) -> Option<u64> {
 
 fn renew(object: &mut Object, name: &str, cgroup: &File, path: &Path) -> Result<(), AttachError> {
     let link = new_link(object, name, cgroup)?;
-    let beside = path.with_extension("new");
+    // No dot: the BPF file system reserves names that have one.
+    let beside = path.with_file_name(format!("new_{name}"));
     let _ = fs::remove_file(&beside);
     link.pin(&beside).map_err(|error| AttachError::Pin { name: name.to_owned(), error })?;
     // The rename drops the old link, if there was one, only after the new one is in force.

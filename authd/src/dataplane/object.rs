@@ -96,7 +96,7 @@ pub struct Maps {
     pub ports: MappedArray<PortEntry>,
     pub cells: Table<HashMap<MapData, CellKey, Cell>>,
     pub conversations: HashMap<MapData, ConversationKey, Conversation>,
-    pub denials: HashMap<MapData, DenialKey, Denial>,
+    pub denials: Table<HashMap<MapData, DenialKey, Denial>>,
     pub counters: PerCpuArray<MapData, Counter>,
     pub sequence: PerCpuArray<MapData, Sequence>,
     pub events: RingBuf<MapData>,
@@ -108,7 +108,7 @@ pub struct Object {
     pub programs: Vec<Loaded>,
     /// Optional programs that this kernel refuses, with its reason.
     pub refused: Vec<(String, String)>,
-    pub maps: Maps,
+    maps: Option<Maps>,
     /// The maps were pinned by an earlier daemon and go on as they are.
     pub adopted: bool,
     ebpf: Ebpf,
@@ -146,6 +146,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
     let directory = maps_directory(pins, sizes);
     let of_pins = |error| LoadError::Pins { path: directory.clone(), error };
     let parent = pins.parent().unwrap_or(pins);
+    mount_bpffs(parent);
     if statfs(parent).map_err(io::Error::from).map_err(of_pins)?.filesystem_type() != BPF_FS_MAGIC {
         return Err(LoadError::NotBpffs(pins.to_owned()));
     }
@@ -168,12 +169,28 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
         loader.map_pin_path(name, directory.join(name));
     }
     let mut ebpf = loader.load(OBJECT)?;
-    let maps = open(&mut ebpf)?;
+    // Programs first: their instructions hold the numbers of the maps' descriptors, which taking the maps may close.
     let (programs, refused) = load_programs(&mut ebpf)?;
-    Ok(Object { programs, refused, maps, adopted: complete, ebpf })
+    let maps = open(&mut ebpf)?;
+    Ok(Object { programs, refused, maps: Some(maps), adopted: complete, ebpf })
+}
+
+/// Minimal systems have no BPF file system mounted at its usual place. If mounting fails, the check that follows says so.
+fn mount_bpffs(directory: &Path) {
+    use nix::mount::{MsFlags, mount};
+    let usual = directory == Path::new("/sys/fs/bpf");
+    if usual && statfs(directory).is_ok_and(|s| s.filesystem_type() != BPF_FS_MAGIC) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let _ = mount(Some("bpf"), directory, Some("bpf"), flags, Some("mode=0700"));
+    }
 }
 
 impl Object {
+    /// The maps, for the writer, who owns them from then on.
+    pub fn take_maps(&mut self) -> Maps {
+        self.maps.take().unwrap_or_else(|| unreachable!("maps are taken once"))
+    }
+
     pub fn program_mut(&mut self, name: &str) -> &mut Program {
         self.ebpf.program_mut(name).unwrap_or_else(|| unreachable!("{name} was loaded"))
     }
@@ -185,6 +202,24 @@ impl Object {
     /// The loader's view of a program, for test runs.
     pub fn program(&self, name: &str) -> Option<&Program> {
         self.ebpf.program(name)
+    }
+}
+
+/// Removes the maps of other layouts and sizes: nothing that is attached refers to them any more.
+pub fn remove_other_maps(pins: &Path, sizes: &Sizes) {
+    let own = maps_directory(pins, sizes);
+    remove_maps(pins, |directory| directory != own);
+}
+
+/// Removes directories of maps.
+pub fn remove_maps(pins: &Path, which: impl Fn(&Path) -> bool) {
+    let Ok(entries) = fs::read_dir(pins) else { return };
+    for path in entries.filter_map(|entry| entry.ok().map(|entry| entry.path())) {
+        let is_maps = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("maps-v"));
+        if is_maps && which(&path) {
+            // What cannot be removed now is tried again at the next start.
+            let _ = remove_directory(&path);
+        }
     }
 }
 
@@ -243,7 +278,7 @@ fn open(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
         ports: mapped(ebpf, names::PORTS, (BANKS * PORT_SLOTS) as usize)?,
         cells: table(ebpf, names::CELLS)?,
         conversations: typed(ebpf, names::CONVERSATIONS)?,
-        denials: typed(ebpf, names::DENIALS)?,
+        denials: table(ebpf, names::DENIALS)?,
         counters: typed(ebpf, names::COUNTERS)?,
         sequence: typed(ebpf, names::SEQUENCE)?,
         events: typed(ebpf, names::EVENTS)?,
@@ -272,7 +307,7 @@ fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &'static str, length: usize) -> Re
 
 fn descriptor(map: &Map) -> io::Result<OwnedFd> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data) => data.fd().as_fd().try_clone_to_owned(),
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) => data.fd().as_fd().try_clone_to_owned(),
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
 }

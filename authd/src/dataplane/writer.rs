@@ -15,7 +15,7 @@ use std::{
 use authd_common::{
     address::Address,
     tables::{
-        ADDRESS_EPOCH_BITS, BANKS, CellKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root,
+        ADDRESS_EPOCH_BITS, BANKS, CellKey, Denial, DenialKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root,
         WorkloadEntry, address_key, root_slot,
     },
 };
@@ -193,6 +193,23 @@ impl Writer {
         if self.identities.remove(&cgroup).is_some() {
             self.gone.push(cgroup);
         }
+    }
+
+    /// Takes a denial out of its table: the kernel begins anew with the next one.
+    pub fn take_denial(&mut self, key: &DenialKey) -> Result<Option<Denial>, WriteError> {
+        let of = |error| WriteError::Write { table: "denials", error };
+        bpf::take::<DenialKey, Denial>(self.maps.denials.fd.as_fd(), key).map_err(of)
+    }
+
+    /// Table, entries, capacity. An upper bound where the kernel does not count.
+    pub fn fill(&self) -> Vec<(&'static str, u64, u64)> {
+        let current = self.current.as_ref();
+        vec![
+            ("identities", self.identities.len() as u64, self.sizes.identities.into()),
+            ("addresses", current.map_or(0, |c| c.addresses.len() as u64), self.sizes.addresses.into()),
+            ("cells", current.map_or(0, |c| c.cells.len() as u64), self.sizes.cells.into()),
+            ("workloads", current.map_or(0, |c| c.workloads.len() as u64), MAX_WORKLOADS.into()),
+        ]
     }
 
     /// Deletes what became useless since the last time.

@@ -4,7 +4,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// One policy file, as it was read.
 #[derive(Clone, Debug)]
@@ -21,6 +21,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Of what no file says.
+    pub fn nowhere() -> Self {
+        Self { source: Source { name: "builtin".into(), text: "".into() }, span: 0..0 }
+    }
+
     /// Line and column, from 1, in characters.
     pub fn line_column(&self) -> (usize, usize) {
         let before = self.source.text.get(..self.span.start).unwrap_or(&self.source.text);
@@ -99,7 +104,7 @@ impl Diagnostic {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let mut group = level.primary_title(self.message.as_str()).id(self.code).elements(Vec::<Snippet<'_, _>>::new());
+        let mut group = Group::with_title(level.primary_title(self.message.as_str()).id(self.code));
         if let Some(place) = &self.place {
             group = group.element(snippet(place, None));
         }

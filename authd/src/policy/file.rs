@@ -2,8 +2,13 @@
 //!
 //! Enters: TOML. Leaves: values of the right shape. Never: meaning; names are not resolved here, numbers not checked.
 
+use std::{fmt, ops::Range};
+
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
 use toml::Spanned;
 
 /// A policy file. All files of a directory are merged; their order does not matter.
@@ -59,6 +64,20 @@ pub enum Kind {
     Partner,
 }
 
+impl Kind {
+    /// As policies write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Job => "job",
+            Self::Agent => "agent",
+            Self::Gateway => "gateway",
+            Self::Person => "person",
+            Self::Partner => "partner",
+        }
+    }
+}
+
 #[derive(Deserialize, serde::Serialize, JsonSchema, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Sensitivity {
@@ -98,21 +117,67 @@ pub enum Proof {
     Approval,
 }
 
-/// One text or several.
-#[derive(Deserialize, JsonSchema, Debug)]
-#[serde(untagged)]
-pub enum Texts {
-    One(#[schemars(with = "String")] Spanned<String>),
-    Many(#[schemars(with = "Vec<String>")] Vec<Spanned<String>>),
-}
-
-impl Texts {
-    pub fn into_vec(self) -> Vec<Spanned<String>> {
+impl Proof {
+    /// As policies write it.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::One(text) => vec![text],
-            Self::Many(texts) => texts,
+            Self::Cgroup => "cgroup",
+            Self::Node => "node",
+            Self::Mtls => "mtls",
+            Self::Token => "token",
+            Self::ApiKey => "api-key",
+            Self::Approval => "approval",
         }
     }
+}
+
+/// One text or several, each with its place if it has one of its own.
+#[derive(Debug)]
+pub struct Texts(Vec<(String, Option<Range<usize>>)>);
+
+impl Texts {
+    /// Each text with its place; a single one has that of the whole value.
+    pub fn spanned(texts: Spanned<Self>) -> Vec<Spanned<String>> {
+        let whole = texts.span();
+        let spanned = |(text, span): (String, Option<Range<usize>>)| Spanned::new(span.unwrap_or(whole.clone()), text);
+        texts.into_inner().0.into_iter().map(spanned).collect()
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts(vec![(text.to_owned(), None)]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Texts, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = sequence.next_element::<Spanned<String>>()? {
+                    let span = text.span();
+                    texts.push((text.into_inner(), Some(span)));
+                }
+                Ok(Texts(texts))
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
+/// What the schema says in place of [`Texts`].
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "describes a shape; never built")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
 }
 
 #[derive(Deserialize, JsonSchema, Debug)]
@@ -120,9 +185,11 @@ impl Texts {
 pub struct Workload {
     #[schemars(with = "String")]
     pub name: Spanned<String>,
-    pub kind: Kind,
+    #[schemars(with = "Kind")]
+    pub kind: Spanned<Kind>,
     /// Glob (or several) of cgroup paths below the enforced root, such as `/system.slice/payments-*.service`.
-    pub cgroup: Texts,
+    #[schemars(with = "OneOrMany")]
+    pub cgroup: Spanned<Texts>,
     #[schemars(with = "Option<String>")]
     pub tenant: Option<Spanned<String>>,
     #[schemars(with = "Option<String>")]
@@ -190,13 +257,22 @@ pub struct Issuer {
     pub name: Spanned<String>,
     /// `jwt` or `introspection`.
     pub kind: IssuerKind,
-    pub issuer: String,
-    pub jwks_url: Option<String>,
-    pub jwks_file: Option<String>,
-    pub introspection_url: Option<String>,
+    /// The `iss` claim (RFC 7519, 4.1.1): an https URL.
+    #[schemars(with = "String")]
+    pub issuer: Spanned<String>,
+    #[schemars(with = "Option<String>")]
+    pub jwks_url: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub jwks_file: Option<Spanned<String>>,
+    #[schemars(with = "Option<String>")]
+    pub introspection_url: Option<Spanned<String>>,
+    /// Algorithms that are accepted (RFC 7518, 3.1).
     #[serde(default)]
-    pub algorithms: Vec<String>,
-    pub max_ttl: Option<String>,
+    #[schemars(with = "Vec<String>")]
+    pub algorithms: Vec<Spanned<String>>,
+    /// Longest lifetime that a token may have, such as `15m`.
+    #[schemars(with = "Option<String>")]
+    pub max_ttl: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
@@ -255,7 +331,8 @@ pub struct Token {
 #[serde(deny_unknown_fields)]
 pub struct When {
     /// `mon-fri`, or a list of days and ranges. Default: every day.
-    pub days: Option<Texts>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub days: Option<Spanned<Texts>>,
     /// `08:00-18:00`; may pass midnight. Default: all day.
     #[schemars(with = "Option<String>")]
     pub hours: Option<Spanned<String>>,

@@ -1,17 +1,86 @@
-//! A generation's tables, before they are written to maps.
+//! A generation's tables, before they are written to maps: the same answers, without a kernel.
 
 use std::collections::BTreeMap;
 
 use authd_common::{
     address::Address,
-    tables::{Cell, CellKey, PortEntry, WorkloadEntry},
+    tables::{
+        ADDRESS_CLASS_OTHER, Cell, CellKey, IdentityEntry, PortEntry, Root, Tables, WorkloadEntry, port_slot,
+        workload_flags,
+    },
 };
+use jiff::Timestamp;
+
+use super::network::masked;
 
 #[derive(Clone, Debug, Default)]
 pub struct Image {
+    /// `root_flags`.
     pub flags: u32,
+    /// By workload number.
     pub workloads: Vec<WorkloadEntry>,
+    /// Class of each prefix, by its address and length.
     pub addresses: BTreeMap<(Address, u8), u32>,
+    /// By port slot; slots that are not there are empty.
     pub ports: BTreeMap<u32, PortEntry>,
+    /// Keys with epoch 0.
     pub cells: BTreeMap<CellKey, Cell>,
+    /// When the tables should be compiled again, because a schedule's boundary passes.
+    pub next_boundary: Option<Timestamp>,
+}
+
+impl Image {
+    /// The root that its tables have as long as they are only here.
+    pub fn root(&self) -> Root {
+        Root { generation: 1, flags: self.flags, ..Root::default() }
+    }
+
+    /// The image as the verdict function reads it, at a time of the monotonic clock.
+    pub fn at(&self, now: u64) -> View<'_> {
+        let mut lengths: Vec<u8> = self.addresses.keys().map(|(_, bits)| *bits).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        View { image: self, lengths, now }
+    }
+}
+
+/// An image at one moment.
+pub struct View<'a> {
+    image: &'a Image,
+    /// Prefix lengths that occur, longest first.
+    lengths: Vec<u8>,
+    now: u64,
+}
+
+impl Tables for View<'_> {
+    fn root(&self) -> Option<Root> {
+        Some(self.image.root())
+    }
+
+    /// Cgroups belong to a node, not to a policy.
+    fn identity(&self, _: &Root, _: u64) -> Option<IdentityEntry> {
+        None
+    }
+
+    fn workload(&self, _: &Root, workload: u32) -> Option<WorkloadEntry> {
+        let entry = self.image.workloads.get(workload as usize)?;
+        (entry.flags & workload_flags::PRESENT != 0).then_some(*entry)
+    }
+
+    fn address_class(&self, _: &Root, address: &Address) -> u32 {
+        let longest = self.lengths.iter().find_map(|bits| self.image.addresses.get(&(masked(address, *bits), *bits)));
+        longest.copied().unwrap_or(ADDRESS_CLASS_OTHER)
+    }
+
+    fn port(&self, _: &Root, protocol: u8, port: u16) -> PortEntry {
+        self.image.ports.get(&port_slot(protocol, port)).copied().unwrap_or_default()
+    }
+
+    fn cell(&self, key: &CellKey) -> Option<Cell> {
+        self.image.cells.get(&CellKey { epoch: 0, ..*key }).copied()
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
 }

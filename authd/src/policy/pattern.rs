@@ -22,7 +22,7 @@ pub enum PatternError {
 }
 
 /// One cgroup pattern.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pattern {
     components: Vec<String>,
 }
@@ -50,6 +50,17 @@ impl Pattern {
 
     pub fn has_wildcard(&self) -> bool {
         self.components.iter().any(|c| c.contains('*'))
+    }
+
+    /// Of two patterns that match a cgroup, the greater one decides: components, then literal characters.
+    pub fn specificity(&self) -> (usize, usize) {
+        (self.components.len(), self.literals())
+    }
+
+    /// Whether some path matches both.
+    pub fn intersects(&self, other: &Self) -> bool {
+        self.components.len() == other.components.len()
+            && self.components.iter().zip(&other.components).all(|(a, b)| globs_intersect(a, b))
     }
 
     fn literals(&self) -> usize {
@@ -160,6 +171,26 @@ fn matches(glob: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
+/// Whether some text matches both globs.
+fn globs_intersect(a: &str, b: &str) -> bool {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    // possible[i][j]: what is left of both from i and j on can match one text.
+    let mut possible = vec![vec![false; b.len() + 1]; a.len() + 1];
+    for i in (0..=a.len()).rev() {
+        for j in (0..=b.len()).rev() {
+            let (x, y) = (a.get(i), b.get(j));
+            possible[i][j] = match (x, y) {
+                (None, None) => true,
+                (Some('*'), _) => possible[i + 1][j] || (y.is_some() && possible[i][j + 1]),
+                (_, Some('*')) => possible[i][j + 1] || (x.is_some() && possible[i + 1][j]),
+                (Some(x), Some(y)) => x == y && possible[i + 1][j + 1],
+                _ => false,
+            };
+        }
+    }
+    possible[0][0]
+}
+
 /// The name of an instance, from its cgroup's last component: without a unit's suffix, and only with characters that a
 /// SPIFFE path segment may have (SPIFFE-ID, 2.2).
 pub fn instance_name(path: &str) -> String {
@@ -218,6 +249,16 @@ mod tests {
         assert_eq!(p.instance_path("/agents/support-7.scope/child"), Some("/agents/support-7.scope"));
         assert_eq!(instance_name("/agents/support-7.scope"), "support-7");
         assert_eq!(instance_name("/x/run-r1@2:3.service"), "run-r1-2-3");
+    }
+
+    #[test]
+    fn patterns_that_share_a_path_are_found() {
+        let meets = |a: &str, b: &str| Pattern::parse(a).unwrap().intersects(&Pattern::parse(b).unwrap());
+        assert!(meets("/a/x*", "/a/*y"));
+        assert!(meets("/a/*b*", "/a/c*"));
+        assert!(!meets("/a/x*", "/a/y*"));
+        assert!(!meets("/a/x*", "/a/x*/b"));
+        assert!(!meets("/a/*.scope", "/a/*.service"));
     }
 
     #[test]

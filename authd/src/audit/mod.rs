@@ -1,0 +1,4 @@
+//! What happened, for those who have to answer for it.
+
+pub mod record;
+pub mod sink;

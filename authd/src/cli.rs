@@ -1,0 +1,101 @@
+//! The command line: types without logic.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Node-level enforcement: who may open which connection, decided in the kernel.
+#[derive(Parser)]
+#[command(name = "authd", version, max_term_width = 100)]
+pub struct Cli {
+    /// Settings of the daemon [default: /etc/authd/authd.toml]
+    #[arg(long, global = true, env = "AUTHD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the daemon: load programs, put the policy into force, enforce
+    Run {
+        /// Detach all programs when the daemon ends, instead of leaving enforcement to the kernel
+        #[arg(long)]
+        detach_on_exit: bool,
+    },
+    /// Make the daemon load what lies in the policy directory now
+    Apply {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read a policy directory and say what is wrong with it, without a daemon
+    Check {
+        /// Directory of policy files [default: the daemon's]
+        directory: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+        /// Take warnings for errors
+        #[arg(long)]
+        strict: bool,
+    },
+    /// Say whether a flow is allowed, by which rule, and why the other rules did not decide
+    Explain {
+        /// A workload, a peer, `unmanaged`, or an address
+        #[arg(long)]
+        from: String,
+        /// ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp
+        #[arg(long)]
+        to: String,
+        /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+        #[arg(long)]
+        at: Option<String>,
+        /// Ask this policy directory instead of the daemon
+        #[arg(long)]
+        policy: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which callers and services change their verdict between two policy directories
+    Diff {
+        old: PathBuf,
+        new: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON Schema of policy files, or of the settings
+    Schema {
+        #[arg(value_enum, default_value_t = SchemaOf::Policy)]
+        of: SchemaOf,
+    },
+    /// Show generation, programs, workloads and counters
+    Status {
+        #[arg(long, conflicts_with = "prometheus")]
+        json: bool,
+        /// In Prometheus' text format
+        #[arg(long)]
+        prometheus: bool,
+    },
+    /// Show flows: opened, denied, closed
+    Flows {
+        /// Go on with what comes
+        #[arg(long, short)]
+        follow: bool,
+        /// How many of the last ones
+        #[arg(long, short = 'n', default_value_t = 20)]
+        last: usize,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
+    PanicOpen {
+        /// Do it without asking
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum SchemaOf {
+    Policy,
+    Config,
+}

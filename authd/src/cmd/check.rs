@@ -1,0 +1,107 @@
+//! `authd check`
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use super::{BAD_CONFIG, FAILED, print_diagnostics, settings};
+use crate::{
+    config::Config,
+    daemon::{cgroupfs::Base, clock},
+    policy::{
+        compile::{Registry, compile},
+        diagnostic::Diagnostic,
+        lint, load,
+        model::Model,
+    },
+};
+
+pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict: bool) -> anyhow::Result<ExitCode> {
+    let config = match settings(config) {
+        Ok(config) => config,
+        Err(code) => return Ok(code),
+    };
+    let directory = directory.unwrap_or_else(|| config.policy.clone());
+    let policy = load::directory(&directory);
+    let mut diagnostics = policy.diagnostics;
+    if let Some(model) = &policy.model {
+        diagnostics.extend(lint::lint(model));
+        diagnostics.extend(unmatched(&config, model));
+        diagnostics.extend(unfit(&config, model));
+    }
+    let errors = diagnostics.iter().filter(|d| d.is_error()).count();
+    let warnings = diagnostics.len() - errors;
+    if json {
+        let findings: Vec<_> = diagnostics.iter().map(Diagnostic::json).collect();
+        println!("{}", serde_json::json!({ "errors": errors, "warnings": warnings, "diagnostics": findings }));
+    } else {
+        print_diagnostics(&diagnostics);
+        if let Some(model) = &policy.model {
+            println!(
+                "{}: {} workloads, {} peers, {} services, {} rules; {errors} errors, {warnings} warnings",
+                directory.display(),
+                model.workloads.len(),
+                model.peers.len(),
+                model.services.len(),
+                model.rules.len()
+            );
+        } else {
+            println!("{}: {errors} errors, {warnings} warnings", directory.display());
+        }
+    }
+    Ok(match (errors, warnings) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) if !strict => ExitCode::SUCCESS,
+        (0, _) => ExitCode::from(FAILED),
+        _ => ExitCode::from(BAD_CONFIG),
+    })
+}
+
+/// Whether the tables would hold it.
+fn unfit(config: &Config, model: &Model) -> Vec<Diagnostic> {
+    let mut registry = Registry::default();
+    registry.assign(model, &config.options);
+    let too_much = |message: String, help: &str| vec![Diagnostic::general("capacity", message, help)];
+    let image = match compile(model, &registry, &config.options, clock::moment()) {
+        Ok(image) => image,
+        Err(error) => return too_much(error.to_string(), "shorten the policy"),
+    };
+    for (table, needed, capacity) in [
+        ("cells", image.cells.len(), config.sizes.cells),
+        ("addresses", image.addresses.len(), config.sizes.addresses),
+    ] {
+        // The generation in force keeps its place until the next one is.
+        if needed * 2 > capacity as usize {
+            return too_much(
+                format!("the policy needs {needed} {table}, twice while it is loaded; the table holds {capacity}"),
+                "raise the limit in authd.toml, or shorten the policy",
+            );
+        }
+    }
+    Vec::new()
+}
+
+/// Workloads without a cgroup on this node. Nothing is said where there is no cgroup v2 to look at.
+fn unmatched(config: &Config, model: &Model) -> Vec<Diagnostic> {
+    let Ok(base) = Base::find(config.cgroup.as_deref()) else { return Vec::new() };
+    let patterns = model.patterns(|index| index as u32 + 1);
+    let mut seen = vec![false; model.workloads.len()];
+    let mut todo = vec!["/".to_owned()];
+    while let Some(path) = todo.pop() {
+        let classified = patterns.classify(&path);
+        if let Some(seen) = (classified.workload as usize).checked_sub(1).and_then(|index| seen.get_mut(index)) {
+            *seen = true;
+        }
+        if !classified.open {
+            continue;
+        }
+        for entry in fs::read_dir(base.path.join(path.trim_start_matches('/'))).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                todo.push(format!("{}/{}", path.trim_end_matches('/'), entry.file_name().to_string_lossy()));
+            }
+        }
+    }
+    lint::unmatched(model, |index| seen[index])
+}

@@ -1,0 +1,14 @@
+//! `authd schema`
+
+use std::process::ExitCode;
+
+use crate::{cli::SchemaOf, config, policy::file};
+
+pub fn run(of: SchemaOf) -> anyhow::Result<ExitCode> {
+    let schema = match of {
+        SchemaOf::Policy => schemars::schema_for!(file::File),
+        SchemaOf::Config => schemars::schema_for!(config::File),
+    };
+    println!("{}", serde_json::to_string_pretty(&schema)?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,218 @@
+//! Settings of the daemon: `authd.toml`.
+//!
+//! Enters: a file, or nothing. Leaves: settings in range. Never: policy.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::{
+    dataplane::object::Sizes,
+    policy::{
+        compile::Options,
+        diagnostic::{Diagnostic, Place, Source},
+        network::Ports,
+    },
+};
+
+pub const DEFAULT_PATH: &str = "/etc/authd/authd.toml";
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuditTarget {
+    Stdout,
+    File(PathBuf),
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cgroup that is enforced, with all below it. `None`: the root of cgroup v2.
+    pub cgroup: Option<PathBuf>,
+    /// Directory of policy files.
+    pub policy: PathBuf,
+    /// Directory of pins, directly below a BPF file system.
+    pub pins: PathBuf,
+    /// What has to survive a restart.
+    pub state: PathBuf,
+    /// Socket of operators.
+    pub socket: PathBuf,
+    /// Where metrics are written every few seconds, in Prometheus' text format.
+    pub metrics: Option<PathBuf>,
+    pub audit: AuditTarget,
+    pub options: Options,
+    pub sizes: Sizes,
+}
+
+/// The file as it is written.
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// The cgroup that is enforced, with all below it. Default: the root of cgroup v2.
+    cgroup: Option<PathBuf>,
+    policy: Option<PathBuf>,
+    pins: Option<PathBuf>,
+    state: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    metrics: Option<PathBuf>,
+    /// `stdout`, or the path of a file.
+    audit: Option<PathBuf>,
+    /// Ports that stay reachable from outside whatever rules say.
+    #[schemars(with = "Option<Vec<String>>")]
+    failsafe: Option<Vec<Spanned<String>>>,
+    /// Whether loopback DNS and DHCP are allowed unless a rule denies them.
+    builtin_rules: Option<bool>,
+    limits: Limits,
+}
+
+/// Sizes of the kernel's tables, in entries. A change takes effect with the next start, in new tables.
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    #[schemars(with = "Option<u32>")]
+    identities: Option<Spanned<u32>>,
+    #[schemars(with = "Option<u32>")]
+    addresses: Option<Spanned<u32>>,
+    #[schemars(with = "Option<u32>")]
+    cells: Option<Spanned<u32>>,
+    #[schemars(with = "Option<u32>")]
+    conversations: Option<Spanned<u32>>,
+    #[schemars(with = "Option<u32>")]
+    locals: Option<Spanned<u32>>,
+    /// Bytes of the ring of events; a power of two.
+    #[schemars(with = "Option<u32>")]
+    event_bytes: Option<Spanned<u32>>,
+}
+
+impl Config {
+    /// Reads a file. One that was not asked for need not be there.
+    pub fn read(path: Option<&Path>) -> Result<Self, Diagnostic> {
+        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+        let text = match fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => String::new(),
+            Err(error) => {
+                return Err(Diagnostic::general(
+                    "unreadable",
+                    format!("{}: {error}", file.display()),
+                    "name the settings' file with `--config`",
+                ));
+            }
+        };
+        Self::parse(&Source { name: file.display().to_string().into(), text: text.into() })
+    }
+
+    pub fn parse(source: &Source) -> Result<Self, Diagnostic> {
+        let at = |span| Place { source: source.clone(), span };
+        let file: File = toml::from_str(&source.text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            Diagnostic::error("syntax", at(span), error.message().trim_end(), "correct the setting")
+        })?;
+        let File { cgroup, policy, pins, state, socket, metrics, audit, failsafe, builtin_rules, limits } = file;
+        let mut options = Options { builtin_rules: builtin_rules.unwrap_or(true), ..Options::default() };
+        if let Some(failsafe) = failsafe {
+            options.failsafe.clear();
+            for text in failsafe {
+                let wrong = |message: String| {
+                    Diagnostic::error("bad_failsafe", at(text.span()), message, "name single ports, such as tcp/22")
+                };
+                for ports in Ports::parse(text.as_ref()).map_err(|error| wrong(error.to_string()))? {
+                    match ports {
+                        Ports::Tcp { first, last } if first == last => options.failsafe.push((6, first)),
+                        Ports::Udp { first, last } if first == last => options.failsafe.push((17, first)),
+                        _ => return Err(wrong(format!("`{}` is no single port", text.as_ref()))),
+                    }
+                }
+            }
+        }
+        Ok(Self {
+            cgroup,
+            policy: policy.unwrap_or_else(|| "/etc/authd/policy.d".into()),
+            pins: pins.unwrap_or_else(|| "/sys/fs/bpf/authd".into()),
+            state: state.unwrap_or_else(|| "/var/lib/authd".into()),
+            socket: socket.unwrap_or_else(|| "/run/authd/admin.sock".into()),
+            metrics,
+            audit: match audit {
+                None => AuditTarget::Stdout,
+                Some(path) if path == Path::new("stdout") => AuditTarget::Stdout,
+                Some(path) => AuditTarget::File(path),
+            },
+            options,
+            sizes: limits.sizes(&at)?,
+        })
+    }
+}
+
+impl Limits {
+    fn sizes(self, at: &dyn Fn(std::ops::Range<usize>) -> Place) -> Result<Sizes, Diagnostic> {
+        const MAX: u32 = 1 << 24;
+        let default = Sizes::default();
+        let of = |value: Option<Spanned<u32>>, default: u32| match value {
+            None => Ok(default),
+            Some(value) if (16..=MAX).contains(value.as_ref()) => Ok(value.into_inner()),
+            Some(value) => Err(Diagnostic::error(
+                "bad_limit",
+                at(value.span()),
+                format!("{} entries are not possible", value.as_ref()),
+                format!("choose a number from 16 to {MAX}"),
+            )),
+        };
+        let events = match self.event_bytes {
+            None => default.events,
+            Some(bytes) if bytes.as_ref().is_power_of_two() && (1 << 16..=1 << 30).contains(bytes.as_ref()) => {
+                bytes.into_inner()
+            }
+            Some(bytes) => {
+                return Err(Diagnostic::error(
+                    "bad_limit",
+                    at(bytes.span()),
+                    format!("a ring of {} bytes is not possible", bytes.as_ref()),
+                    "choose a power of two from 65536 to 1073741824",
+                ));
+            }
+        };
+        Ok(Sizes {
+            identities: of(self.identities, default.identities)?,
+            addresses: of(self.addresses, default.addresses)?,
+            cells: of(self.cells, default.cells)?,
+            conversations: of(self.conversations, default.conversations)?,
+            locals: of(self.locals, default.locals)?,
+            events,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, Diagnostic> {
+        Config::parse(&Source { name: "authd.toml".into(), text: text.into() })
+    }
+
+    #[test]
+    fn nothing_means_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.options, Options::default());
+        assert_eq!(config.audit, AuditTarget::Stdout);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_where_they_stand() {
+        for (text, code) in [
+            ("colour = 1", "syntax"),
+            ("failsafe = ['tcp']", "bad_failsafe"),
+            ("failsafe = ['ssh']", "bad_failsafe"),
+            ("[limits]\ncells = 1", "bad_limit"),
+            ("[limits]\nevent_bytes = 100000", "bad_limit"),
+        ] {
+            let diagnostic = parse(text).err().unwrap_or_else(|| panic!("{text} was taken"));
+            assert_eq!(diagnostic.code, code, "{text}");
+            assert!(diagnostic.place.is_some(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The operators' socket: what can be asked, and what is answered.
+//!
+//! One request per connection, one JSON line; the answer is one JSON line, or many for a stream. Only root can connect: the
+//! socket lies in a directory of root's, with mode 0600, and the peer's credentials are compared too.
+
+use std::{io, path::Path};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    sync::{broadcast, mpsc, oneshot},
+};
+
+use super::status::Status;
+use crate::policy::explain::Explanation;
+
+/// No request is longer.
+const MAX_REQUEST: u64 = 64 << 10;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    /// Load what lies in the policy directory now.
+    Apply,
+    /// The last records of flows, and those to come if `follow`.
+    Flows { follow: bool, last: usize },
+    Explain { from: String, to: String, at: Option<String> },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    Status(Box<Status>),
+    Applied(Applied),
+    Explanation(Box<Explained>),
+    /// The request could not be met.
+    Error { message: String },
+}
+
+/// What an attempt to load a policy came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Applied {
+    pub ok: bool,
+    /// In force now.
+    pub generation: u32,
+    /// Entries written.
+    pub written: usize,
+    pub microseconds: u64,
+    /// Why not, as it is shown to people.
+    pub errors: Vec<String>,
+    pub warnings: usize,
+}
+
+/// An explanation, as people and as programs read it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    pub text: String,
+    pub json: serde_json::Value,
+}
+
+impl Explained {
+    pub fn new(explanation: &Explanation) -> Self {
+        Self {
+            text: explanation.to_string(),
+            json: serde_json::to_value(explanation).unwrap_or(serde_json::Value::Null),
+        }
+    }
+}
+
+/// A request on its way to the daemon, with where the answer goes.
+pub struct Call {
+    pub request: Request,
+    pub answer: oneshot::Sender<Reply>,
+}
+
+pub enum Reply {
+    One(Answer),
+    /// Lines at once, then, if there is one, whatever comes.
+    Lines(Vec<String>, Option<broadcast::Receiver<String>>),
+}
+
+/// Serves one connection. Errors concern nobody but the caller.
+pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+    if stream.peer_cred()?.uid() != 0 {
+        return Ok(());
+    }
+    let mut line = String::new();
+    let (reader, mut writer) = stream.split();
+    BufReader::new(reader.take(MAX_REQUEST)).read_line(&mut line).await?;
+    let request = match serde_json::from_str(&line) {
+        Ok(request) => request,
+        Err(error) => {
+            let answer = Answer::Error { message: format!("no request that authd knows: {error}") };
+            return write_line(&mut writer, &serde_json::to_string(&answer)?).await;
+        }
+    };
+    let (answer, reply) = oneshot::channel();
+    if calls.send(Call { request, answer }).await.is_err() {
+        return Ok(());
+    }
+    match reply.await {
+        Ok(Reply::One(answer)) => write_line(&mut writer, &serde_json::to_string(&answer)?).await,
+        Ok(Reply::Lines(lines, more)) => {
+            for line in lines {
+                write_line(&mut writer, &line).await?;
+            }
+            let Some(mut more) = more else { return Ok(()) };
+            loop {
+                match more.recv().await {
+                    Ok(line) => write_line(&mut writer, &line).await?,
+                    Err(broadcast::error::RecvError::Lagged(lines)) => {
+                        let note = serde_json::json!({ "event": "skipped", "count": lines });
+                        write_line(&mut writer, &note.to_string()).await?;
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                }
+            }
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+async fn write_line(writer: &mut (impl AsyncWriteExt + Unpin), line: &str) -> io::Result<()> {
+    writer.write_all(line.as_bytes()).await?;
+    writer.write_all(b"\n").await
+}
+
+/// Asks the daemon; blocking, for the command line.
+pub mod client {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        os::unix::net::UnixStream,
+    };
+
+    use super::{Answer, Path, Request, io};
+
+    pub fn ask(socket: &Path, request: &Request) -> io::Result<Answer> {
+        let mut line = String::new();
+        open(socket, request)?.read_line(&mut line)?;
+        if line.is_empty() {
+            return Err(io::Error::other("the daemon closed the connection: only root may ask"));
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// A request whose answer is many lines.
+    pub fn open(socket: &Path, request: &Request) -> io::Result<BufReader<UnixStream>> {
+        let mut stream = UnixStream::connect(socket)?;
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        stream.write_all(line.as_bytes())?;
+        Ok(BufReader::new(stream))
+    }
+}

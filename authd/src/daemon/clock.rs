@@ -1,0 +1,20 @@
+//! The clocks of one moment, read together.
+
+use jiff::Timestamp;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{audit::record::Clock, policy::compile::Moment};
+
+/// ns of the clock whose coarse form the kernel's programs read.
+pub fn monotonic() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+pub fn moment() -> Moment {
+    Moment { wall: Timestamp::now(), monotonic: monotonic() }
+}
+
+pub fn clock() -> Clock {
+    let Moment { wall, monotonic } = moment();
+    Clock { offset: wall.as_nanosecond() - i128::from(monotonic) }
+}

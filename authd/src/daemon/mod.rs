@@ -1,0 +1,606 @@
+//! The daemon: what it holds, and what it does when something happens. The loop that tells it so is in `supervisor`.
+//!
+//! Enters: policies, changes of the cgroup tree, kernel events, questions. Leaves: generations, records, answers.
+
+pub mod admin;
+pub mod candidate;
+pub mod cgroupfs;
+pub mod clock;
+pub mod names;
+pub mod state;
+pub mod status;
+pub mod supervisor;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::atomic::Ordering,
+};
+
+use authd_common::{
+    reason::Reason,
+    tables::{Conversation, ConversationKey, tag_flags},
+};
+use aya::maps::MapError;
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+
+use self::{
+    admin::{Applied, Explained},
+    candidate::{Candidate, Prepared},
+    cgroupfs::{Base, CgroupError},
+    names::{Directory, Resolver},
+    state::{Persistent, State, StateError},
+    status::{Count, Events, Fill, Flows, Program, Refused, Reload, Status},
+};
+use crate::{
+    audit::{
+        record::{Record, format_time},
+        sink::Sink,
+    },
+    config::Config,
+    dataplane::{
+        attach::{self, AttachError, Attached},
+        cgroups::{Change, Classification, Tree},
+        object::{self, LoadError},
+        ring,
+        writer::{WriteError, Writer},
+    },
+    policy::{
+        diagnostic::Diagnostic,
+        explain::{From, Policy},
+        pattern::Patterns,
+    },
+};
+
+/// Records of flows that are kept for those who ask.
+const RECENT: usize = 4096;
+/// Kernel events that are taken at once, before other things get their turn.
+const DRAIN: usize = 8192;
+/// An exchange without a connection is over when nothing was sent for this long, in ns (as conntrack has it).
+const CONVERSATION_IDLE: u64 = 120_000_000_000;
+/// Repetitions of a denial are told when it is over, at the latest after this long, in ns.
+const DENIAL_SETTLES: u64 = 1_000_000_000;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("audit target: {0}")]
+    Audit(io::Error),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("watching the cgroup tree: {0}")]
+    Tree(io::Error),
+    #[error("reading {table}: {error}")]
+    Map { table: &'static str, error: MapError },
+    #[error("the policy is refused, and none was in force before")]
+    Policy(Vec<Diagnostic>),
+    #[error("{0}: {1}")]
+    Socket(std::path::PathBuf, io::Error),
+}
+
+/// The policy in force.
+struct Active {
+    prepared: Prepared,
+    patterns: Patterns,
+    since: Timestamp,
+}
+
+pub struct Daemon {
+    config: Config,
+    state: State,
+    persistent: Persistent,
+    base: Base,
+    writer: Writer,
+    tree: Tree,
+    active: Active,
+    directory: Directory,
+    attached: Vec<Attached>,
+    refused: Vec<(String, String)>,
+    sink: Sink,
+    recent: VecDeque<String>,
+    follow: broadcast::Sender<String>,
+    flows: Flows,
+    last_reload: Reload,
+    started: Timestamp,
+    enforcing: bool,
+}
+
+impl Daemon {
+    /// Loads programs, puts the policy into force, attaches. Nothing is attached before a generation is in force.
+    pub fn start(config: Config) -> Result<Self, DaemonError> {
+        let base = Base::find(config.cgroup.as_deref())?;
+        let state = State::open(&config.state)?;
+        let mut persistent = state.persistent()?;
+        let (prepared, last_reload) = first_policy(&config, &state, &persistent)?;
+        let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
+        let mut object = object::load(&config.pins, &config.sizes)?;
+        let maps = object.take_maps();
+        let mut writer = Writer::new(maps, config.sizes)?;
+        let mut tree = Tree::new(&base.path).map_err(DaemonError::Tree)?;
+        let patterns = prepared.patterns();
+        tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
+        // Names are on disk before numbers are in the kernel.
+        persistent.registry = prepared.registry.clone();
+        state.keep(&persistent)?;
+        let loaded = writer.load(&prepared.image, &tree.identities(), base.level)?;
+        state.keep_policy(&prepared.sources)?;
+        let attached = attach::attach(&mut object, &base.path, &config.pins)?;
+        object::remove_other_maps(&config.pins, &config.sizes);
+        let mut directory = Directory::default();
+        directory.learn(&prepared.model, &prepared.registry);
+        let (follow, _) = broadcast::channel(RECENT);
+        let now = Timestamp::now();
+        let mut daemon = Self {
+            refused: object.refused.clone(),
+            config,
+            state,
+            persistent,
+            base,
+            writer,
+            tree,
+            active: Active { prepared, patterns, since: now },
+            directory,
+            attached,
+            sink,
+            recent: VecDeque::new(),
+            follow,
+            flows: Flows::default(),
+            last_reload,
+            started: now,
+            enforcing: true,
+        };
+        let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
+        daemon.report(Record::about("daemon_started", format!("authd {} {how}", env!("CARGO_PKG_VERSION"))));
+        daemon.report_loaded(&loaded);
+        if !daemon.last_reload.ok {
+            daemon.report_rejected();
+        }
+        tracing::info!(
+            generation = loaded.generation,
+            programs = daemon.attached.len(),
+            cgroup = %daemon.base.path.display(),
+            "{how}; enforcing"
+        );
+        for (program, why) in &daemon.refused {
+            tracing::warn!(program, why, "this kernel refuses an optional program");
+        }
+        Ok(daemon)
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    pub fn generation(&self) -> u32 {
+        self.writer.generation()
+    }
+
+    pub fn persistent(&self) -> &Persistent {
+        &self.persistent
+    }
+
+    /// When the policy has to be compiled again because a schedule's boundary passes.
+    pub fn next_boundary(&self) -> Option<Timestamp> {
+        self.active.prepared.image.next_boundary
+    }
+
+    /// The policy in force, to be compiled again for another moment.
+    pub fn in_force(&self) -> &Prepared {
+        &self.active.prepared
+    }
+
+    /// Puts a candidate into force, if it is one, and says what came of it.
+    pub fn apply(&mut self, candidate: Candidate) -> Applied {
+        let warnings = candidate.warnings;
+        let result = match candidate.result {
+            Ok(prepared) => self.put_into_force(prepared).map_err(|error| vec![error.to_string()]),
+            Err(diagnostics) => Err(diagnostics.iter().map(|d| d.render(false)).collect()),
+        };
+        self.last_reload.time = format_time(Timestamp::now());
+        match result {
+            Ok(applied) => {
+                self.last_reload.ok = true;
+                self.last_reload.successes += 1;
+                self.last_reload.errors.clear();
+                Applied { warnings, ..applied }
+            }
+            Err(errors) => {
+                self.last_reload.ok = false;
+                self.last_reload.failures += 1;
+                self.last_reload.errors.clone_from(&errors);
+                self.report_rejected();
+                Applied { ok: false, generation: self.generation(), errors, warnings, ..Applied::default() }
+            }
+        }
+    }
+
+    fn put_into_force(&mut self, prepared: Prepared) -> Result<Applied, DaemonError> {
+        let patterns = prepared.patterns();
+        // Names are on disk before numbers are in the kernel.
+        let persistent = Persistent { registry: prepared.registry.clone(), ..self.persistent.clone() };
+        self.state.keep(&persistent)?;
+        let old = &self.active.patterns;
+        self.tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
+        let loaded = match self.writer.load(&prepared.image, &self.tree.identities(), self.base.level) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
+                return Err(error.into());
+            }
+        };
+        self.state.keep_policy(&prepared.sources)?;
+        self.persistent = persistent;
+        self.directory.learn(&prepared.model, &prepared.registry);
+        self.active = Active { prepared, patterns, since: Timestamp::now() };
+        self.report_loaded(&loaded);
+        tracing::info!(
+            generation = loaded.generation,
+            written = loaded.written,
+            microseconds = loaded.microseconds,
+            "policy in force"
+        );
+        Ok(Applied {
+            ok: true,
+            generation: loaded.generation,
+            written: loaded.written,
+            microseconds: loaded.microseconds,
+            ..Applied::default()
+        })
+    }
+
+    /// Follows the cgroup tree.
+    pub fn follow_cgroups(&mut self) -> Result<(), DaemonError> {
+        let patterns = &self.active.patterns;
+        for change in self.tree.changes(&|path| classify(patterns, path)).map_err(DaemonError::Tree)? {
+            match change {
+                Change::Appeared { cgroup, entry } => self.writer.insert_identity(cgroup, entry)?,
+                Change::Gone { cgroup } => self.writer.remove_identity(cgroup),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the kernel told. Returns whether there may be more.
+    pub fn drain(&mut self) -> bool {
+        let events = ring::drain(&mut self.writer.maps_mut().events, DRAIN);
+        let more = events.len() == DRAIN;
+        let clock = clock::clock();
+        for event in events {
+            let record = Record::of_event(&event, &clock, &mut self.resolver());
+            self.count(&record);
+            self.report(record);
+        }
+        more
+    }
+
+    /// What is due every second: ends of exchanges, repeated denials, losses, records of others.
+    pub fn sweep(&mut self) -> Result<(), DaemonError> {
+        self.writer.clean()?;
+        self.end_conversations(CONVERSATION_IDLE)?;
+        self.tell_denials()?;
+        self.tell_losses()?;
+        for record in self.state.take_pending() {
+            self.report(record);
+        }
+        self.verify();
+        Ok(())
+    }
+
+    /// Whether every program is still where it was put.
+    fn verify(&mut self) {
+        let links = attach::links_directory(&self.config.pins);
+        let enforcing = self.attached.iter().all(|a| links.join(&a.program).exists());
+        if self.enforcing && !enforcing {
+            let message = "programs were detached; restart authd to enforce again";
+            tracing::error!("{message}");
+            self.report(Record::about("enforcement_lost", message));
+        }
+        self.enforcing = enforcing;
+    }
+
+    /// Tells of exchanges that have been idle for so many ns.
+    fn end_conversations(&mut self, idle: u64) -> Result<(), DaemonError> {
+        let of = |error| DaemonError::Map { table: "conversations", error };
+        let now = clock::monotonic();
+        let over: Vec<(ConversationKey, Conversation)> = self
+            .writer
+            .maps()
+            .conversations
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, c)| now.saturating_sub(c.last_seen) > idle)
+            .collect();
+        let clock = clock::clock();
+        for (key, conversation) in over {
+            match self.writer.maps_mut().conversations.remove(&key) {
+                Ok(()) => {}
+                // The kernel made room meanwhile.
+                Err(MapError::KeyNotFound) => continue,
+                Err(error) => return Err(of(error)),
+            }
+            if conversation.flags & tag_flags::OPENED != 0 {
+                let record = Record::of_conversation(&key, &conversation, &clock, &mut self.resolver());
+                self.count(&record);
+                self.report(record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells of denials that were repeated and not told one by one.
+    fn tell_denials(&mut self) -> Result<(), DaemonError> {
+        let now = clock::monotonic();
+        let settled: Vec<_> = self
+            .writer
+            .maps()
+            .denials
+            .map
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, denial)| denial.untold > 0 && now.saturating_sub(denial.told) > DENIAL_SETTLES)
+            .map(|(key, _)| key)
+            .collect();
+        let clock = clock::clock();
+        for key in settled {
+            let Some(denial) = self.writer.take_denial(&key)? else { continue };
+            if denial.untold == 0 {
+                continue;
+            }
+            let record = Record::of_denial(&key, &denial, &clock, now, &mut self.resolver());
+            self.count(&record);
+            self.report(record);
+        }
+        Ok(())
+    }
+
+    fn tell_losses(&mut self) -> Result<(), DaemonError> {
+        let totals = self.kernel_totals()?;
+        // New tables count from 0 again.
+        let told = if totals.lost < self.persistent.lost_told { 0 } else { self.persistent.lost_told };
+        if totals.lost > told {
+            let lost = totals.lost - told;
+            let mut record = Record::about("events_lost", format!("the ring had no room for {lost} kernel events"));
+            record.count = Some(lost);
+            tracing::warn!(lost, "the ring had no room for kernel events");
+            self.report(record);
+        }
+        if self.persistent.lost_told != totals.lost {
+            self.persistent.lost_told = totals.lost;
+            self.state.keep(&self.persistent)?;
+        }
+        Ok(())
+    }
+
+    fn kernel_totals(&self) -> Result<authd_common::tables::Sequence, DaemonError> {
+        ring::totals(&self.writer.maps().sequence).map_err(|error| DaemonError::Map { table: "sequence", error })
+    }
+
+    /// Records of flows for one who asks: the last ones, and those to come.
+    pub fn recent(&self, last: usize) -> (Vec<String>, broadcast::Receiver<String>) {
+        let skip = self.recent.len().saturating_sub(last);
+        (self.recent.iter().skip(skip).cloned().collect(), self.follow.subscribe())
+    }
+
+    pub fn explain(&self, from: &str, to: &str, at: Option<&str>) -> Result<Explained, String> {
+        let Active { prepared, .. } = &self.active;
+        let from = From::parse(from, &prepared.model)
+            .ok_or_else(|| format!("`{from}` is no workload, peer or address, and not `unmanaged`"))?;
+        let to = to.parse().map_err(|error: crate::policy::explain::ToError| error.to_string())?;
+        let mut moment = clock::moment();
+        let again;
+        let image = match at {
+            None => &prepared.image,
+            Some(at) => {
+                moment.wall = at.parse().map_err(|_| format!("`{at}` is no RFC 3339 time"))?;
+                again = prepared.compile_at(&self.config.options, moment).map_err(|error| error.to_string())?;
+                &again
+            }
+        };
+        let policy = Policy {
+            model: &prepared.model,
+            registry: &prepared.registry,
+            options: &self.config.options,
+            image,
+            moment,
+        };
+        let mut explanation = policy.explain(from, to);
+        explanation.generation = Some(self.generation());
+        Ok(Explained::new(&explanation))
+    }
+
+    pub fn status(&self) -> Result<Status, DaemonError> {
+        let counters = ring::counters(&self.writer.maps().counters)
+            .map_err(|error| DaemonError::Map { table: "counters", error })?;
+        let named = |(code, counter): (usize, authd_common::tables::Counter)| {
+            let reason = Reason::from_code(code as u16)?;
+            let used = counter.verdicts != 0 || counter.bytes != 0;
+            used.then(|| (reason.name().to_owned(), Count { verdicts: counter.verdicts, bytes: counter.bytes }))
+        };
+        let totals = self.kernel_totals()?;
+        let written = self.sink.totals();
+        let mut instances: HashMap<u32, Vec<String>> = HashMap::new();
+        for (path, _, entry) in self.tree.instances() {
+            // A directory between two levels of patterns has its workload's number too; only the topmost is an instance.
+            if self.active.patterns.instance_path(path) == Some(path) {
+                instances.entry(entry.workload).or_default().push(path.to_owned());
+            }
+        }
+        let Active { prepared, since, .. } = &self.active;
+        let fill = self.writer.fill();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: format_time(self.started),
+            cgroup: self.base.path.display().to_string(),
+            generation: self.generation(),
+            mode: if prepared.model.observe { "observe" } else { "enforce" }.to_owned(),
+            since: format_time(*since),
+            last_reload: self.last_reload.clone(),
+            programs: self
+                .attached
+                .iter()
+                .map(|a| Program {
+                    name: a.program.clone(),
+                    id: a.program_id,
+                    link: a.link_id,
+                    verified_instructions: a.verified_instructions,
+                })
+                .collect(),
+            refused: self.refused.iter().map(|(name, why)| Refused { name: name.clone(), why: why.clone() }).collect(),
+            enforcing: self.enforcing,
+            workloads: prepared
+                .model
+                .workloads
+                .iter()
+                .map(|w| status::Workload {
+                    name: w.name.clone(),
+                    kind: w.kind.name().to_owned(),
+                    observe: w.observe,
+                    instances: prepared
+                        .registry
+                        .workloads
+                        .number(&w.name)
+                        .and_then(|number| instances.remove(&number))
+                        .unwrap_or_default(),
+                })
+                .collect(),
+            reasons: counters.into_iter().enumerate().filter_map(named).collect(),
+            flows: self.flows,
+            events: Events {
+                made: totals.next,
+                lost: totals.lost,
+                records_written: written.written.load(Ordering::Relaxed),
+                records_lost: written.lost.load(Ordering::Relaxed),
+            },
+            tables: fill
+                .into_iter()
+                .map(|(table, entries, capacity)| (table.to_owned(), Fill { entries, capacity }))
+                .collect(),
+        })
+    }
+
+    /// Writes metrics where a collector of text files finds them.
+    pub fn write_metrics(&self) -> Result<(), DaemonError> {
+        let Some(path) = &self.config.metrics else { return Ok(()) };
+        let beside = path.with_extension("prom.new");
+        let written = std::fs::write(&beside, self.status()?.metrics()).and_then(|()| std::fs::rename(&beside, path));
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "metrics cannot be written");
+        }
+        Ok(())
+    }
+
+    /// The last things: what is still in the ring is told, and enforcement stays or goes.
+    pub fn stop(mut self, detach: bool) -> Result<(), DaemonError> {
+        while self.drain() {}
+        self.tell_losses()?;
+        if detach {
+            self.detach()?;
+        }
+        let how = if detach { "programs are detached" } else { "enforcement goes on" };
+        self.report(Record::about("daemon_stopped", how));
+        self.sink.flush();
+        self.state.keep(&self.persistent)?;
+        tracing::info!("stopped; {how}");
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), DaemonError> {
+        remove_enforcement(&self.config.pins)
+            .map(|_| ())
+            .map_err(|error| DaemonError::Socket(self.config.pins.clone(), error))
+    }
+
+    fn resolver(&mut self) -> Resolver<'_> {
+        Resolver {
+            directory: &self.directory,
+            registry: &self.active.prepared.registry,
+            patterns: &self.active.patterns,
+            tree: &mut self.tree,
+        }
+    }
+
+    fn count(&mut self, record: &Record) {
+        match record.event.as_str() {
+            "flow_opened" => self.flows.opened += 1,
+            "flow_denied" => self.flows.denied += record.count.unwrap_or(1),
+            "flow_closed" => self.flows.closed += 1,
+            "flow_cut" => self.flows.cut += 1,
+            _ => {}
+        }
+    }
+
+    fn report(&mut self, record: Record) {
+        let is_flow = record.event.starts_with("flow_");
+        let Some(written) = self.sink.put(record) else { return };
+        let Ok(line) = serde_json::to_string(&written) else { return };
+        if is_flow {
+            if self.recent.len() == RECENT {
+                self.recent.pop_front();
+            }
+            self.recent.push_back(line.clone());
+        }
+        // Nobody listens: nothing is lost.
+        let _ = self.follow.send(line);
+    }
+
+    fn report_loaded(&mut self, loaded: &crate::dataplane::writer::Loaded) {
+        let message = format!("{} entries written in {} us", loaded.written, loaded.microseconds);
+        let mut record = Record::about("policy_loaded", message);
+        record.generation = Some(loaded.generation);
+        self.report(record);
+    }
+
+    fn report_rejected(&mut self) {
+        let errors = self.last_reload.errors.len();
+        for error in &self.last_reload.errors {
+            tracing::error!("policy refused:\n{error}");
+        }
+        let first = self.last_reload.errors.first().and_then(|e| e.lines().next()).unwrap_or_default().to_owned();
+        let generation = self.generation();
+        tracing::error!(errors, generation, "the policy is refused; the generation in force stays");
+        let mut record = Record::about("policy_rejected", format!("{errors} errors; the first: {first}"));
+        record.generation = Some(generation);
+        self.report(record);
+    }
+}
+
+/// The policy to begin with: the directory's, or, if that is bad, the one that was in force last.
+fn first_policy(config: &Config, state: &State, persistent: &Persistent) -> Result<(Prepared, Reload), DaemonError> {
+    let now = format_time(Timestamp::now());
+    let candidate = Candidate::from_directory(&config.policy, &config.options, persistent.registry.clone(), clock::moment());
+    let diagnostics = match candidate.result {
+        Ok(prepared) => return Ok((prepared, Reload { ok: true, time: now, successes: 1, ..Reload::default() })),
+        Err(diagnostics) => diagnostics,
+    };
+    let Some(sources) = state.policy()? else { return Err(DaemonError::Policy(diagnostics)) };
+    let last = Candidate::from_sources(sources, &config.options, persistent.registry.clone(), clock::moment());
+    let Ok(prepared) = last.result else { return Err(DaemonError::Policy(diagnostics)) };
+    let errors = diagnostics.iter().map(|d| d.render(false)).collect();
+    Ok((prepared, Reload { ok: false, time: now, failures: 1, errors, ..Reload::default() }))
+}
+
+pub(crate) fn classify(patterns: &Patterns, path: &str) -> Classification {
+    let classified = patterns.classify(path);
+    Classification { workload: classified.workload, open: classified.open }
+}
+
+/// Detaches every program and removes all pins. Returns how many programs were detached.
+pub fn remove_enforcement(pins: &std::path::Path) -> io::Result<usize> {
+    let detached = attach::detach(pins)?;
+    object::remove_maps(pins, |_| true);
+    let _ = std::fs::remove_dir(pins);
+    Ok(detached)
+}

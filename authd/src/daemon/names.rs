@@ -1,0 +1,85 @@
+//! What the numbers in kernel events stand for, now and in the generations before.
+
+use std::collections::HashMap;
+
+use crate::{
+    audit::record::{Names, PENDING_NAME, Who, is_pending},
+    dataplane::cgroups::Tree,
+    policy::{
+        compile::Registry,
+        file::Kind,
+        model::Model,
+        pattern::{Patterns, instance_name},
+    },
+};
+
+/// What records say of each workload that was in force since the daemon started.
+#[derive(Default)]
+pub struct Directory {
+    workloads: HashMap<u32, Described>,
+}
+
+struct Described {
+    name: String,
+    kind: Kind,
+    tenant: Option<String>,
+    /// With `{instance}`.
+    spiffe: String,
+}
+
+impl Directory {
+    /// Notes the workloads of a generation. Those of earlier ones stay: their flows still end.
+    pub fn learn(&mut self, model: &Model, registry: &Registry) {
+        for workload in &model.workloads {
+            let Some(number) = registry.workloads.number(&workload.name) else { continue };
+            let described = Described {
+                name: workload.name.clone(),
+                kind: workload.kind,
+                tenant: workload.tenant.clone(),
+                spiffe: format!("spiffe://{}{}", model.trust_domain, workload.spiffe_path),
+            };
+            self.workloads.insert(number, described);
+        }
+    }
+}
+
+/// The names as one drain of the ring needs them.
+pub struct Resolver<'a> {
+    pub directory: &'a Directory,
+    pub registry: &'a Registry,
+    pub patterns: &'a Patterns,
+    pub tree: &'a mut Tree,
+}
+
+impl Names for Resolver<'_> {
+    fn workload(&mut self, number: u32, cgroup: u64) -> Option<Who> {
+        if is_pending(number) {
+            return Some(Who { name: PENDING_NAME.to_owned(), kind: None, tenant: None, spiffe_id: None });
+        }
+        let Some(described) = self.directory.workloads.get(&number) else {
+            let name = self.registry.workloads.name(number)?.to_owned();
+            return Some(Who { name, kind: None, tenant: None, spiffe_id: None });
+        };
+        let spiffe = if described.spiffe.contains("{instance}") {
+            let path = self.tree.path_of(cgroup);
+            let own = path.as_deref().map(|path| self.patterns.instance_path(path).unwrap_or(path));
+            own.map(|own| described.spiffe.replace("{instance}", &instance_name(own)))
+        } else {
+            Some(described.spiffe.clone())
+        };
+        Some(Who {
+            name: described.name.clone(),
+            kind: Some(described.kind),
+            tenant: described.tenant.clone(),
+            spiffe_id: spiffe,
+        })
+    }
+
+    fn rule(&self, number: u32) -> Option<String> {
+        self.registry.rules.name(number).map(str::to_owned)
+    }
+
+    fn cgroup(&mut self, id: u64) -> Option<String> {
+        if id == 0 { None } else { self.tree.path_of(id) }
+    }
+}

@@ -1,0 +1,185 @@
+//! What the daemon says of itself, to people, to programs and to Prometheus.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write},
+};
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: u32,
+    pub started: String,
+    /// The cgroup that is enforced.
+    pub cgroup: String,
+    pub generation: u32,
+    /// `enforce` or `observe`.
+    pub mode: String,
+    /// When the generation came into force.
+    pub since: String,
+    pub last_reload: Reload,
+    pub programs: Vec<Program>,
+    /// Optional programs that this kernel refuses.
+    pub refused: Vec<Refused>,
+    /// Whether every program is where it was put.
+    pub enforcing: bool,
+    pub workloads: Vec<Workload>,
+    /// Verdicts by reason, since the tables exist.
+    pub reasons: BTreeMap<String, Count>,
+    pub flows: Flows,
+    pub events: Events,
+    pub tables: BTreeMap<String, Fill>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Reload {
+    pub ok: bool,
+    pub time: String,
+    pub successes: u64,
+    pub failures: u64,
+    pub errors: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Program {
+    pub name: String,
+    pub id: u32,
+    pub link: u32,
+    pub verified_instructions: Option<u32>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refused {
+    pub name: String,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Workload {
+    pub name: String,
+    pub kind: String,
+    pub observe: bool,
+    /// Cgroups that match now.
+    pub instances: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Count {
+    pub verdicts: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Flows {
+    pub opened: u64,
+    pub denied: u64,
+    pub closed: u64,
+    pub cut: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Events {
+    /// Made by the kernel since the tables exist.
+    pub made: u64,
+    /// No room in the ring.
+    pub lost: u64,
+    pub records_written: u64,
+    pub records_lost: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Fill {
+    pub entries: u64,
+    pub capacity: u64,
+}
+
+impl Status {
+    /// Prometheus' text format. Names and labels are part of the contract; addresses never are labels.
+    pub fn metrics(&self) -> String {
+        let mut out = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in samples {
+                let _ = writeln!(out, "{name}{labels} {value}");
+            }
+        };
+        let one = |value: u64| vec![(String::new(), value)];
+        family("authd_policy_generation", "gauge", "Generation in force.", one(self.generation.into()));
+        family("authd_policy_last_reload_success", "gauge", "1 if the last reload was good.", one(self.last_reload.ok.into()));
+        let result = |ok: u64, bad: u64| vec![("{result=\"ok\"}".to_owned(), ok), ("{result=\"error\"}".to_owned(), bad)];
+        let reloads = result(self.last_reload.successes, self.last_reload.failures);
+        family("authd_policy_reloads_total", "counter", "Attempts to load a policy.", reloads);
+        family("authd_kernel_enforcing", "gauge", "1 if every program is attached.", one(self.enforcing.into()));
+        let by_reason = |value: fn(&Count) -> u64| {
+            self.reasons.iter().map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), value(count))).collect()
+        };
+        family("authd_kernel_verdicts_total", "counter", "Verdicts taken.", by_reason(|c| c.verdicts));
+        family("authd_kernel_refused_bytes_total", "counter", "Bytes of refused packets.", by_reason(|c| c.bytes));
+        family("authd_flows_opened_total", "counter", "Flows told of as opened.", one(self.flows.opened));
+        family("authd_flows_denied_total", "counter", "Denials told of, repetitions included.", one(self.flows.denied));
+        family("authd_flows_closed_total", "counter", "Flows told of as closed.", one(self.flows.closed));
+        family("authd_flows_cut_total", "counter", "Open flows that a new generation refused.", one(self.flows.cut));
+        family("authd_kernel_events_total", "counter", "Events made by the kernel.", one(self.events.made));
+        family("authd_kernel_events_lost_total", "counter", "Events without room in the ring.", one(self.events.lost));
+        family("authd_audit_records_written_total", "counter", "Records written.", one(self.events.records_written));
+        family("authd_audit_records_lost_total", "counter", "Records not written.", one(self.events.records_lost));
+        let instances = |w: &Workload| (format!("{{workload=\"{}\",kind=\"{}\"}}", w.name, w.kind), w.instances.len() as u64);
+        let seen = self.workloads.iter().map(instances).collect();
+        family("authd_workload_instances", "gauge", "Cgroups that match a workload.", seen);
+        let table = |value: fn(&Fill) -> u64| {
+            self.tables.iter().map(|(table, fill)| (format!("{{table=\"{table}\"}}"), value(fill))).collect()
+        };
+        family("authd_kernel_table_entries", "gauge", "Entries in a kernel table.", table(|f| f.entries));
+        family("authd_kernel_table_capacity_entries", "gauge", "Room in a kernel table.", table(|f| f.capacity));
+        out
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let enforcing = match (self.enforcing, self.mode.as_str()) {
+            (true, "observe") => "observing (nothing is blocked)",
+            (true, _) => "enforcing",
+            (false, _) => "NOT ENFORCING: programs are not attached",
+        };
+        writeln!(f, "authd {} (pid {}), started {}", self.version, self.pid, self.started)?;
+        writeln!(f, "{enforcing} below {}", self.cgroup)?;
+        writeln!(f, "generation {} since {}", self.generation, self.since)?;
+        match self.last_reload.ok {
+            true => writeln!(f, "last reload: good, {}", self.last_reload.time)?,
+            false => {
+                writeln!(f, "last reload: REFUSED, {}; the generation above stays in force", self.last_reload.time)?;
+                for error in &self.last_reload.errors {
+                    writeln!(f, "{error}")?;
+                }
+            }
+        }
+        writeln!(f, "\nprograms")?;
+        for program in &self.programs {
+            let walked = program.verified_instructions.map_or(String::new(), |n| format!(", {n} instructions verified"));
+            writeln!(f, "  {:<22} program {}, link {}{walked}", program.name, program.id, program.link)?;
+        }
+        for refused in &self.refused {
+            writeln!(f, "  {:<22} not available here: {}", refused.name, refused.why)?;
+        }
+        writeln!(f, "\nworkloads")?;
+        for workload in &self.workloads {
+            let mode = if workload.observe { ", observed" } else { "" };
+            let cgroups = match workload.instances.len() {
+                0 => "no cgroup now".to_owned(),
+                1..=3 => workload.instances.join(", "),
+                n => format!("{} and {} more", workload.instances[..2].join(", "), n - 2),
+            };
+            writeln!(f, "  {:<22} {}{mode}: {cgroups}", workload.name, workload.kind)?;
+        }
+        writeln!(f, "\nverdicts")?;
+        for (reason, count) in &self.reasons {
+            let bytes = if count.bytes == 0 { String::new() } else { format!(", {} bytes refused", count.bytes) };
+            writeln!(f, "  {reason:<22} {}{bytes}", count.verdicts)?;
+        }
+        let Events { made, lost, records_written, records_lost } = self.events;
+        writeln!(f, "\nevents: {made} made, {lost} lost; records: {records_written} written, {records_lost} lost")
+    }
+}

@@ -1,0 +1,336 @@
+//! The daemon's loop: every source of events, and what each leads to, on one screen.
+//!
+//! Work that takes long (reading and compiling a policy) happens on another thread; whatever touches the kernel's tables
+//! happens here, one thing after the other.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+use sd_notify::NotifyState;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    Daemon, DaemonError,
+    admin::{self, Answer, Applied, Call, Reply, Request},
+    candidate::Candidate,
+    clock,
+};
+use crate::config::Config;
+
+/// The ring is emptied this often; the kernel wakes the daemon only when it fills up.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const METRICS_EVERY: Duration = Duration::from_secs(5);
+/// A policy directory is read when it has been quiet for this long.
+const SETTLED: Duration = Duration::from_millis(300);
+/// The clock of people was set if it moved this much against the monotonic one.
+const CLOCK_STEP_NS: i128 = 500_000_000;
+/// Operators' connections at one time.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Runs until told to end.
+pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError> {
+    let mut daemon = Daemon::start(config)?;
+    let failed = |error: io::Error| DaemonError::Socket(Path::new("signals").to_owned(), error);
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+
+    let (calls, mut requests) = mpsc::channel::<Call>(MAX_CONNECTIONS);
+    let socket = daemon.config().socket.clone();
+    let listener = listen(&socket).map_err(|error| DaemonError::Socket(socket.clone(), error))?;
+    let cgroups = watch(daemon.tree().as_fd().try_clone_to_owned().map_err(DaemonError::Tree)?)?;
+    let policy = PolicyWatch::new(&daemon.config().policy);
+    let policy_events = policy.as_ref().map(|p| p.inotify.as_fd().try_clone_to_owned().map_err(DaemonError::Tree));
+    let policy_events = policy_events.transpose()?.map(watch).transpose()?;
+
+    let mut reload = Reload::default();
+    let mut settle: Option<Instant> = None;
+    let mut offset = clock::clock().offset;
+    let mut ticks = Ticks::new();
+    let connections = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    notify(&[NotifyState::Ready, NotifyState::Status(&format!("generation {}", daemon.generation()))]);
+
+    loop {
+        let boundary = daemon.next_boundary();
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload.ask(None),
+            Some(call) = requests.recv() => answer(&mut daemon, &mut reload, call),
+            Ok((stream, _)) = listener.accept() => {
+                if let Ok(permit) = connections.clone().try_acquire_owned() {
+                    let calls = calls.clone();
+                    tokio::spawn(async move {
+                        // The caller notices a failure by itself.
+                        let _ = admin::serve(stream, calls).await;
+                        drop(permit);
+                    });
+                }
+            }
+            ready = cgroups.readable() => {
+                if let Ok(mut ready) = ready {
+                    ready.clear_ready();
+                    daemon.follow_cgroups()?;
+                }
+            }
+            ready = readable(policy_events.as_ref()) => {
+                if let (Ok(mut ready), Some(policy)) = (ready, &policy) {
+                    ready.clear_ready();
+                    policy.drain();
+                    settle = Some(Instant::now() + SETTLED);
+                }
+            }
+            () = at(settle) => {
+                settle = None;
+                if policy_differs(&daemon) {
+                    reload.ask(None);
+                }
+            }
+            () = at(boundary.map(instant_of)) => reload.again(),
+            candidate = reload.finished() => {
+                let applied = daemon.apply(candidate);
+                settled(&applied);
+                reload.tell(&applied);
+            }
+            _ = ticks.drain.tick() => while daemon.drain() {},
+            _ = ticks.sweep.tick() => {
+                daemon.sweep()?;
+                let now = clock::clock().offset;
+                if (now - offset).abs() > CLOCK_STEP_NS {
+                    tracing::info!("the clock was set: schedules are computed again");
+                    offset = now;
+                    reload.again();
+                }
+                notify(&[NotifyState::Watchdog]);
+            }
+            _ = ticks.metrics.tick() => daemon.write_metrics()?,
+        }
+        reload.start(&daemon);
+    }
+    notify(&[NotifyState::Stopping]);
+    let _ = fs::remove_file(&socket);
+    daemon.stop(detach_on_exit)
+}
+
+struct Ticks {
+    drain: tokio::time::Interval,
+    sweep: tokio::time::Interval,
+    metrics: tokio::time::Interval,
+}
+
+impl Ticks {
+    fn new() -> Self {
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        Self { drain: every(DRAIN_EVERY), sweep: every(SWEEP_EVERY), metrics: every(METRICS_EVERY) }
+    }
+}
+
+/// A policy that is asked for, or being prepared. One at a time; who asks meanwhile gets the next one.
+#[derive(Default)]
+struct Reload {
+    asked: Option<What>,
+    waiting: Vec<oneshot::Sender<Reply>>,
+    running: Option<JoinHandle<Candidate>>,
+    /// Those who wait for the one that is running.
+    served: Vec<oneshot::Sender<Reply>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// What lies in the directory now.
+    Directory,
+    /// The policy in force, for another moment.
+    Again,
+}
+
+impl Reload {
+    fn ask(&mut self, answer: Option<oneshot::Sender<Reply>>) {
+        self.asked = Some(What::Directory);
+        self.waiting.extend(answer);
+    }
+
+    fn again(&mut self) {
+        self.asked = self.asked.or(Some(What::Again));
+    }
+
+    fn start(&mut self, daemon: &Daemon) {
+        if self.running.is_some() {
+            return;
+        }
+        let Some(what) = self.asked.take() else { return };
+        if what == What::Directory {
+            let micros = (clock::monotonic() / 1000) as i128;
+            notify(&[NotifyState::Reloading, NotifyState::MonotonicUsec(micros)]);
+        }
+        self.served.append(&mut self.waiting);
+        let options = daemon.config().options.clone();
+        let directory = daemon.config().policy.clone();
+        let registry = daemon.persistent().registry.clone();
+        let in_force = (what == What::Again).then(|| daemon.in_force().clone());
+        self.running = Some(tokio::task::spawn_blocking(move || match in_force {
+            Some(prepared) => Candidate::again(&prepared, &options, clock::moment()),
+            None => Candidate::from_directory(&directory, &options, registry, clock::moment()),
+        }));
+    }
+
+    async fn finished(&mut self) -> Candidate {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let result = running.await;
+        self.running = None;
+        match result {
+            Ok(candidate) => candidate,
+            Err(error) => Candidate::failed(&format!("preparing the policy failed: {error}")),
+        }
+    }
+
+    fn tell(&mut self, applied: &Applied) {
+        for answer in self.served.drain(..) {
+            let _ = answer.send(Reply::One(Answer::Applied(applied.clone())));
+        }
+    }
+}
+
+fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
+    let Call { request, answer } = call;
+    let error = |error: DaemonError| Answer::Error { message: error.to_string() };
+    let reply = match request {
+        Request::Apply => return reload.ask(Some(answer)),
+        Request::Status => {
+            while daemon.drain() {}
+            Reply::One(daemon.status().map_or_else(error, |status| Answer::Status(Box::new(status))))
+        }
+        Request::Explain { from, to, at } => Reply::One(match daemon.explain(&from, &to, at.as_deref()) {
+            Ok(explained) => Answer::Explanation(Box::new(explained)),
+            Err(message) => Answer::Error { message },
+        }),
+        Request::Flows { follow, last } => {
+            while daemon.drain() {}
+            let (lines, more) = daemon.recent(last);
+            Reply::Lines(lines, follow.then_some(more))
+        }
+    };
+    // Who asked has gone: nobody misses the answer.
+    let _ = answer.send(reply);
+}
+
+fn settled(applied: &Applied) {
+    let status = match applied.ok {
+        true => format!("generation {}", applied.generation),
+        false => format!("generation {}; the last policy was refused", applied.generation),
+    };
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+/// Without a service manager there is nobody to tell.
+fn notify(states: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(states);
+}
+
+/// Whether the directory says something else than the policy in force. A refused policy that did not change since is not
+/// refused again and again.
+fn policy_differs(daemon: &Daemon) -> bool {
+    let (sources, _) = crate::policy::load::read_sources(&daemon.config().policy);
+    let in_force = &daemon.in_force().sources;
+    sources.len() != in_force.len()
+        || sources.iter().zip(in_force).any(|(a, b)| a.name != b.name || a.text != b.text)
+}
+
+/// The socket of operators: root's alone.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent()
+        && !directory.exists()
+    {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Changes in the policy directory.
+struct PolicyWatch {
+    inotify: Inotify,
+}
+
+impl PolicyWatch {
+    /// A directory that cannot be watched is read on request only.
+    fn new(directory: &Path) -> Option<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE;
+        match inotify.add_watch(directory, flags) {
+            Ok(_) => Some(Self { inotify }),
+            Err(error) => {
+                tracing::warn!(%error, directory = %directory.display(), "policy files are not watched");
+                None
+            }
+        }
+    }
+
+    fn drain(&self) {
+        loop {
+            match self.inotify.read_events() {
+                Ok(events) if events.is_empty() => return,
+                Ok(_) => {}
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, DaemonError> {
+    // SAFETY: an `OwnedFd` is open, and the same one, for as long as it exists; the `AsyncFd` owns it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(|error| DaemonError::Tree(error.into()))
+}
+
+async fn readable(fd: Option<&AsyncFd<OwnedFd>>) -> io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
+    match fd {
+        Some(fd) => fd.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A moment after a boundary, never before it.
+fn instant_of(boundary: Timestamp) -> Instant {
+    let ahead = boundary.as_nanosecond() - Timestamp::now().as_nanosecond();
+    let ahead = u64::try_from(ahead.max(0)).unwrap_or(u64::MAX / 2);
+    Instant::now() + Duration::from_nanos(ahead) + Duration::from_millis(20)
+}
