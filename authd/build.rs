@@ -5,7 +5,7 @@ mod ebpf;
 
 use std::{env, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 fn main() -> Result<()> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -14,7 +14,15 @@ fn main() -> Result<()> {
         println!("cargo:rerun-if-changed={}", workspace.join(path).display());
     }
     let target_dir = PathBuf::from(env::var("OUT_DIR")?).join("ebpf");
-    let object = ebpf::build(workspace, &target_dir)?;
+    let toolchain = ebpf::Toolchain::find()?;
+    let status = ebpf::cargo(&toolchain, workspace, &target_dir, "build")
+        .args(["--release", "--package", "authd-ebpf"])
+        .status()
+        .context("starting cargo")?;
+    if !status.success() {
+        bail!("building authd-ebpf with {} failed: {status}", toolchain.describe());
+    }
+    let object = target_dir.join("bpfel-unknown-none/release/authd-ebpf");
     println!("cargo:rustc-env=AUTHD_EBPF_OBJECT={}", object.display());
     Ok(())
 }

@@ -2,12 +2,13 @@
 
 use authd_common::{
     address::Address,
+    identity::resolve,
     tables::{IPPROTO_TCP, LocalKey, Tag, UNMANAGED},
     verdict::FarEnd,
 };
 
 use crate::{
-    maps,
+    maps::{self, Kernel},
     packet::{LOOPBACK, Scene},
     raw::Ends,
     tag,
@@ -28,8 +29,8 @@ pub fn local_key(
 
 /// The sender of a packet that arrives, or the receiver of one that leaves.
 ///
-/// What passes loopback was sent by a process of this network namespace, which wrote itself down on its way out unless it
-/// is unmanaged. A socket older than authd does not remember its namespace's cookie, and learns it from the far socket.
+/// What passes loopback was sent by a process of this network namespace, which wrote itself down on its way out if it is
+/// managed. A socket older than authd does not remember its namespace's cookie, and learns it from the far socket.
 ///
 /// Returns whether it is on this node.
 #[inline(never)]
@@ -53,8 +54,29 @@ pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
     if let Some(entry) = maps::local(&key) {
         far.cgroup = entry.cgroup;
         far.workload = entry.workload;
+        return true;
     }
+    // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
+    far_socket(scene, far);
     true
+}
+
+/// Whose the socket at the far end of a loopback flow is, by the cgroup in which it was made. Returns whether there is one.
+#[inline(never)]
+fn far_socket(scene: &Scene, far: &mut FarEnd) -> bool {
+    let ends = Ends {
+        remote: scene.local(),
+        local: scene.remote(),
+        remote_port: scene.local_port(),
+        local_port: scene.remote_port(),
+    };
+    let tcp = scene.packet.protocol == IPPROTO_TCP;
+    let found = scene.skb.with_socket(tcp, &ends, |sock| {
+        let who = resolve(&Kernel, &scene.root, &sock);
+        far.cgroup = who.cgroup;
+        far.workload = who.workload;
+    });
+    found.is_some()
 }
 
 /// The cookie that the socket at the far end of a loopback flow remembers; 0 if it remembers none either.

@@ -10,7 +10,7 @@ use authd_common::{
     tables::{IPPROTO_TCP, Root, UNMANAGED},
 };
 
-use crate::raw::Skb;
+use crate::raw::{Skb, Sock};
 
 /// Every network namespace's loopback has this index.
 pub const LOOPBACK: u32 = 1;
@@ -23,6 +23,18 @@ impl Bytes for Skb {
 }
 
 impl Lineage for Skb {
+    #[inline(always)]
+    fn own(&self) -> u64 {
+        self.cgroup()
+    }
+
+    #[inline(always)]
+    fn ancestor(&self, level: u32) -> u64 {
+        self.ancestor_cgroup(level)
+    }
+}
+
+impl Lineage for Sock {
     #[inline(always)]
     fn own(&self) -> u64 {
         self.cgroup()

@@ -235,6 +235,19 @@ pub struct Ends<'a> {
 pub struct Sock(pub *mut bpf_sock);
 
 impl Sock {
+    /// The cgroup in which it was made.
+    #[inline(always)]
+    pub fn cgroup(self) -> u64 {
+        // SAFETY: the helper takes a socket.
+        unsafe { helpers::generated::bpf_sk_cgroup_id(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    pub fn ancestor_cgroup(self, level: u32) -> u64 {
+        // SAFETY: the helper takes a socket.
+        unsafe { helpers::generated::bpf_sk_ancestor_cgroup_id(self.0.cast(), level as i32) }
+    }
+
     #[inline(always)]
     pub fn protocol(self) -> u8 {
         // SAFETY: full sockets are readable.

@@ -1,1 +1,7 @@
-//! Helpers of the tests: namespaces, cgroups, packets, a handle on the daemon.
+//! What the tests, the demo and the benchmark share: a cgroup, a network and a daemon of their own.
+
+pub mod cgroup;
+pub mod daemon;
+pub mod netns;
+pub mod probe;
+pub mod sandbox;

@@ -1,19 +1,15 @@
-//! Builds the kernel object: the one place that knows how.
+//! How the kernel crate is compiled: the one place that knows.
 //!
-//! Enters: where the workspace is, and where to build. Leaves: the path of the object, or what to install. Never: a guess
-//! at a tool chain that was not looked at. `authd/build.rs` includes this file too, so it uses nothing but std and anyhow.
+//! Enters: where the workspace is, and where to build. Leaves: a cargo that is set up for it, or what to install. Never: a
+//! guess at a tool chain that was not looked at. `authd/build.rs` includes this file too, so it uses nothing but std and
+//! anyhow.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, path::Path, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 /// What Rust calls little-endian BPF.
-pub const TARGET: &str = "bpfel-unknown-none";
-const PACKAGE: &str = "authd-ebpf";
+const TARGET: &str = "bpfel-unknown-none";
 /// Where Debian's package `libstd-rust-web-dev-bpf` puts a prebuilt `core`.
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -52,20 +48,8 @@ impl Toolchain {
     }
 }
 
-/// Builds the object in release form below `target_dir`, which must not be one that a running cargo holds locked.
-pub fn build(workspace: &Path, target_dir: &Path) -> Result<PathBuf> {
-    let toolchain = Toolchain::find()?;
-    let status = cargo(&toolchain, workspace, target_dir, "build")
-        .args(["--release", "--package", PACKAGE])
-        .status()
-        .context("starting cargo")?;
-    if !status.success() {
-        bail!("building {PACKAGE} with {} failed: {status}", toolchain.describe());
-    }
-    Ok(target_dir.join(TARGET).join("release").join(PACKAGE))
-}
-
-/// cargo with a sub-command, set up for the kernel crate.
+/// cargo with a sub-command, set up for the kernel crate. What it builds in release form lies in `bpfel-unknown-none/release`
+/// below `target_dir`, which must not be one that a running cargo holds locked.
 pub fn cargo(toolchain: &Toolchain, workspace: &Path, target_dir: &Path, subcommand: &str) -> Command {
     let mut command = Command::new("cargo");
     // A build script is run with the outer build's settings in its environment; they are not ours.

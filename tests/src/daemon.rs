@@ -1,0 +1,184 @@
+//! The real daemon, as a child process, and its command line.
+
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Command, Output},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use authd::{
+    audit::record::Record,
+    daemon::{
+        admin::{Answer, Applied, Request, client},
+        status::Status,
+    },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::sandbox::Sandbox;
+
+/// Nothing takes as long, even in an emulated machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Daemon {
+    child: Option<Child>,
+    settings: PathBuf,
+    socket: PathBuf,
+    audit: PathBuf,
+    log: PathBuf,
+}
+
+/// Where the binary under test is.
+pub fn binary() -> PathBuf {
+    match std::env::var_os("AUTHD_BIN") {
+        Some(path) => path.into(),
+        None => beside("authd"),
+    }
+}
+
+/// A program that was built with this one.
+pub fn beside(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    let directories = own.ancestors().skip(1).take(2);
+    directories.map(|d| d.join(name)).find(|path| path.exists()).unwrap_or_else(|| name.into())
+}
+
+impl Daemon {
+    /// Starts it, and waits until it enforces.
+    pub fn start(sandbox: &Sandbox, arguments: &[&str]) -> Result<Self> {
+        Self::start_binary(sandbox, &binary(), arguments)
+    }
+
+    pub fn start_binary(sandbox: &Sandbox, binary: &std::path::Path, arguments: &[&str]) -> Result<Self> {
+        let log = sandbox.directory().join("log");
+        let output = File::options().create(true).append(true).open(&log)?;
+        let mut child = Command::new(binary)
+            .arg("--config")
+            .arg(sandbox.settings())
+            .arg("run")
+            .args(arguments)
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        let socket = sandbox.directory().join("admin.sock");
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                bail!("authd ended: {status}\n{}", fs::read_to_string(&log)?);
+            }
+            let answer = client::ask(&socket, &Request::Status);
+            if matches!(answer, Ok(Answer::Status(status)) if status.pid == child.id()) {
+                break;
+            }
+            if started.elapsed() > PATIENCE {
+                bail!("authd is not ready\n{}", fs::read_to_string(&log)?);
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(Self { child: Some(child), settings: sandbox.settings(), socket, audit: sandbox.audit_file(), log })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn status(&self) -> Result<Status> {
+        match client::ask(&self.socket, &Request::Status)? {
+            Answer::Status(status) => Ok(*status),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    pub fn apply(&self) -> Result<Applied> {
+        match client::ask(&self.socket, &Request::Apply)? {
+            Answer::Applied(applied) => Ok(applied),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Applies, and fails unless the policy is good.
+    pub fn must_apply(&self) -> Result<Applied> {
+        let applied = self.apply()?;
+        if !applied.ok {
+            bail!("policy refused: {}", applied.errors.join("\n"));
+        }
+        Ok(applied)
+    }
+
+    /// Runs the command line.
+    pub fn command(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(Command::new(binary()).arg("--config").arg(&self.settings).args(arguments).output()?)
+    }
+
+    /// All audit records so far.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        // Asking for the status makes the daemon empty the ring first.
+        if self.child.is_some() {
+            self.status()?;
+            sleep(Duration::from_millis(50));
+        }
+        let text = fs::read_to_string(&self.audit)?;
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    }
+
+    /// Waits for a record.
+    pub fn wait_for(&self, what: &str, matches: impl Fn(&Record) -> bool) -> Result<Record> {
+        let started = Instant::now();
+        loop {
+            if let Some(record) = self.records()?.into_iter().find(&matches) {
+                return Ok(record);
+            }
+            if started.elapsed() > PATIENCE {
+                let all: Vec<String> = self.records()?.iter().filter_map(|r| serde_json::to_string(r).ok()).collect();
+                bail!("no record of {what} among\n{}\n{}", all.join("\n"), self.log());
+            }
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid() as i32), signal)?)
+    }
+
+    /// Asks it to end, and waits.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait()
+    }
+
+    pub fn kill_hard(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log\n{}", self.log());
+        }
+    }
+}

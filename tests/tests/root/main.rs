@@ -1,0 +1,35 @@
+//! Tests of the real daemon with real processes, as root. `cargo xtask test root` runs them; so does `cargo xtask test vm`,
+//! on other kernels.
+
+mod basics;
+mod bypass;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// A test that may find out that it cannot run here, and says why.
+pub enum Verdict {
+    Ran,
+    Skipped(&'static str),
+}
+
+type Body = fn() -> anyhow::Result<Verdict>;
+
+/// As libtest shows it, with a line for a skip that the counting of stages reads.
+pub fn trial(name: &'static str, body: Body) -> Trial {
+    Trial::ignorable_test(name, move || match body() {
+        Ok(Verdict::Ran) => Ok(Completion::Completed),
+        Ok(Verdict::Skipped(why)) => {
+            println!("\nSKIP {name}: {why}");
+            Ok(Completion::ignored_with(why))
+        }
+        Err(error) => Err(Failed::from(format!("{error:#}"))),
+    })
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // They share one kernel, and one machine's load.
+    arguments.test_threads = Some(1);
+    let trials = [basics::trials(), bypass::trials()].into_iter().flatten().collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}

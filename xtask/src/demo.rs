@@ -1,0 +1,27 @@
+//! `cargo xtask demo`: builds, and hands over to the demo program.
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{run, setup};
+
+pub fn run(workspace: &Path, hold: bool) -> Result<ExitCode> {
+    if !run::is_root() {
+        bail!("needs root: it makes a cgroup and a network namespace of its own, and loads programs into the kernel");
+    }
+    setup::run(setup::For::Building)?;
+    run::cargo(workspace, &["build", "--package", "authd", "--package", "authd-tests", "--bins"], false)?;
+    let target = run::target_directory(workspace).join("debug");
+    let mut command = Command::new(target.join("authd-demo"));
+    command.env("AUTHD_BIN", target.join("authd")).env("AUTHD_PROBE", target.join("authd-probe"));
+    command.env("AUTHD_PACKAGING", workspace.join("packaging"));
+    if hold {
+        command.arg("--hold");
+    }
+    let status = command.status().context("starting the demo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

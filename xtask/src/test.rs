@@ -1,0 +1,226 @@
+//! Runs the tests in stages, counts them, and ends with one line that says how it went.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::{check, run, setup, vm};
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Stage {
+    /// Formatting, lints, documentation, layout number
+    Check,
+    /// Tests that need no privileges
+    Host,
+    /// Tests of the real daemon in cgroups and network namespaces of their own; as root
+    Root,
+    /// The same in virtual machines with other kernels
+    Vm,
+}
+
+/// Tests that this kind of place cannot run, and why that is no failure. What else is skipped fails.
+pub const EXPECTED_SKIPS: [&str; 3] = [
+    "BPF LSM programs cannot be loaded here",
+    "this kernel has no MPTCP",
+    "io_uring is not available here",
+];
+
+/// How one stage went.
+#[derive(Default, Debug)]
+pub struct Outcome {
+    pub stage: String,
+    pub passed: usize,
+    pub failed: Vec<String>,
+    pub skipped: Vec<String>,
+}
+
+impl Outcome {
+    pub fn new(stage: &str) -> Self {
+        Self { stage: stage.to_owned(), ..Self::default() }
+    }
+
+    pub fn record(&mut self, what: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                println!("{}: {what}: ok", self.stage);
+                self.passed += 1;
+            }
+            Err(error) => {
+                println!("{}: {what}: FAILED: {error:#}", self.stage);
+                self.failed.push(format!("{}: {what}", self.stage));
+            }
+        }
+    }
+
+    /// Reads one line of a test program: libtest's, or one that looks like it.
+    pub fn line(&mut self, line: &str) {
+        let Some((name, result)) = line.trim().strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) else {
+            if let Some(skip) = line.trim().strip_prefix("SKIP ") {
+                self.skipped.push(format!("{}: {skip}", self.stage));
+                if !EXPECTED_SKIPS.iter().any(|expected| skip.contains(expected)) {
+                    self.failed.push(format!("{}: not expected to be skipped: {skip}", self.stage));
+                }
+            }
+            return;
+        };
+        match result.split([',', ' ']).next().unwrap_or_default() {
+            "ok" => self.passed += 1,
+            // Its reason stands in a line of its own.
+            "ignored" => {}
+            _ => self.failed.push(format!("{}: {name}", self.stage)),
+        }
+    }
+}
+
+pub fn run(workspace: &Path, stage: Option<Stage>, filter: Option<&str>) -> Result<ExitCode> {
+    let wants = |this: Stage| stage.is_none_or(|stage| stage == this);
+    setup::run(setup::For::Testing)?;
+    let mut outcomes = Vec::new();
+    let mut timed = |name: &str, outcome: Result<Outcome>, started: Instant| {
+        let outcome = outcome.unwrap_or_else(|error| {
+            println!("{name}: FAILED: {error:#}");
+            Outcome { failed: vec![format!("{name}: {error:#}")], ..Outcome::new(name) }
+        });
+        println!("stage {name} took {} s", started.elapsed().as_secs());
+        outcomes.push(outcome);
+    };
+    if wants(Stage::Check) {
+        let started = Instant::now();
+        timed("check", check::run(workspace), started);
+    }
+    if wants(Stage::Host) {
+        let started = Instant::now();
+        timed("host", host(workspace), started);
+    }
+    if wants(Stage::Root) || wants(Stage::Vm) {
+        let started = Instant::now();
+        match Programs::build(workspace) {
+            Err(error) => timed("build", Err(error), started),
+            Ok(programs) => {
+                if wants(Stage::Root) {
+                    let started = Instant::now();
+                    timed("root", root(&programs, filter), started);
+                }
+                if wants(Stage::Vm) {
+                    for kernel in vm::KERNELS {
+                        let started = Instant::now();
+                        let name = format!("vm {kernel}");
+                        timed(&name, vm::run(workspace, kernel, &programs, filter), started);
+                    }
+                }
+            }
+        }
+    }
+    Ok(report(&outcomes))
+}
+
+/// The last lines: what failed, what was skipped, and the sum.
+pub fn report(outcomes: &[Outcome]) -> ExitCode {
+    println!();
+    for outcome in outcomes {
+        for skipped in &outcome.skipped {
+            println!("skipped: {skipped}");
+        }
+    }
+    for outcome in outcomes {
+        for failed in &outcome.failed {
+            println!("failed: {failed}");
+        }
+    }
+    let passed: usize = outcomes.iter().map(|o| o.passed).sum();
+    let failed: usize = outcomes.iter().map(|o| o.failed.len()).sum();
+    let skipped: usize = outcomes.iter().map(|o| o.skipped.len()).sum();
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    // Nothing passed: nothing was tested.
+    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn host(workspace: &Path) -> Result<Outcome> {
+    let mut outcome = Outcome::new("host");
+    let packages = ["test", "--package", "authd", "--package", "authd-common", "--package", "xtask", "--no-fail-fast"];
+    stream(&mut run::cargo_command(workspace, &packages), &mut outcome)?;
+    let own = ["test", "--package", "authd-tests", "--lib", "--test", "policy", "--test", "decide", "--no-fail-fast"];
+    stream(&mut run::cargo_command(workspace, &own), &mut outcome)?;
+    Ok(outcome)
+}
+
+fn root(programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
+    if !run::is_root() {
+        bail!("needs root: it makes cgroups and network namespaces of its own");
+    }
+    let mut outcome = Outcome::new("root");
+    let mut command = Command::new(&programs.tests);
+    command.env("AUTHD_BIN", &programs.authd).env("AUTHD_PROBE", &programs.probe).args(filter);
+    stream(&mut command, &mut outcome)?;
+    Ok(outcome)
+}
+
+/// Runs a test program, shows what it prints, counts. A program that fails without a failed test is a failure by itself.
+fn stream(command: &mut Command, outcome: &mut Outcome) -> Result<()> {
+    let before = outcome.failed.len();
+    let shown = run::show(command);
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {shown}"))?;
+    let lines = BufReader::new(child.stdout.take().context("the pipe was asked for")?).lines();
+    for line in lines {
+        let line = line?;
+        println!("{line}");
+        outcome.line(&line);
+    }
+    let status = child.wait()?;
+    if !status.success() && outcome.failed.len() == before {
+        outcome.failed.push(format!("{shown}: {status}"));
+    }
+    Ok(())
+}
+
+/// What the root tests consist of.
+pub struct Programs {
+    pub authd: PathBuf,
+    pub probe: PathBuf,
+    pub tests: PathBuf,
+}
+
+impl Programs {
+    pub fn build(workspace: &Path) -> Result<Self> {
+        let build = ["build", "--package", "authd", "--package", "authd-tests", "--bins"];
+        run::cargo(workspace, &build, false)?;
+        let test = ["test", "--package", "authd-tests", "--test", "root", "--no-run", "--message-format=json"];
+        let messages = run::output(&mut run::cargo_command(workspace, &test))?;
+        let tests = messages
+            .lines()
+            .filter(|line| line.contains("\"name\":\"root\""))
+            .find_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next())
+            .context("cargo names the test program that it built")?;
+        let target = run::target_directory(workspace).join("debug");
+        Ok(Self { authd: target.join("authd"), probe: target.join("authd-probe"), tests: tests.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_test_programs_are_counted() {
+        let mut outcome = Outcome::new("root");
+        outcome.line("test a ... ok");
+        outcome.line("test b ... FAILED");
+        outcome.line("test c ... ignored, because");
+        outcome.line("SKIP c: BPF LSM programs cannot be loaded here");
+        outcome.line("running 3 tests");
+        assert_eq!((outcome.passed, outcome.failed.len(), outcome.skipped.len()), (1, 1, 1));
+    }
+
+    #[test]
+    fn an_unexpected_skip_is_a_failure() {
+        let mut outcome = Outcome::new("root");
+        outcome.line("SKIP c: no mood today");
+        assert_eq!(outcome.failed.len(), 1);
+    }
+}
