@@ -5,6 +5,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use schemars::JsonSchema;
@@ -44,6 +45,8 @@ pub struct Config {
     /// Where metrics are written every few seconds, in Prometheus' text format.
     pub metrics: Option<PathBuf>,
     pub audit: AuditTarget,
+    /// An exchange without a connection is over when nothing was sent for this long.
+    pub conversation_idle: Duration,
     pub options: Options,
     pub sizes: Sizes,
 }
@@ -61,6 +64,9 @@ pub struct File {
     metrics: Option<PathBuf>,
     /// `stdout`, or the path of a file.
     audit: Option<PathBuf>,
+    /// An exchange without a connection (UDP, ICMP) is over when nothing was sent for so many seconds. Default: 120.
+    #[schemars(with = "Option<u32>")]
+    conversation_idle_seconds: Option<Spanned<u32>>,
     /// Ports that stay reachable from outside whatever rules say.
     #[schemars(with = "Option<Vec<String>>")]
     failsafe: Option<Vec<Spanned<String>>>,
@@ -112,7 +118,29 @@ impl Config {
             let span = error.span().unwrap_or(0..0);
             Diagnostic::error("syntax", at(span), error.message().trim_end(), "correct the setting")
         })?;
-        let File { cgroup, policy, pins, state, socket, metrics, audit, failsafe, builtin_rules, limits } = file;
+        let File {
+            cgroup,
+            policy,
+            pins,
+            state,
+            socket,
+            metrics,
+            audit,
+            conversation_idle_seconds,
+            failsafe,
+            builtin_rules,
+            limits,
+        } = file;
+        let idle = match conversation_idle_seconds {
+            // conntrack's own limit for exchanges that were answered.
+            None => 120,
+            Some(seconds) if (1..=86_400).contains(seconds.as_ref()) => seconds.into_inner(),
+            Some(seconds) => {
+                let message = format!("an exchange cannot be idle for {} seconds", seconds.as_ref());
+                let help = "choose a number from 1 to 86400";
+                return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
+            }
+        };
         let mut options = Options { builtin_rules: builtin_rules.unwrap_or(true), ..Options::default() };
         if let Some(failsafe) = failsafe {
             options.failsafe.clear();
@@ -141,6 +169,7 @@ impl Config {
                 Some(path) if path == Path::new("stdout") => AuditTarget::Stdout,
                 Some(path) => AuditTarget::File(path),
             },
+            conversation_idle: Duration::from_secs(idle.into()),
             options,
             sizes: limits.sizes(&at)?,
         })

@@ -2,11 +2,14 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 /// How an attempt went.
@@ -89,6 +92,16 @@ impl Running {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("a probe said {line:?}"))
+    }
+
+    /// What it says next, if it does so in time.
+    pub fn next_within(&mut self, patience: Duration) -> Result<Option<Outcome>> {
+        let mut waiting = [PollFd::new(self.output.get_ref().as_fd(), PollFlags::POLLIN)];
+        let milliseconds = PollTimeout::try_from(patience.as_millis()).unwrap_or(PollTimeout::MAX);
+        if self.output.buffer().is_empty() && poll(&mut waiting, milliseconds)? == 0 {
+            return Ok(None);
+        }
+        self.next().map(Some)
     }
 
     /// Tells it to do its thing once more, and waits for what comes of it.

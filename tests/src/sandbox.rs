@@ -111,6 +111,11 @@ impl Sandbox {
         Running::start(&cgroup, netns.path(), arguments)
     }
 
+    pub fn spawn_quietly_in(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Running> {
+        let cgroup = self.cgroup.child(cgroup)?;
+        Running::start_quietly(&cgroup, netns.path(), arguments)
+    }
+
     pub fn probe_in(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Outcome> {
         let cgroup = self.cgroup.child(cgroup)?;
         probe::once(&cgroup, netns.path(), arguments)

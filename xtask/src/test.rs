@@ -73,7 +73,7 @@ impl Outcome {
             "ok" => self.passed += 1,
             // Its reason stands in a line of its own.
             "ignored" => {}
-            _ => self.failed.push(format!("{}: {name}", self.stage)),
+            _ => self.failed.push(format!("{}: {}", self.stage, name.trim())),
         }
     }
 }
@@ -156,7 +156,7 @@ fn root(programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
     }
     let mut outcome = Outcome::new("root");
     let mut command = Command::new(&programs.tests);
-    command.env("AUTHD_BIN", &programs.authd).env("AUTHD_PROBE", &programs.probe).args(filter);
+    command.env("AUTHD_BIN", &programs.authd).env("AUTHD_PROBE", &programs.probe).args(["--color", "never"]).args(filter);
     stream(&mut command, &mut outcome)?;
     Ok(outcome)
 }

@@ -51,7 +51,7 @@ impl Image {
     fn fetch(directory: &Path, series: &str) -> Result<Self> {
         let unpacked = directory.join("package");
         if !unpacked.join("boot").is_dir() {
-            let search = format!("^linux-image-{series}[.0-9+a-z]*[-.0-9+a-z]*-cloud-amd64$").replace("6.1[", "6\\.1[").replace("6.12[", "6\\.12[");
+            let search = format!("^linux-image-{}.*-cloud-amd64$", series.replace('.', "[.]"));
             let names = run::output(Command::new("apt-cache").args(["search", "--names-only", &search]))?;
             let prefix = format!("linux-image-{series}.");
             let dashed = format!("linux-image-{series}-");
@@ -63,7 +63,8 @@ impl Image {
             names.sort_by_key(|name| numbers(name));
             let name = names.last().with_context(|| format!("no package of kernel {series}: run `apt-get update`"))?;
             println!("vm {series}: fetching {name}");
-            run::must(Command::new("apt-get").current_dir(directory).args(["-qq", "-o", "Acquire::Retries=3", "download", name]))?;
+            let options = ["-qq", "-o", "Acquire::Retries=3", "-o", "APT::Sandbox::User=root", "download", name];
+            run::must(Command::new("apt-get").current_dir(directory).args(options))?;
             let package = fs::read_dir(directory)?
                 .filter_map(|entry| Some(entry.ok()?.path()))
                 .find(|path| path.extension().is_some_and(|e| e == "deb"))
@@ -94,17 +95,18 @@ impl Image {
                 file.split(".ko").next().is_some_and(|stem| stem.replace('-', "_") == name.replace('-', "_"))
             })
         };
-        let mut todo: Vec<String> = MODULES.iter().map(|m| (*m).to_owned()).collect();
         let mut seen = BTreeSet::new();
-        while let Some(name) = todo.pop() {
+        let mut todo: Vec<(String, bool)> = MODULES.iter().map(|m| ((*m).to_owned(), false)).collect();
+        while let Some((name, has_all)) = todo.pop() {
             // Built in, in this kernel.
             let Some(path) = path_of(&name) else { continue };
-            if !seen.insert(name) {
-                continue;
+            if has_all {
+                files.push(path.to_owned());
+            } else if seen.insert(name.clone()) {
+                let depends = run::output(Command::new("modinfo").args(["-F", "depends"]).arg(path))?;
+                todo.push((name, true));
+                todo.extend(depends.trim().split(',').filter(|d| !d.is_empty()).map(|d| (d.to_owned(), false)));
             }
-            files.insert(0, path.to_owned());
-            let depends = run::output(Command::new("modinfo").args(["-F", "depends"]).arg(path))?;
-            todo.extend(depends.trim().split(',').filter(|d| !d.is_empty()).map(str::to_owned));
         }
         Ok(files)
     }
@@ -161,7 +163,7 @@ mount -t debugfs debug /sys/kernel/debug
 echo 1 > /proc/sys/kernel/printk
 {loads}ip link set lo up
 export AUTHD_BIN=/bin/authd AUTHD_PROBE=/bin/authd-probe RUST_BACKTRACE=1
-authd-root-tests {filter} 2>&1
+authd-root-tests --color never {filter} 2>&1
 echo XTASK-VM-EXIT $?
 poweroff -f
 "

@@ -57,8 +57,6 @@ use crate::{
 const RECENT: usize = 4096;
 /// Kernel events that are taken at once, before other things get their turn.
 const DRAIN: usize = 8192;
-/// An exchange without a connection is over when nothing was sent for this long, in ns (as conntrack has it).
-const CONVERSATION_IDLE: u64 = 120_000_000_000;
 /// Repetitions of a denial are told when it is over, at the latest after this long, in ns.
 const DENIAL_SETTLES: u64 = 1_000_000_000;
 
@@ -288,7 +286,7 @@ impl Daemon {
     /// What is due every second: ends of exchanges, repeated denials, losses, records of others.
     pub fn sweep(&mut self) -> Result<(), DaemonError> {
         self.writer.clean()?;
-        self.end_conversations(CONVERSATION_IDLE)?;
+        self.end_conversations(self.config.conversation_idle.as_nanos() as u64)?;
         self.tell_denials()?;
         self.tell_losses()?;
         for record in self.state.take_pending() {

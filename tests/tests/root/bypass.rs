@@ -1,5 +1,7 @@
 //! Ways around the gate, each tried by a real process in a managed cgroup.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use anyhow::{Result, ensure};
 use authd_tests::{daemon::Daemon, probe::Outcome, sandbox::Sandbox};
 use libtest_mimic::Trial;
@@ -64,8 +66,26 @@ impl Scene {
     }
 }
 
+/// Starting the daemon takes long in an emulated machine, and these tests leave it as it was: they share one.
+static SHARED: Mutex<Option<Arc<Scene>>> = Mutex::new(None);
+
+fn shared() -> Result<Arc<Scene>> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(scene) = &*shared {
+        return Ok(scene.clone());
+    }
+    let scene = Arc::new(Scene::new()?);
+    *shared = Some(scene.clone());
+    Ok(scene)
+}
+
+/// Ends the shared daemon; a static is never dropped.
+pub fn end() {
+    *SHARED.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 fn mapped_addresses_are_ipv4_addresses() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     for address in ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"] {
         scene.must_pass(&["tcp", &format!("{address}:7001")])?;
         scene.must_be_refused(&["tcp", &format!("{address}:7003")])?;
@@ -76,7 +96,7 @@ fn mapped_addresses_are_ipv4_addresses() -> Result<Verdict> {
 }
 
 fn datagrams_are_decided_whatever_call_sends_them() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     for address in ["127.0.0.1", "[::1]"] {
         let (allowed, denied) = (format!("{address}:7002"), format!("{address}:7004"));
         for how in ["sendto", "sendmsg", "sendmmsg", "connected"] {
@@ -91,7 +111,7 @@ fn datagrams_are_decided_whatever_call_sends_them() -> Result<Verdict> {
 }
 
 fn raw_and_ping_sockets_are_refused() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     scene.must_be_refused(&["socket", "raw"])?;
     let crafter = scene.sandbox.probe("/crafters", &["socket", "raw"])?;
     ensure!(crafter.ok, "a workload with raw_sockets may: {crafter:?}");
@@ -108,7 +128,7 @@ fn raw_and_ping_sockets_are_refused() -> Result<Verdict> {
 }
 
 fn packet_sockets_are_refused_where_lsm_programs_run() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     if !scene.daemon.status()?.refused.is_empty() {
         return Ok(Verdict::Skipped("BPF LSM programs cannot be loaded here"));
     }
@@ -121,7 +141,7 @@ fn packet_sockets_are_refused_where_lsm_programs_run() -> Result<Verdict> {
 }
 
 fn tcp_fast_open_does_not_carry_data_out() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     for address in ["127.0.0.1", "[::1]"] {
         scene.must_pass(&["fast-open", &format!("{address}:7001")])?;
         scene.must_be_refused(&["fast-open", &format!("{address}:7003")])?;
@@ -130,7 +150,7 @@ fn tcp_fast_open_does_not_carry_data_out() -> Result<Verdict> {
 }
 
 fn mptcp_is_decided_as_tcp() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     if scene.sandbox.probe("/servers", &["mptcp", "127.0.0.1:7001"])?.errno == "EPROTONOSUPPORT" {
         return Ok(Verdict::Skipped("this kernel has no MPTCP"));
     }
@@ -142,7 +162,7 @@ fn mptcp_is_decided_as_tcp() -> Result<Verdict> {
 }
 
 fn io_uring_is_decided_like_system_calls() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     let outcome = scene.sandbox.probe("/servers", &["uring", "127.0.0.1:7001"])?;
     if outcome.detail.starts_with("io_uring_setup") {
         return Ok(Verdict::Skipped("io_uring is not available here"));
@@ -157,7 +177,7 @@ fn io_uring_is_decided_like_system_calls() -> Result<Verdict> {
 }
 
 fn crafted_packets_are_judged_by_their_headers() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     let craft = |to: &str, shape: &str| scene.sandbox.probe("/crafters", &["crafted", to, "--shape", shape]);
     for address in ["127.0.0.1", "[::1]"] {
         let (allowed, denied) = (format!("{address}:7002"), format!("{address}:7004"));
@@ -187,7 +207,7 @@ fn crafted_packets_are_judged_by_their_headers() -> Result<Verdict> {
 }
 
 fn a_socket_passed_between_cgroups_needs_both() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     for (lender, user, who) in [("/servers", AGENT, "made outside, used inside"), (AGENT, "/servers", "made inside, used outside")] {
         for (port, passes) in [(7001, true), (7003, false)] {
             let path = scene.sandbox.directory().join(format!("lend-{port}-{}", lender.len()));
@@ -201,7 +221,7 @@ fn a_socket_passed_between_cgroups_needs_both() -> Result<Verdict> {
 }
 
 fn a_socket_keeps_its_identity_when_its_process_moves() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     let servers = scene.sandbox.cgroup.child("/servers")?;
     let servers = servers.to_string_lossy();
     scene.must_be_refused(&["move-then-connect", &servers, "127.0.0.1:7003"])?;
@@ -217,7 +237,7 @@ fn a_socket_keeps_its_identity_when_its_process_moves() -> Result<Verdict> {
 }
 
 fn a_child_cgroup_is_its_parents_workload() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     scene.must_be_refused(&["child-cgroup", "inner", "127.0.0.1:7003"])?;
     scene.must_be_refused(&["child-cgroup", "one/two/three", "127.0.0.1:7003"])?;
     scene.must_pass(&["child-cgroup", "one/two/four", "127.0.0.1:7001"])?;
@@ -225,7 +245,7 @@ fn a_child_cgroup_is_its_parents_workload() -> Result<Verdict> {
 }
 
 fn another_network_namespace_is_no_way_out() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     let other = scene.sandbox.another_netns("other")?;
     let _open = scene.sandbox.spawn_in("/servers", &other, &["serve-tcp", "127.0.0.1:7001"])?;
     let _closed = scene.sandbox.spawn_in("/servers", &other, &["serve-tcp", "127.0.0.1:7003"])?;
@@ -236,7 +256,7 @@ fn another_network_namespace_is_no_way_out() -> Result<Verdict> {
 }
 
 fn a_new_cgroup_is_never_nobodys() -> Result<Verdict> {
-    let scene = Scene::new()?;
+    let scene = shared()?;
     let parent = scene.sandbox.cgroup.child("/agents")?;
     let outcome = scene.sandbox.probe(
         "/servers",

@@ -3,6 +3,10 @@
 
 mod basics;
 mod bypass;
+mod lifecycle;
+mod modes;
+mod reload;
+mod remote;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -30,6 +34,15 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // They share one kernel, and one machine's load.
     arguments.test_threads = Some(1);
-    let trials = [basics::trials(), bypass::trials()].into_iter().flatten().collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    let trials = [
+        basics::trials(),
+        bypass::trials(),
+        modes::trials(),
+        remote::trials(),
+        reload::trials(),
+        lifecycle::trials(),
+    ].into_iter().flatten().collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    bypass::end();
+    conclusion.exit();
 }

@@ -1,0 +1,154 @@
+//! New policies under running traffic.
+
+use std::{collections::BTreeMap, fmt::Write, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use authd_tests::{daemon::PATIENCE, probe::Outcome, sandbox::Sandbox};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+
+use crate::{Verdict, basics::POLICY, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_bad_policy_changes_nothing_and_is_told", a_bad_policy_changes_nothing_and_is_told),
+        trial("an_open_connection_is_cut_and_resumes", an_open_connection_is_cut_and_resumes),
+        trial("generations_never_mix_under_load", generations_never_mix_under_load),
+        trial("what_does_not_fit_is_refused_before_anything_changes", what_does_not_fit_is_refused_before_anything_changes),
+    ]
+}
+
+const AGENT: &str = "/agents/a1";
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let started = Instant::now();
+    while !condition()? {
+        ensure!(started.elapsed() < PATIENCE, "waited for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn a_bad_policy_changes_nothing_and_is_told() -> Result<Verdict> {
+    let (sandbox, daemon) = Sandbox::with_policy(POLICY)?;
+    let _server = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
+    // The file change alone is enough.
+    sandbox.write_policy(&POLICY.replace("open-tcp\", \"open-udp\"]", "no-such-service\"]"))?;
+    wait_until("the refusal", || Ok(!daemon.status()?.last_reload.ok))?;
+    let status = daemon.status()?;
+    ensure!(status.generation == 1 && status.last_reload.failures == 1, "{:?}", status.last_reload);
+    ensure!(status.last_reload.errors[0].contains("no-such-service"), "{:?}", status.last_reload);
+    ensure!(daemon.log().contains("the policy is refused"), "{}", daemon.log());
+    let outcome = sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?;
+    ensure!(outcome.ok, "{outcome:?}");
+    daemon.wait_for("the refusal", |r| r.event == "policy_rejected" && r.generation == Some(1))?;
+    let metrics = sandbox.directory().join("metrics.prom");
+    wait_until("the metric", || {
+        Ok(std::fs::read_to_string(&metrics).is_ok_and(|text| text.contains("\nauthd_policy_last_reload_success 0\n")))
+    })?;
+    let output = daemon.command(&["apply"])?;
+    ensure!(output.status.code() == Some(64), "{output:?}");
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("policy.toml:"), "{output:?}");
+    ensure!(daemon.command(&["status"])?.status.code() == Some(1));
+
+    // Another good one comes into force: by itself, by signal, on request.
+    sandbox.write_policy(&format!("{POLICY}\n# 1\n"))?;
+    wait_until("the next generation", || Ok(daemon.status()?.last_reload.ok))?;
+    ensure!(daemon.status()?.generation == 2);
+    daemon.signal(Signal::SIGHUP)?;
+    wait_until("the next generation", || Ok(daemon.status()?.generation == 3))?;
+    ensure!(daemon.command(&["apply"])?.status.success());
+    ensure!(daemon.status()?.generation == 4);
+    Ok(Verdict::Ran)
+}
+
+fn an_open_connection_is_cut_and_resumes() -> Result<Verdict> {
+    let (sandbox, daemon) = Sandbox::with_policy(POLICY)?;
+    let _tcp = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
+    let _udp = sandbox.spawn("/servers", &["serve-udp", "127.0.0.1:7002"])?;
+    let mut tcp = sandbox.spawn(AGENT, &["hold-tcp", "127.0.0.1:7001"])?;
+    let mut udp = sandbox.spawn(AGENT, &["hold-udp", "127.0.0.1:7002"])?;
+    ensure!(tcp.again()?.ok && udp.again()?.ok);
+    sandbox.write_policy(&POLICY.replace(r#"from = ["agent", "crafter"]"#, r#"from = ["crafter"]"#))?;
+    daemon.must_apply()?;
+    let (cut_tcp, cut_udp) = (tcp.again()?, udp.again()?);
+    ensure!(!cut_tcp.ok && cut_tcp.errno == "TIMEOUT", "{cut_tcp:?}");
+    ensure!(cut_udp.is_eperm(), "{cut_udp:?}");
+    let cut = daemon.wait_for("the cut", |r| r.event == "flow_cut" && r.protocol.as_deref() == Some("tcp"))?;
+    ensure!(cut.reason.as_deref() == Some("no_rule") && cut.generation == Some(2), "{cut:?}");
+    sandbox.write_policy(POLICY)?;
+    daemon.must_apply()?;
+    wait_until("the connection to go on", || Ok(tcp.again()?.ok))?;
+    ensure!(udp.again()?.ok);
+    daemon.wait_for("the resumption", |r| r.event == "flow_resumed" && r.generation == Some(3))?;
+    Ok(Verdict::Ran)
+}
+
+/// The usual policy with many other things in it, so that every class has another number, and with one more port allowed.
+fn other_policy() -> Result<String> {
+    let mut policy = POLICY.replace(r#"ports = ["tcp/7001"]"#, r#"ports = ["tcp/7001", "tcp/7007"]"#);
+    for n in 0..40 {
+        write!(
+            policy,
+            "[[workload]]\nname = \"a{n}\"\nkind = \"job\"\ncgroup = \"/jobs/{n}\"\n\
+             [[service]]\nname = \"a{n}\"\naddresses = [\"127.0.{n}.0/24\", \"10.{n}.0.0/16\"]\nports = [\"tcp/{}\", \"tcp/7003\"]\n\
+             [[rule]]\nname = \"a{n}\"\nfrom = [\"a{n}\"]\nto = [\"a{n}\"]\n",
+            6000 + n
+        )?;
+    }
+    Ok(policy)
+}
+
+fn counts(outcome: &Outcome) -> Result<BTreeMap<String, u64>> {
+    serde_json::from_str(&outcome.detail).with_context(|| format!("{outcome:?}"))
+}
+
+fn generations_never_mix_under_load() -> Result<Verdict> {
+    let (sandbox, daemon) = Sandbox::with_policy(POLICY)?;
+    let mut servers = Vec::new();
+    for port in [7001, 7003, 7007] {
+        servers.push(sandbox.spawn("/servers", &["serve-tcp", &format!("127.0.0.1:{port}")])?);
+    }
+    let targets = ["hammer", "127.0.0.1:7001", "127.0.0.1:7003", "127.0.0.1:7007", "--threads", "2"];
+    let managed = sandbox.spawn(AGENT, &targets)?;
+    let unmanaged = sandbox.spawn("/servers", &["hammer", "127.0.0.1:7003", "--threads", "1"])?;
+    let other = other_policy()?;
+    let started = Instant::now();
+    for turn in 0..100 {
+        sandbox.write_policy(if turn % 2 == 0 { &other } else { POLICY })?;
+        daemon.must_apply()?;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let (managed, unmanaged) = (managed.finish()?, unmanaged.finish()?);
+    let attempts = managed.count + unmanaged.count;
+    println!("{attempts} connections attempted in {seconds:.1} s, {:.0} a second, in 101 generations", attempts as f64 / seconds);
+    ensure!(daemon.status()?.generation >= 101);
+    for (result, count) in counts(&managed)? {
+        let right = matches!(result.as_str(), "7001 ok" | "7003 EPERM" | "7007 ok" | "7007 EPERM");
+        ensure!(right, "{count} times {result}\n{managed:?}\n{}", daemon.log());
+    }
+    let both = counts(&managed)?;
+    ensure!(both.contains_key("7007 ok") && both.contains_key("7007 EPERM"), "both generations were met: {managed:?}");
+    let others = counts(&unmanaged)?;
+    ensure!(others.len() == 1 && others.contains_key("7003 ok"), "nobody else notices: {unmanaged:?}");
+    Ok(Verdict::Ran)
+}
+
+fn what_does_not_fit_is_refused_before_anything_changes() -> Result<Verdict> {
+    let sandbox = Sandbox::new()?;
+    sandbox.add_settings("[limits]\ncells = 64\naddresses = 64\n")?;
+    sandbox.write_policy(POLICY)?;
+    let daemon = sandbox.start()?;
+    let _server = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
+    sandbox.write_policy(&other_policy()?)?;
+    let applied = daemon.apply()?;
+    ensure!(!applied.ok && applied.generation == 1, "{applied:?}");
+    ensure!(applied.errors[0].contains("limits."), "says what to raise: {applied:?}");
+    let outcome = sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?;
+    ensure!(outcome.ok, "{outcome:?}");
+    ensure!(sandbox.probe(AGENT, &["tcp", "127.0.0.1:7007"])?.is_eperm());
+    // A new cgroup is still known, under the policy in force.
+    let outcome = sandbox.probe("/agents/later", &["tcp", "127.0.0.1:7001"])?;
+    ensure!(outcome.ok, "{outcome:?}");
+    Ok(Verdict::Ran)
+}
