@@ -148,6 +148,18 @@ impl Daemon {
         }
     }
 
+    /// Waits until a cgroup is known as some workload's.
+    pub fn wait_for_instance(&self, path: &str) -> Result<()> {
+        let started = Instant::now();
+        while !self.status()?.workloads.iter().any(|w| w.instances.iter().any(|i| i == path)) {
+            if started.elapsed() > PATIENCE {
+                bail!("{path} is not known\n{}", self.log());
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(Pid::from_raw(self.pid() as i32), signal)?)
     }

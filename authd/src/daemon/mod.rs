@@ -283,6 +283,12 @@ impl Daemon {
         more
     }
 
+    /// Takes what the kernel told until now. Under a flood, what is told meanwhile has to wait.
+    pub fn catch_up(&mut self) {
+        const FULL_RING: usize = 16;
+        let _ = (0..FULL_RING).all(|_| self.drain());
+    }
+
     /// What is due every second: ends of exchanges, repeated denials, losses, records of others.
     pub fn sweep(&mut self) -> Result<(), DaemonError> {
         self.writer.clean()?;
@@ -502,7 +508,7 @@ impl Daemon {
 
     /// The last things: what is still in the ring is told, and enforcement stays or goes.
     pub fn stop(mut self, detach: bool) -> Result<(), DaemonError> {
-        while self.drain() {}
+        self.catch_up();
         self.tell_losses()?;
         if detach {
             self.detach()?;

@@ -112,7 +112,8 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 settled(&applied);
                 reload.tell(&applied);
             }
-            _ = ticks.drain.tick() => while daemon.drain() {},
+            // Once per tick: a flood of events must not keep everything else waiting.
+            _ = ticks.drain.tick() => drop(daemon.drain()),
             _ = ticks.sweep.tick() => {
                 daemon.sweep()?;
                 let now = clock::clock().offset;
@@ -220,7 +221,7 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
     let reply = match request {
         Request::Apply => return reload.ask(Some(answer)),
         Request::Status => {
-            while daemon.drain() {}
+            daemon.catch_up();
             Reply::One(daemon.status().map_or_else(error, |status| Answer::Status(Box::new(status))))
         }
         Request::Explain { from, to, at } => Reply::One(match daemon.explain(&from, &to, at.as_deref()) {
@@ -228,7 +229,7 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
             Err(message) => Answer::Error { message },
         }),
         Request::Flows { follow, last } => {
-            while daemon.drain() {}
+            daemon.catch_up();
             let (lines, more) = daemon.recent(last);
             Reply::Lines(lines, follow.then_some(more))
         }

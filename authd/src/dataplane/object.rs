@@ -265,6 +265,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<(String, String)>)
             verified: info.verified_instruction_count(),
         });
     }
+    loaded.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((loaded, refused))
 }
 

@@ -38,6 +38,8 @@ enum Action {
     /// Echo server. Says what it received, line by line.
     ServeTcp { at: SocketAddr },
     ServeUdp { at: SocketAddr },
+    /// Accepts and closes, as fast as it can.
+    ServeSink { at: SocketAddr },
     /// Connect, send, and wait for the echo.
     Tcp {
         to: SocketAddr,
@@ -135,6 +137,7 @@ fn main() -> Result<()> {
     let outcome = match cli.action {
         Action::ServeTcp { at } => return serve_tcp(at),
         Action::ServeUdp { at } => return serve_udp(at),
+        Action::ServeSink { at } => return serve_sink(at),
         Action::HoldTcp { to } => return hold_tcp(to),
         Action::HoldUdp { to } => return hold_udp(to),
         Action::LendSocket { path } => return lend_socket(&path),
@@ -235,6 +238,20 @@ fn serve_tcp(at: SocketAddr) -> Result<()> {
         });
     }
     Ok(())
+}
+
+fn serve_sink(at: SocketAddr) -> Result<()> {
+    const BACKLOG: i32 = 16_384;
+    fs::write("/proc/sys/net/core/somaxconn", BACKLOG.to_string())?;
+    let listener = TcpListener::bind(at)?;
+    // SAFETY: no pointers. A second call only changes the length of the queue (listen(2)).
+    checked(unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) })?;
+    ready();
+    thread::spawn(end_with_input);
+    loop {
+        // A connection that was reset before it was accepted is nobody's concern.
+        let _ = listener.accept();
+    }
 }
 
 fn serve_udp(at: SocketAddr) -> Result<()> {

@@ -63,7 +63,8 @@ fn enforcement_outlives_the_daemon_and_its_crashes() -> Result<Verdict> {
     let _closed = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7003"])?;
     let mut held = sandbox.spawn(AGENT, &["hold-tcp", "127.0.0.1:7001"])?;
     let objects = kernel_objects()?;
-    let hammer = sandbox.spawn(AGENT, &["hammer", "127.0.0.1:7001", "127.0.0.1:7003", "--threads", "1"])?;
+    let _sink = sandbox.spawn("/servers", &["serve-sink", "127.0.0.2:7001"])?;
+    let hammer = sandbox.spawn(AGENT, &["hammer", "127.0.0.2:7001", "127.0.0.1:7003", "--threads", "1"])?;
     let before = daemon.status()?;
     daemon.kill_hard()?;
     ensure!(held.again()?.ok);
@@ -109,7 +110,8 @@ fn another_build_takes_over_without_a_gap() -> Result<Verdict> {
     let _open = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
     let _closed = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7003"])?;
     let before = daemon.status()?;
-    let hammer = sandbox.spawn(AGENT, &["hammer", "127.0.0.1:7001", "127.0.0.1:7003", "--threads", "2"])?;
+    let _sink = sandbox.spawn("/servers", &["serve-sink", "127.0.0.2:7001"])?;
+    let hammer = sandbox.spawn(AGENT, &["hammer", "127.0.0.2:7001", "127.0.0.1:7003", "--threads", "2"])?;
     // Another file; then one with tables of another size, which cannot be adopted and are switched to.
     let other = sandbox.directory().join("authd-other");
     fs::copy(binary(), &other)?;
@@ -206,8 +208,12 @@ fn lost_events_are_counted_exactly() -> Result<Verdict> {
     sandbox.write_policy(POLICY)?;
     let daemon = sandbox.start()?;
     let _open = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
+    // Known before the daemon stops: it makes the identities of new cgroups.
+    sandbox.cgroup.child(AGENT)?;
+    daemon.wait_for_instance(AGENT)?;
     daemon.signal(Signal::SIGSTOP)?;
-    let mut hammer = sandbox.spawn(AGENT, &["hammer", "127.0.0.1:7001", "--threads", "2"])?;
+    let _sink = sandbox.spawn("/servers", &["serve-sink", "127.0.0.2:7001"])?;
+    let mut hammer = sandbox.spawn(AGENT, &["hammer", "127.0.0.2:7001", "--threads", "2"])?;
     let mut attempts = 0;
     while attempts < 2000 {
         std::thread::sleep(Duration::from_millis(20));

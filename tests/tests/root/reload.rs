@@ -107,7 +107,7 @@ fn generations_never_mix_under_load() -> Result<Verdict> {
     let (sandbox, daemon) = Sandbox::with_policy(POLICY)?;
     let mut servers = Vec::new();
     for port in [7001, 7003, 7007] {
-        servers.push(sandbox.spawn("/servers", &["serve-tcp", &format!("127.0.0.1:{port}")])?);
+        servers.push(sandbox.spawn("/servers", &["serve-sink", &format!("127.0.0.1:{port}")])?);
     }
     let targets = ["hammer", "127.0.0.1:7001", "127.0.0.1:7003", "127.0.0.1:7007", "--threads", "2"];
     let managed = sandbox.spawn(AGENT, &targets)?;
