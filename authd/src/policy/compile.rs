@@ -99,8 +99,7 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
     let mut entries = vec![WorkloadEntry::default(); registry.workloads.end()];
     for (index, workload) in model.workloads.iter().enumerate() {
         if let Some(number) = registry.workloads.number(&workload.name) {
-            entries[number as usize] =
-                WorkloadEntry { class: workloads.class[index], flags: flags_of(workload) };
+            entries[number as usize] = WorkloadEntry { class: workloads.class[index], flags: flags_of(workload) };
         }
     }
     Ok(Image {
@@ -288,14 +287,20 @@ impl PortClasses {
             }
         }
         let all_guarded = services.iter().any(|s| s.workload.is_some() && s.ports.contains(&Ports::Any));
-        let failsafe: BTreeSet<u32> = options.failsafe.iter().map(|(protocol, port)| port_slot(*protocol, *port)).collect();
+        let failsafe: BTreeSet<u32> =
+            options.failsafe.iter().map(|(protocol, port)| port_slot(*protocol, *port)).collect();
         let mut sets: HashMap<Vec<usize>, u16> = HashMap::from([(Vec::new(), 0)]);
         let mut of_service = vec![BTreeSet::new(); services.len()];
         let mut entries = BTreeMap::new();
         // A service may name a port twice, so that its ranges are counted.
         let mut active: BTreeMap<usize, usize> = BTreeMap::new();
         let mut class = 0;
-        for slot in 0..PORT_SLOTS {
+        // Slots at which something changes; between two of them all are alike.
+        let mut edges: BTreeSet<u32> = starts.keys().chain(ends.keys()).copied().collect();
+        edges.extend(failsafe.iter().flat_map(|slot| [*slot, slot + 1]));
+        edges.extend([0, PORT_SLOTS]);
+        let edges: Vec<u32> = edges.into_iter().collect();
+        for (slot, end) in edges.iter().copied().zip(edges.iter().skip(1).copied()) {
             let (started, ended) = (starts.get(&slot), ends.get(&slot));
             if started.is_some() || ended.is_some() {
                 for service in ended.into_iter().flatten() {
@@ -323,7 +328,7 @@ impl PortClasses {
                 flags |= port_flags::FAILSAFE;
             }
             if class != 0 || flags != 0 {
-                entries.insert(slot, PortEntry { class, flags, reserved: 0 });
+                entries.extend((slot..end).map(|slot| (slot, PortEntry { class, flags, reserved: 0 })));
             }
         }
         Ok(Self { entries, of_service, every })
@@ -355,9 +360,9 @@ impl WorkloadClasses {
         }
         let mut known: HashMap<(&[usize], &[usize]), u32> = HashMap::new();
         let (mut class, mut members) = (Vec::new(), Vec::new());
-        for index in 0..model.workloads.len() {
+        for (index, (rules, guarded)) in subjects.of_workload.iter().zip(&guards).enumerate() {
             let next = known.len() as u32 + 1;
-            let own = *known.entry((&subjects.of_workload[index], &guards[index])).or_insert(next);
+            let own = *known.entry((rules, guarded)).or_insert(next);
             if own == next {
                 members.push(Vec::new());
             }
@@ -448,11 +453,8 @@ impl Cells<'_> {
         let guarded = &workloads.guards[workload];
         let at: BTreeSet<u16> = guarded.iter().flat_map(|service| ports.of(*service)).collect();
         for port in at {
-            let here: BTreeSet<usize> = guarded
-                .iter()
-                .copied()
-                .filter(|s| ports.every[*s] || ports.of_service[*s].contains(&port))
-                .collect();
+            let here: BTreeSet<usize> =
+                guarded.iter().copied().filter(|s| ports.every[*s] || ports.of_service[*s].contains(&port)).collect();
             debug_assert!(here.iter().all(|s| services[*s].workload.is_some()));
             let guard = CellKey { epoch: 0, subject: 0, object: class, port, path: path::GUARD, reserved: 0 };
             self.made.insert(guard, Cell::default());

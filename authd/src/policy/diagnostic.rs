@@ -79,14 +79,7 @@ impl Diagnostic {
 
     /// About no place in particular.
     pub fn general(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self {
-            severity: Severity::Error,
-            code,
-            message: message.into(),
-            place: None,
-            help: help.into(),
-            related: None,
-        }
+        Self { severity: Severity::Error, code, message: message.into(), place: None, help: help.into(), related: None }
     }
 
     pub fn with_related(mut self, place: &Place, label: impl Into<String>) -> Self {
@@ -134,10 +127,7 @@ impl Diagnostic {
     }
 }
 
-fn snippet<'a>(
-    place: &'a Place,
-    label: Option<&'a String>,
-) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
+fn snippet<'a>(place: &'a Place, label: Option<&'a String>) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
     let text = &*place.source.text;
     let end = place.span.end.min(text.len());
     let start = place.span.start.min(end);

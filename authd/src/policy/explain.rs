@@ -44,7 +44,7 @@ impl From {
     }
 }
 
-/// Where it goes: `10.0.0.7:443/tcp`, `[fd00::1]:53/udp`, `10.0.0.7/icmp`.
+/// Where it goes: `10.0.0.7:443/tcp`, `[fd00::1]:53/udp`, `10.0.0.7/icmp`, `10.0.0.7/proto/47`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct To {
     pub address: Address,
@@ -53,7 +53,7 @@ pub struct To {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("`{0}` is no destination: write ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp or ADDRESS/proto-NUMBER")]
+#[error("`{0}` is no destination: write ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp or ADDRESS/proto/NUMBER")]
 pub struct ToError(String);
 
 impl std::str::FromStr for To {
@@ -61,13 +61,13 @@ impl std::str::FromStr for To {
 
     fn from_str(text: &str) -> Result<Self, ToError> {
         let wrong = || ToError(text.to_owned());
-        let (end, protocol) = text.rsplit_once('/').ok_or_else(wrong)?;
+        let (end, protocol) = text.split_once('/').ok_or_else(wrong)?;
         let protocol = match protocol {
             "tcp" => authd_common::tables::IPPROTO_TCP,
             "udp" => authd_common::tables::IPPROTO_UDP,
             "icmp" => authd_common::tables::IPPROTO_ICMP,
             "icmpv6" => authd_common::tables::IPPROTO_ICMPV6,
-            other => other.strip_prefix("proto-").and_then(|n| n.parse().ok()).ok_or_else(wrong)?,
+            other => other.strip_prefix("proto/").and_then(|n| n.parse().ok()).ok_or_else(wrong)?,
         };
         let with_port = matches!(protocol, authd_common::tables::IPPROTO_TCP | authd_common::tables::IPPROTO_UDP);
         if with_port {
@@ -138,14 +138,16 @@ impl Policy<'_> {
         let root = self.image.root();
         let mut steps = Vec::new();
         let mut verdicts = Vec::new();
-        let number = |workload: usize| self.registry.workloads.number(&self.model.workloads[workload].name).unwrap_or(UNMANAGED);
+        let number =
+            |workload: usize| self.registry.workloads.number(&self.model.workloads[workload].name).unwrap_or(UNMANAGED);
         if let From::Workload(workload) = from {
             let verdict = decide_out(&view, &root, number(workload), &to.address, to.protocol, to.port);
             steps.push(self.step("outbound", workload, from, to, verdict));
             verdicts.push(verdict);
         }
         // Workloads that offer a service at this address.
-        let offers = |s: &&Service| s.networks.iter().any(|n| n.contains(&to.address)) && s.has_port(to.protocol, to.port);
+        let offers =
+            |s: &&Service| s.networks.iter().any(|n| n.contains(&to.address)) && s.has_port(to.protocol, to.port);
         let mut guards: Vec<usize> = self.model.services.iter().filter(offers).filter_map(|s| s.workload).collect();
         guards.sort_unstable();
         guards.dedup();
@@ -330,8 +332,10 @@ mod tests {
         assert_eq!(to.to_string(), "10.0.0.7:443/tcp");
         let to: To = "[fd00::1]:53/udp".parse().unwrap();
         assert_eq!(to.to_string(), "[fd00::1]:53/udp");
-        assert_eq!("10.0.0.7/icmp".parse::<To>().unwrap().to_string(), "10.0.0.7/icmp");
-        for text in ["10.0.0.7", "10.0.0.7/tcp", "10.0.0.7:70000/tcp", "host:1/tcp", "10.0.0.7/proto-300"] {
+        for text in ["10.0.0.7/icmp", "fd00::1/icmpv6", "10.0.0.7/proto/47"] {
+            assert_eq!(text.parse::<To>().unwrap().to_string(), text);
+        }
+        for text in ["10.0.0.7", "10.0.0.7/tcp", "10.0.0.7:70000/tcp", "host:1/tcp", "10.0.0.7/proto/300"] {
             assert!(text.parse::<To>().is_err(), "{text}");
         }
     }

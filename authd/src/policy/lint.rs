@@ -40,7 +40,10 @@ pub fn unmatched(model: &Model, matched: impl Fn(usize) -> bool) -> Vec<Diagnost
 /// Rules that a denial covers entirely.
 fn unreachable_rules(model: &Model, warnings: &mut Vec<Diagnostic>) {
     for rule in model.rules.iter().filter(|rule| !rule.deny) {
-        let by = model.rules.iter().find(|other| other.deny && !other.observe && other.when.is_none() && covers(model, other, rule));
+        let by = model
+            .rules
+            .iter()
+            .find(|other| other.deny && !other.observe && other.when.is_none() && covers(model, other, rule));
         if let Some(by) = by {
             let warning = Diagnostic::warning(
                 "unreachable",
@@ -86,7 +89,10 @@ fn weak_proofs(model: &Model, warnings: &mut Vec<Diagnostic>) {
                 let warning = Diagnostic::warning(
                     "weak_proof",
                     rule.place.clone(),
-                    format!("rule `{}` asks for no proof, and service `{}` is of high sensitivity", rule.name, service.name),
+                    format!(
+                        "rule `{}` asks for no proof, and service `{}` is of high sensitivity",
+                        rule.name, service.name
+                    ),
                     "add `require = [\"mtls\"]` or a token, or lower the sensitivity",
                 );
                 warnings.push(warning.with_related(&service.place, "the service"));
@@ -98,8 +104,10 @@ fn weak_proofs(model: &Model, warnings: &mut Vec<Diagnostic>) {
 /// Names that no rule mentions: a workload without rules can do nothing, which may be meant; a service or peer that
 /// nothing names does nothing.
 fn unused(model: &Model, warnings: &mut Vec<Diagnostic>) {
-    let names_service = |index| model.rules.iter().any(|r| r.to.contains(&Object::Service(index)) || r.to.contains(&Object::Any));
-    let names_peer = |index| model.rules.iter().any(|r| r.from.contains(&Subject::Peer(index)) || r.from.contains(&Subject::Any));
+    let names_service =
+        |index| model.rules.iter().any(|r| r.to.contains(&Object::Service(index)) || r.to.contains(&Object::Any));
+    let names_peer =
+        |index| model.rules.iter().any(|r| r.from.contains(&Subject::Peer(index)) || r.from.contains(&Subject::Any));
     for (index, service) in model.services.iter().enumerate() {
         // A guarded service without rules is closed, and that is a statement.
         if service.workload.is_none() && !names_service(index) {

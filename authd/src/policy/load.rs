@@ -5,9 +5,10 @@
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
 
 use super::{
+    build,
     diagnostic::{Diagnostic, Place, Source},
     file,
-    model::{self, Model},
+    model::Model,
 };
 
 /// No policy file is as long as this; what is, is something else.
@@ -89,7 +90,7 @@ pub fn texts(sources: Vec<Source>) -> Policy {
         // Names in the files that could be read may be defined in the ones that could not.
         return Policy { model: None, diagnostics };
     }
-    let (model, diagnostics) = model::build(files);
+    let (model, diagnostics) = build::build(files);
     Policy { model, diagnostics }
 }
 
@@ -127,6 +128,8 @@ fn remedy(message: &str) -> &'static str {
         "add the key"
     } else if message.starts_with("unknown variant") {
         "use one of the values that are listed"
+    } else if message.starts_with("invalid type: map, expected a sequence") {
+        "write the header in double brackets, such as `[[rule]]`: there can be many"
     } else if message.starts_with("invalid type") {
         "write a value of the type that the key takes"
     } else if message.contains("duplicate key") {

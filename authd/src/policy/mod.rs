@@ -1,5 +1,6 @@
 //! From policy files to an image of the kernel's tables.
 
+pub mod build;
 pub mod compile;
 pub mod diagnostic;
 pub mod diff;

@@ -111,8 +111,14 @@ pub fn masked(address: &Address, bits: u8) -> Address {
 /// Ports, or protocols, that belong to a service.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Ports {
-    Tcp { first: u16, last: u16 },
-    Udp { first: u16, last: u16 },
+    Tcp {
+        first: u16,
+        last: u16,
+    },
+    Udp {
+        first: u16,
+        last: u16,
+    },
     /// An IP protocol without ports.
     Other(u8),
     /// Every port of every protocol.
@@ -227,7 +233,9 @@ mod tests {
         assert_eq!(Ports::parse("tcp/80-90").unwrap(), [Ports::Tcp { first: 80, last: 90 }]);
         assert_eq!(Ports::parse("udp").unwrap(), [Ports::Udp { first: 0, last: u16::MAX }]);
         assert_eq!(Ports::parse("icmp").unwrap().len(), 2);
-        for text in ["tcp/0", "tcp/90-80", "tcp/65536", "tcp/", "http", "sctp/1", "icmp/8", "proto/256", "tcp/+80", "any/1"] {
+        for text in
+            ["tcp/0", "tcp/90-80", "tcp/65536", "tcp/", "http", "sctp/1", "icmp/8", "proto/256", "tcp/+80", "any/1"]
+        {
             assert!(Ports::parse(text).is_err(), "{text}");
         }
     }

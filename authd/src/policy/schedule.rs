@@ -49,7 +49,7 @@ pub fn parse_hours(text: &str) -> Result<(u16, u16), ScheduleError> {
     let wrong = || ScheduleError::Hours(text.to_owned());
     let minute = |part: &str| -> Option<u16> {
         let (hours, minutes) = part.split_once(':')?;
-        if hours.len() != 2 || minutes.len() != 2 {
+        if [hours, minutes].iter().any(|p| p.len() != 2 || !p.bytes().all(|b| b.is_ascii_digit())) {
             return None;
         }
         let (hours, minutes): (u16, u16) = (hours.parse().ok()?, minutes.parse().ok()?);
