@@ -41,7 +41,8 @@ pub fn resolve(tables: &impl Tables, root: &Root, lineage: &impl Lineage) -> Ide
     let mut depth = 0;
     while depth < MAX_DEPTH {
         let id = lineage.ancestor(root.base_level + depth);
-        if id == 0 {
+        // Its own entry was looked for above; nothing lies deeper.
+        if id == 0 || id == own {
             break;
         }
         if let Some(entry) = tables.identity(root, id) {

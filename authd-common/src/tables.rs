@@ -234,37 +234,38 @@ pub mod role {
     pub const SERVER: u8 = 2;
 }
 
-/// Storage of one socket. Written under the socket's lock or before the socket is shared, but for the counters.
+/// Storage of one socket. Written under the socket's lock or before the socket is shared, but for the counters. What every
+/// packet reads comes first: the kernel lets it begin with a cache line.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tag {
+    /// Generation of the verdict; 0: none was taken.
+    pub generation: u32,
+    pub workload: u32,
+    /// When the verdict ends by itself, in ns of the coarse monotonic clock. 0: never.
+    pub until: u64,
+    pub action: u8,
+    pub role: u8,
+    pub protocol: u8,
+    /// [`tag_flags`].
+    pub flags: u8,
+    pub reason: u16,
+    pub remote_port: u16,
     /// Cookie of the network namespace, 0 if not known (sockets older than authd).
     pub netns: u64,
     /// cgroup of the task that made the socket.
     pub cgroup: u64,
     /// Caller's cgroup, for an accepted socket whose caller is on this node.
     pub peer_cgroup: u64,
-    /// When the verdict ends by itself, in ns of the coarse monotonic clock. 0: never.
-    pub until: u64,
     /// When the flow was opened, ns of the monotonic clock.
     pub opened: u64,
     pub remote: Address,
     /// The task's command, as bytes in memory order.
     pub comm: [u64; 2],
-    /// Generation of the verdict; 0: none was taken.
-    pub generation: u32,
-    pub workload: u32,
     pub peer_workload: u32,
     pub rule: u32,
     pub pid: u32,
     pub uid: u32,
-    pub remote_port: u16,
-    pub reason: u16,
-    pub action: u8,
-    pub role: u8,
-    pub protocol: u8,
-    /// [`tag_flags`].
-    pub flags: u8,
 }
 const _: () = assert!(size_of::<Tag>() == 104);
 

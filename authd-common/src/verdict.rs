@@ -7,8 +7,8 @@ use crate::{
     parse::{Packet, packet_flags},
     reason::Reason,
     tables::{
-        ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, NO_RULE, PENDING, Root, Tables, UNMANAGED, WorkloadEntry, path, port_flags, root_flags,
-        workload_flags,
+        ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, NO_RULE, PENDING, Root, Tables, UNMANAGED, WorkloadEntry, path,
+        port_flags, root_flags, workload_flags,
     },
 };
 

@@ -3,7 +3,7 @@
 use authd_common::{
     address::Address,
     identity::resolve,
-    tables::{IPPROTO_TCP, LocalKey, Tag, UNMANAGED},
+    tables::{IPPROTO_TCP, LocalKey, Root, Tables, Tag, UNMANAGED},
     verdict::FarEnd,
 };
 
@@ -53,12 +53,21 @@ pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
     );
     if let Some(entry) = maps::local(&key) {
         far.cgroup = entry.cgroup;
-        far.workload = entry.workload;
+        far.workload = workload_now(&scene.root, entry.cgroup, entry.workload);
         return true;
     }
     // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
     far_socket(scene, far);
     true
+}
+
+/// Whose a cgroup is under this generation: what was noted of it may be older.
+#[inline(always)]
+pub fn workload_now(root: &Root, cgroup: u64, noted: u32) -> u32 {
+    if cgroup == 0 {
+        return noted;
+    }
+    Kernel.identity(root, cgroup).map_or(noted, |entry| entry.workload)
 }
 
 /// Whose the socket at the far end of a loopback flow is, by the cgroup in which it was made. Returns whether there is one.

@@ -11,6 +11,7 @@ use authd_common::{
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
 use crate::{
+    caller::workload_now,
     emit::{self, Refused, Task},
     maps::{CurrentTask, Kernel},
     raw::SockAddr,
@@ -38,7 +39,7 @@ fn connect(ctx: SockAddr, remote: Address) -> i32 {
     let Some(root) = Kernel.root() else { return PASS };
     let task = resolve(&Kernel, &root, &CurrentTask);
     let port = ctx.remote_port();
-    let verdict = of_both(ctx, &root, &task, &remote, port, ctx.protocol());
+    let (owner, verdict) = of_both(ctx, &root, &task, &remote, port, ctx.protocol());
     if verdict.action == Action::Deny {
         refuse(ctx, &root, &task, &remote, port, &verdict);
         return DENY;
@@ -52,7 +53,6 @@ fn connect(ctx: SockAddr, remote: Address) -> i32 {
         tag.remote_port = port;
         // Another connection of the same socket is another flow.
         tag.flags &= !(tag_flags::OPENED | tag_flags::ESTABLISHED | tag_flags::PEER_LOCAL);
-        let owner = tag.workload;
         tag::settle(tag, owner, root.generation, &verdict);
         tag::note_task(tag);
     }
@@ -60,26 +60,39 @@ fn connect(ctx: SockAddr, remote: Address) -> i32 {
 }
 
 /// Task and socket may belong to different workloads (a descriptor that was passed, a task that was moved): both must be
-/// allowed. The socket's own workload answers for the packets, so its verdict is the one remembered.
+/// allowed. The socket's own workload answers for the packets, so its verdict is the one remembered. Returns that workload
+/// too.
 #[inline(always)]
-pub fn of_both(ctx: SockAddr, root: &Root, task: &Identity, remote: &Address, port: u16, protocol: u8) -> Verdict {
-    let mut owner = task.workload;
-    // A tag without a cgroup was made for a socket whose maker is not known.
-    if let Some(tag) = tag::of(ctx.socket())
-        && tag.cgroup != 0
-    {
-        owner = tag.workload;
-    }
+pub fn of_both(
+    ctx: SockAddr,
+    root: &Root,
+    task: &Identity,
+    remote: &Address,
+    port: u16,
+    protocol: u8,
+) -> (u32, Verdict) {
+    let owner = owner_of(ctx, root, task);
     if owner == UNMANAGED && task.workload == UNMANAGED {
-        return Verdict::allow(Reason::Unmanaged);
+        return (owner, Verdict::allow(Reason::Unmanaged));
     }
     let protocol = known_protocol(protocol);
     let of_socket = decide_out(&Kernel, root, owner, remote, protocol, port);
     if owner == task.workload {
-        return of_socket;
+        return (owner, of_socket);
     }
     let of_task = decide_out(&Kernel, root, task.workload, remote, protocol, port);
-    of_socket.and(of_task)
+    (owner, of_socket.and(of_task))
+}
+
+/// Whose the socket is under this generation. What its tag says may be older: its cgroup was not known yet, or belonged to
+/// another workload.
+#[inline(always)]
+fn owner_of(ctx: SockAddr, root: &Root, task: &Identity) -> u32 {
+    match tag::of(ctx.socket()) {
+        // A tag without a cgroup was made for a socket whose maker is not known.
+        Some(tag) if tag.cgroup != 0 && tag.cgroup != task.cgroup => workload_now(root, tag.cgroup, tag.workload),
+        _ => task.workload,
+    }
 }
 
 /// Raw sockets name any protocol; 0 stands for the one of the family's default.
@@ -102,6 +115,7 @@ pub fn refuse(ctx: SockAddr, root: &Root, task: &Identity, remote: &Address, por
         protocol: ctx.protocol(),
         direction: direction::OUT,
         bytes: 0,
+        flags: 0,
     };
     emit::refused(&refused, verdict, &Task::Current { cookie: ctx.cookie(), netns: ctx.netns() });
 }

@@ -12,7 +12,7 @@ use authd_common::{
 };
 
 use crate::{
-    caller::{far_end, local_key},
+    caller::{far_end, local_key, workload_now},
     emit::{self, Draft, Refused, Task},
     judge,
     maps::{self, Kernel},
@@ -36,7 +36,7 @@ pub fn leaves(scene: &Scene, tag: &mut Tag) -> Action {
     }
     let mut verdict = Verdict::deny(Reason::Undecided);
     let passes = if matches!(&known, Some(c) if c.role == role::SERVER) {
-        let far = remembered_far_end(&known, &packet.destination);
+        let far = remembered_far_end(&known, root, &packet.destination);
         judge::inbound(scene, &far, &mut verdict)
     } else {
         judge::outbound(scene, &mut verdict)
@@ -137,6 +137,7 @@ pub fn refuse_unsound(scene: &Scene, tag: &Tag, reason: Reason) -> Action {
         protocol: 0,
         direction: scene.direction(),
         bytes: scene.bytes(),
+        flags: 0,
     };
     let task = Task::Tagged { tag, cookie: scene.skb.cookie(), local: Address::UNSPECIFIED };
     emit::refused(&refused, &verdict, &task);
@@ -158,6 +159,7 @@ pub fn refuse(scene: &Scene, tag: &Tag, verdict: &Verdict, far: &FarEnd) -> Acti
         protocol: scene.packet.protocol,
         direction: scene.direction(),
         bytes: scene.bytes(),
+        flags: if far.on_node { tag_flags::PEER_LOCAL } else { 0 },
     };
     let task = Task::Tagged { tag, cookie: scene.skb.cookie(), local: *scene.local() };
     emit::refused(&refused, verdict, &task);
@@ -175,10 +177,10 @@ fn is_current(c: &Conversation, root: &Root) -> bool {
 }
 
 #[inline(always)]
-fn remembered_far_end(known: &Option<&mut Conversation>, remote: &Address) -> FarEnd {
+fn remembered_far_end(known: &Option<&mut Conversation>, root: &Root, remote: &Address) -> FarEnd {
     let mut far = FarEnd { address: *remote, cgroup: 0, workload: UNMANAGED, on_node: false };
     if let Some(c) = known {
-        far.workload = c.peer_workload;
+        far.workload = workload_now(root, c.peer_cgroup, c.peer_workload);
         far.cgroup = c.peer_cgroup;
         far.on_node = c.flags & tag_flags::PEER_LOCAL != 0;
     }

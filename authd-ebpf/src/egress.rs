@@ -24,10 +24,13 @@ const DROP: i32 = 0;
 pub fn authd_egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     // The kernel runs this hook for full sockets only.
-    let Some(sock) = skb.socket() else { return PASS };
+    let Some(sock) = skb.any_socket() else { return PASS };
     let action = match remembered(skb, sock) {
         Some(action) => action,
-        None => judge(skb, sock),
+        None => match sock.full() {
+            Some(sock) => judge(skb, sock),
+            None => return PASS,
+        },
     };
     if action.passes() { PASS } else { DROP }
 }
@@ -54,12 +57,15 @@ fn judge(skb: Skb, sock: Sock) -> Action {
     let protocol = sock.protocol();
     let mut scene = Scene::new(skb, &root, false);
     let managed = judge::identify(&mut scene);
+    if !managed && protocol == IPPROTO_TCP && !stream::is_worth_a_tag(sock) {
+        return Action::Allow;
+    }
     let Some(tag) = tag::of_or_new(sock.0.cast(), protocol) else {
         // Without memory for a tag nothing can be remembered, and a managed flow not be followed.
         return if managed { Action::Deny } else { Action::Allow };
     };
     if !managed {
-        if protocol == IPPROTO_TCP && !sock.is_listening() {
+        if protocol == IPPROTO_TCP {
             stream::leave_alone(tag, root.generation);
         }
         if protocol == IPPROTO_UDP && skb.interface() == LOOPBACK && scene.read(0).is_none() {

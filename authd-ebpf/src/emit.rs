@@ -75,6 +75,8 @@ pub struct Refused {
     pub direction: u8,
     /// Of the packet that was refused; 0 for a call.
     pub bytes: u64,
+    /// [`authd_common::tables::tag_flags`].
+    pub flags: u8,
 }
 
 /// Who acts, for the record.
@@ -112,7 +114,7 @@ pub fn refused(what: &Refused, verdict: &Verdict, task: &Task) {
     e.action = verdict.action.code();
     e.direction = what.direction;
     e.protocol = what.protocol;
-    e.flags = 0;
+    e.flags = what.flags;
     match task {
         Task::Current { cookie, netns } => {
             e.cookie = *cookie;

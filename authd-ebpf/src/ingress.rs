@@ -23,10 +23,13 @@ const DROP: i32 = 0;
 #[cgroup_skb(ingress)]
 pub fn authd_ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
-    let Some(sock) = skb.socket() else { return PASS };
+    let Some(sock) = skb.any_socket() else { return PASS };
     let action = match remembered(skb, sock) {
         Some(action) => action,
-        None => judge(skb, sock),
+        None => match sock.full() {
+            Some(sock) => judge(skb, sock),
+            None => return PASS,
+        },
     };
     if action.passes() { PASS } else { DROP }
 }
@@ -51,16 +54,14 @@ fn judge(skb: Skb, sock: Sock) -> Action {
     let protocol = sock.protocol();
     let mut scene = Scene::new(skb, &root, true);
     let managed = judge::identify(&mut scene);
-    if !managed && protocol != IPPROTO_TCP {
+    if !managed && (protocol != IPPROTO_TCP || !stream::is_worth_a_tag(sock)) {
         return Action::Allow;
     }
     let Some(tag) = tag::of_or_new(sock.0.cast(), protocol) else {
         return if managed { Action::Deny } else { Action::Allow };
     };
     if !managed {
-        if !sock.is_listening() {
-            stream::leave_alone(tag, root.generation);
-        }
+        stream::leave_alone(tag, root.generation);
         return Action::Allow;
     }
     match scene.read(packet_flags::UNFIT_IN) {

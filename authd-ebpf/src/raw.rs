@@ -134,18 +134,12 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
-    /// The full socket that sends or receives it.
+    /// The socket that sends or receives it, whatever it is: only good for asking for its storage.
     #[inline(always)]
-    pub fn socket(self) -> Option<Sock> {
-        // SAFETY: a context is readable; the helper takes the socket that the context shows, once it is not null.
-        unsafe {
-            let sk = (*self.0).__bindgen_anon_2.sk;
-            if sk.is_null() {
-                return None;
-            }
-            let full = helpers::generated::bpf_sk_fullsock(sk);
-            if full.is_null() { None } else { Some(Sock(full)) }
-        }
+    pub fn any_socket(self) -> Option<Sock> {
+        // SAFETY: a context is readable.
+        let sk = unsafe { (*self.0).__bindgen_anon_2.sk };
+        if sk.is_null() { None } else { Some(Sock(sk)) }
     }
 
     #[inline(always)]
@@ -235,6 +229,24 @@ pub struct Ends<'a> {
 pub struct Sock(pub *mut bpf_sock);
 
 impl Sock {
+    /// Segments that a TCP socket has sent and received so far; 0 for others.
+    #[inline(always)]
+    pub fn segments(self) -> u32 {
+        // SAFETY: the helper takes a full socket; what it returns is readable once it is not null.
+        unsafe {
+            let tcp = helpers::generated::bpf_tcp_sock(self.0);
+            if tcp.is_null() { 0 } else { (*tcp).segs_out.wrapping_add((*tcp).segs_in) }
+        }
+    }
+
+    /// The same socket, if it is a full one.
+    #[inline(always)]
+    pub fn full(self) -> Option<Self> {
+        // SAFETY: the helper takes the socket that a context shows.
+        let full = unsafe { helpers::generated::bpf_sk_fullsock(self.0) };
+        if full.is_null() { None } else { Some(Self(full)) }
+    }
+
     /// The cgroup in which it was made.
     #[inline(always)]
     pub fn cgroup(self) -> u64 {
@@ -411,13 +423,13 @@ impl SockOps {
     }
 
     #[inline(always)]
-    pub fn packets_in(self) -> u32 {
+    pub fn segments_in(self) -> u32 {
         // SAFETY: a context is readable.
         unsafe { (*self.0).segs_in }
     }
 
     #[inline(always)]
-    pub fn packets_out(self) -> u32 {
+    pub fn segments_out(self) -> u32 {
         // SAFETY: a context is readable.
         unsafe { (*self.0).segs_out }
     }

@@ -39,7 +39,7 @@ fn sendmsg(ctx: SockAddr, remote: Address) -> i32 {
         return PASS;
     }
     let task = resolve(&Kernel, &root, &CurrentTask);
-    let verdict = connect::of_both(ctx, &root, &task, &remote, port, IPPROTO_UDP);
+    let (_, verdict) = connect::of_both(ctx, &root, &task, &remote, port, IPPROTO_UDP);
     if verdict.action == Action::Deny {
         connect::refuse(ctx, &root, &task, &remote, port, &verdict);
         return DENY;

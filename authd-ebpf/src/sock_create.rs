@@ -48,6 +48,7 @@ pub fn authd_sock_create(ctx: SockContext) -> i32 {
                 protocol,
                 direction: direction::OUT,
                 bytes: 0,
+                flags: 0,
             };
             let task = Task::Current { cookie: 0, netns: raw::netns_of_new(ctx.sock) };
             emit::refused(&refused, &verdict, &task);

@@ -57,6 +57,7 @@ pub fn authd_socket_create(ctx: LsmContext) -> i32 {
         protocol: 0,
         direction: direction::OUT,
         bytes: 0,
+        flags: 0,
     };
     emit::refused(&refused, &verdict, &Task::Current { cookie: 0, netns: 0 });
     if verdict.action == Action::Deny { -EPERM } else { 0 }

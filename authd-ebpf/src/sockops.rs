@@ -104,8 +104,8 @@ fn ended(ops: SockOps) {
     let totals = Totals {
         bytes_out: ops.bytes_out(),
         bytes_in: ops.bytes_in(),
-        packets_out: ops.packets_out() as u64,
-        packets_in: ops.packets_in() as u64,
+        packets_out: ops.segments_out() as u64,
+        packets_in: ops.segments_in() as u64,
         duration: raw::now() - tag.opened,
     };
     stream::tell(ops.cookie(), tag, kind::CLOSED, &ops.local(), ops.local_port(), &totals);

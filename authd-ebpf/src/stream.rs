@@ -10,11 +10,11 @@ use authd_common::{
 };
 
 use crate::{
-    caller::far_end,
+    caller::{far_end, workload_now},
     emit::{self, Draft},
     judge,
     packet::Scene,
-    raw::{self, Ends},
+    raw::{self, Ends, Sock},
     tag,
 };
 
@@ -92,6 +92,7 @@ fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
         tag.flags |= tag_flags::PEER_LOCAL;
     }
     if far.on_node {
+        tag.peer_workload = workload_now(&scene.root, tag.peer_cgroup, tag.peer_workload);
         far.workload = tag.peer_workload;
         far.cgroup = tag.peer_cgroup;
     }
@@ -141,6 +142,14 @@ pub fn tell(cookie: u64, tag: &Tag, kind: u8, local: &Address, local_port: u16, 
     e.protocol = IPPROTO_TCP;
     e.flags = tag.flags;
     draft.submit();
+}
+
+/// Whether remembering that nobody manages a socket is cheaper than finding it out again with each packet. Making a tag
+/// costs as much as some ten look-ups; most connections are short.
+#[inline(always)]
+pub fn is_worth_a_tag(sock: Sock) -> bool {
+    const LONG: u32 = 16;
+    !sock.is_listening() && sock.segments() >= LONG
 }
 
 /// An unmanaged socket needs no verdict until the next generation.
