@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::policy::explain::{To, ToError};
+
 /// Node-level enforcement: who may open which connection, decided in the kernel.
 #[derive(Parser)]
 #[command(name = "authd", version, max_term_width = 100)]
@@ -43,11 +45,10 @@ pub enum Command {
         /// A workload, a peer, `unmanaged`, or an address
         #[arg(long)]
         from: String,
-        /// ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp
-        #[arg(long)]
+        #[arg(long, help = "ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp", value_parser = destination)]
         to: String,
         /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
-        #[arg(long)]
+        #[arg(long, value_parser = time)]
         at: Option<String>,
         /// Ask this policy directory instead of the daemon
         #[arg(long)]
@@ -98,4 +99,13 @@ pub enum Command {
 pub enum SchemaOf {
     Policy,
     Config,
+}
+
+/// Both go to the daemon as they are written; what they cannot be is said before.
+fn destination(text: &str) -> Result<String, ToError> {
+    text.parse::<To>().map(|_| text.to_owned())
+}
+
+fn time(text: &str) -> Result<String, jiff::Error> {
+    text.parse::<jiff::Timestamp>().map(|_| text.to_owned())
 }

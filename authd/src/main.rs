@@ -13,7 +13,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // Records go to stdout; what the daemon says of itself goes to stderr.
     let filter = EnvFilter::try_from_env("AUTHD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(cmd::colours(&io::stderr())).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(cmd::colours(&io::stderr()))
+        .init();
     let config = cli.config.as_deref();
     let result = match cli.command {
         Command::Run { detach_on_exit } => cmd::run::run(config, detach_on_exit),

@@ -193,12 +193,7 @@ impl Record {
     }
 
     /// The end of an exchange that has no end of its own: it was idle for long.
-    pub fn of_conversation(
-        key: &ConversationKey,
-        c: &Conversation,
-        clock: &Clock,
-        names: &mut dyn Names,
-    ) -> Self {
+    pub fn of_conversation(key: &ConversationKey, c: &Conversation, clock: &Clock, names: &mut dyn Names) -> Self {
         let out = c.role == role::CLIENT;
         let mut record = Self {
             time: format_time(clock.time(c.last_seen)),

@@ -13,7 +13,8 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    thread::JoinHandle,
+    thread::{JoinHandle, sleep},
+    time::Duration,
 };
 
 use super::record::Record;
@@ -23,6 +24,8 @@ use crate::config::AuditTarget;
 const QUEUE: usize = 65_536;
 /// Written with one system call.
 const BATCH_BYTES: usize = 1 << 18;
+/// Records of so much time are written together: waking the writer for each would cost the reporter more than the record.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// Numbers of what became of records.
 #[derive(Default, Debug)]
@@ -67,21 +70,21 @@ impl Sink {
         Ok(Self { queue: Some(queue), writer: Some(writer), next, totals, told: 0, node })
     }
 
-    /// Numbers a record and hands it on. Returns it as it was written, or `None` if there was no room.
-    pub fn put(&mut self, mut record: Record) -> Option<Record> {
+    /// Numbers a record and hands it on. Returns the line as it will be written, or `None` if there was no room.
+    pub fn put(&mut self, mut record: Record) -> Option<String> {
         let lost = self.totals.lost.load(Ordering::Relaxed);
         if lost > self.told {
             let mut loss = Record::about("audit_lost", format!("{} records were not written", lost - self.told));
             loss.count = Some(lost - self.told);
-            if self.send(&mut loss) {
+            if self.send(&mut loss).is_some() {
                 self.told = lost;
             }
         }
-        if self.send(&mut record) {
-            return Some(record);
+        let line = self.send(&mut record);
+        if line.is_none() {
+            self.totals.lost.fetch_add(1, Ordering::Relaxed);
         }
-        self.totals.lost.fetch_add(1, Ordering::Relaxed);
-        None
+        line
     }
 
     pub fn totals(&self) -> &Totals {
@@ -98,16 +101,13 @@ impl Sink {
         }
     }
 
-    fn send(&mut self, record: &mut Record) -> bool {
+    fn send(&mut self, record: &mut Record) -> Option<String> {
         record.seq = self.next;
         record.node.clone_from(&self.node);
-        let Ok(mut text) = serde_json::to_string(record) else { return false };
-        text.push('\n');
-        let sent = self.queue.as_ref().is_some_and(|queue| queue.try_send(Line::Text(text)).is_ok());
-        if sent {
-            self.next += 1;
-        }
-        sent
+        let line = serde_json::to_string(record).ok()?;
+        self.queue.as_ref()?.try_send(Line::Text(line.clone() + "\n")).ok()?;
+        self.next += 1;
+        Some(line)
     }
 }
 
@@ -124,6 +124,9 @@ fn write(mut output: Box<dyn Write + Send>, lines: &Receiver<Line>, totals: &Tot
     let mut batch = Vec::new();
     let mut torn = false;
     while let Ok(first) = lines.recv() {
+        if matches!(first, Line::Text(_)) {
+            sleep(GATHER);
+        }
         let (mut records, mut waiting) = (0, Vec::new());
         batch.clear();
         if torn {

@@ -68,10 +68,9 @@ fn unfit(config: &Config, model: &Model) -> Vec<Diagnostic> {
         Ok(image) => image,
         Err(error) => return too_much(error.to_string(), "shorten the policy"),
     };
-    for (table, needed, capacity) in [
-        ("cells", image.cells.len(), config.sizes.cells),
-        ("addresses", image.addresses.len(), config.sizes.addresses),
-    ] {
+    for (table, needed, capacity) in
+        [("cells", image.cells.len(), config.sizes.cells), ("addresses", image.addresses.len(), config.sizes.addresses)]
+    {
         // The generation in force keeps its place until the next one is.
         if needed * 2 > capacity as usize {
             return too_much(

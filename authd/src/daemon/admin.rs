@@ -25,8 +25,15 @@ pub enum Request {
     /// Load what lies in the policy directory now.
     Apply,
     /// The last records of flows, and those to come if `follow`.
-    Flows { follow: bool, last: usize },
-    Explain { from: String, to: String, at: Option<String> },
+    Flows {
+        follow: bool,
+        last: usize,
+    },
+    Explain {
+        from: String,
+        to: String,
+        at: Option<String>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,7 +43,9 @@ pub enum Answer {
     Applied(Applied),
     Explanation(Box<Explained>),
     /// The request could not be met.
-    Error { message: String },
+    Error {
+        message: String,
+    },
 }
 
 /// What an attempt to load a policy came to.

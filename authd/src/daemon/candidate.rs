@@ -73,7 +73,8 @@ impl Candidate {
 
 impl Prepared {
     pub fn patterns(&self) -> Patterns {
-        self.model.patterns(|index| self.registry.workloads.number(&self.model.workloads[index].name).unwrap_or_default())
+        self.model
+            .patterns(|index| self.registry.workloads.number(&self.model.workloads[index].name).unwrap_or_default())
     }
 
     pub fn compile_at(&self, options: &Options, moment: Moment) -> Result<Image, CompileError> {

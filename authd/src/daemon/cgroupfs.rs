@@ -11,7 +11,9 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    #[error("no cgroup v2 is mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1")]
+    #[error(
+        "no cgroup v2 is mounted: `mount -t cgroup2 none /sys/fs/cgroup`, or boot with systemd.unified_cgroup_hierarchy=1"
+    )]
     NotMounted,
     #[error("{0} is no directory of cgroup v2")]
     NotCgroup(PathBuf),

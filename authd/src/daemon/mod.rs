@@ -15,11 +15,13 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     sync::atomic::Ordering,
+    time::{Duration, Instant},
 };
 
 use authd_common::{
+    event::Event,
     reason::Reason,
-    tables::{Conversation, ConversationKey, tag_flags},
+    tables::{Conversation, ConversationKey, IdentityEntry, tag_flags},
 };
 use aya::maps::MapError;
 use jiff::Timestamp;
@@ -55,8 +57,12 @@ use crate::{
 
 /// Records of flows that are kept for those who ask.
 const RECENT: usize = 4096;
-/// Kernel events that are taken at once, before other things get their turn.
-const DRAIN: usize = 8192;
+/// Kernel events that are taken at once.
+const DRAIN: usize = 512;
+/// Other things get their turn after so much time with kernel events.
+const DRAIN_FOR: Duration = Duration::from_millis(5);
+/// What the ring keeps beside each event (`BPF_RINGBUF_HDR_SZ`).
+const RING_HEADER: usize = 8;
 /// Repetitions of a denial are told when it is over, at the latest after this long, in ns.
 const DENIAL_SETTLES: u64 = 1_000_000_000;
 
@@ -109,6 +115,8 @@ pub struct Daemon {
     last_reload: Reload,
     started: Timestamp,
     enforcing: bool,
+    /// Cgroups for which the table has no room.
+    unwritten: HashMap<u64, IdentityEntry>,
 }
 
 impl Daemon {
@@ -154,6 +162,7 @@ impl Daemon {
             last_reload,
             started: now,
             enforcing: true,
+            unwritten: HashMap::new(),
         };
         let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
         daemon.report(Record::about("daemon_started", format!("authd {} {how}", env!("CARGO_PKG_VERSION"))));
@@ -238,6 +247,8 @@ impl Daemon {
                 return Err(error.into());
             }
         };
+        // Whatever had no room before is part of what was just loaded.
+        self.unwritten.clear();
         self.state.keep_policy(&prepared.sources)?;
         self.persistent = persistent;
         self.directory.learn(&prepared.model, &prepared.registry);
@@ -263,35 +274,86 @@ impl Daemon {
         let patterns = &self.active.patterns;
         for change in self.tree.changes(&|path| classify(patterns, path)).map_err(DaemonError::Tree)? {
             match change {
-                Change::Appeared { cgroup, entry } => self.writer.insert_identity(cgroup, entry)?,
-                Change::Gone { cgroup } => self.writer.remove_identity(cgroup),
+                Change::Appeared { cgroup, entry } => self.make_known(cgroup, entry),
+                Change::Gone { cgroup } => {
+                    self.unwritten.remove(&cgroup);
+                    self.writer.remove_identity(cgroup);
+                }
             }
         }
         Ok(())
     }
 
-    /// Takes what the kernel told. Returns whether there may be more.
+    /// A cgroup for which the table has no room stays pending, so that whoever makes many of them only harms himself.
+    fn make_known(&mut self, cgroup: u64, entry: IdentityEntry) {
+        match self.writer.insert_identity(cgroup, entry) {
+            Ok(()) => drop(self.unwritten.remove(&cgroup)),
+            Err(error) => {
+                if self.unwritten.is_empty() {
+                    let message =
+                        format!("new cgroups stay closed until there is room: {error}; raise limits.identities");
+                    tracing::error!("{message}");
+                    self.report(Record::about("identities_full", message));
+                }
+                self.unwritten.insert(cgroup, entry);
+            }
+        }
+    }
+
+    /// Tries those again for which there was no room.
+    fn retry_unwritten(&mut self) {
+        if self.unwritten.is_empty() {
+            return;
+        }
+        let waiting: Vec<(u64, IdentityEntry)> =
+            self.unwritten.iter().map(|(cgroup, entry)| (*cgroup, *entry)).collect();
+        for (cgroup, entry) in waiting {
+            if self.writer.insert_identity(cgroup, entry).is_err() {
+                return;
+            }
+            self.unwritten.remove(&cgroup);
+        }
+        tracing::info!("there is room for all cgroups again");
+    }
+
+    /// Takes what the kernel told, for a few milliseconds. Returns whether there may be more.
     pub fn drain(&mut self) -> bool {
+        let started = Instant::now();
+        while self.drain_some() == DRAIN {
+            if started.elapsed() > DRAIN_FOR {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes everything that the kernel told until now. What it tells meanwhile has to wait: there may be no end to it.
+    pub fn catch_up(&mut self) {
+        let full_ring = self.config.sizes.events as usize / (size_of::<Event>() + RING_HEADER) + 1;
+        let mut taken = 0;
+        while taken < full_ring {
+            match self.drain_some() {
+                DRAIN => taken += DRAIN,
+                _ => return,
+            }
+        }
+    }
+
+    fn drain_some(&mut self) -> usize {
         let events = ring::drain(&mut self.writer.maps_mut().events, DRAIN);
-        let more = events.len() == DRAIN;
         let clock = clock::clock();
-        for event in events {
-            let record = Record::of_event(&event, &clock, &mut self.resolver());
+        for event in &events {
+            let record = Record::of_event(event, &clock, &mut self.resolver());
             self.count(&record);
             self.report(record);
         }
-        more
-    }
-
-    /// Takes what the kernel told until now. Under a flood, what is told meanwhile has to wait.
-    pub fn catch_up(&mut self) {
-        const FULL_RING: usize = 16;
-        let _ = (0..FULL_RING).all(|_| self.drain());
+        events.len()
     }
 
     /// What is due every second: ends of exchanges, repeated denials, losses, records of others.
     pub fn sweep(&mut self) -> Result<(), DaemonError> {
         self.writer.clean()?;
+        self.retry_unwritten();
         self.end_conversations(self.config.conversation_idle.as_nanos() as u64)?;
         self.tell_denials()?;
         self.tell_losses()?;
@@ -548,8 +610,7 @@ impl Daemon {
 
     fn report(&mut self, record: Record) {
         let is_flow = record.event.starts_with("flow_");
-        let Some(written) = self.sink.put(record) else { return };
-        let Ok(line) = serde_json::to_string(&written) else { return };
+        let Some(line) = self.sink.put(record) else { return };
         if is_flow {
             if self.recent.len() == RECENT {
                 self.recent.pop_front();
@@ -584,7 +645,8 @@ impl Daemon {
 /// The policy to begin with: the directory's, or, if that is bad, the one that was in force last.
 fn first_policy(config: &Config, state: &State, persistent: &Persistent) -> Result<(Prepared, Reload), DaemonError> {
     let now = format_time(Timestamp::now());
-    let candidate = Candidate::from_directory(&config.policy, &config.options, persistent.registry.clone(), clock::moment());
+    let candidate =
+        Candidate::from_directory(&config.policy, &config.options, persistent.registry.clone(), clock::moment());
     let diagnostics = match candidate.result {
         Ok(prepared) => return Ok((prepared, Reload { ok: true, time: now, successes: 1, ..Reload::default() })),
         Err(diagnostics) => diagnostics,

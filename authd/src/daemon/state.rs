@@ -27,7 +27,9 @@ const LOCK: &str = "lock";
 pub enum StateError {
     #[error("{path}: {error}")]
     Io { path: PathBuf, error: io::Error },
-    #[error("{path} is damaged ({error}): put a copy back, or remove it; names in older records lose their meaning then")]
+    #[error(
+        "{path} is damaged ({error}): put a copy back, or remove it; names in older records lose their meaning then"
+    )]
     Damaged { path: PathBuf, error: serde_json::Error },
     #[error("another authd runs with the state directory {0}")]
     Locked(PathBuf),
@@ -66,8 +68,8 @@ impl State {
             .mode(0o600)
             .open(&path)
             .map_err(|error| StateError::Io { path, error })?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| StateError::Locked(directory.to_owned()))?;
+        let lock =
+            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::Locked(directory.to_owned()))?;
         Ok(Self { directory: directory.to_owned(), _lock: lock })
     }
 

@@ -107,8 +107,14 @@ impl Status {
         };
         let one = |value: u64| vec![(String::new(), value)];
         family("authd_policy_generation", "gauge", "Generation in force.", one(self.generation.into()));
-        family("authd_policy_last_reload_success", "gauge", "1 if the last reload was good.", one(self.last_reload.ok.into()));
-        let result = |ok: u64, bad: u64| vec![("{result=\"ok\"}".to_owned(), ok), ("{result=\"error\"}".to_owned(), bad)];
+        family(
+            "authd_policy_last_reload_success",
+            "gauge",
+            "1 if the last reload was good.",
+            one(self.last_reload.ok.into()),
+        );
+        let result =
+            |ok: u64, bad: u64| vec![("{result=\"ok\"}".to_owned(), ok), ("{result=\"error\"}".to_owned(), bad)];
         let reloads = result(self.last_reload.successes, self.last_reload.failures);
         family("authd_policy_reloads_total", "counter", "Attempts to load a policy.", reloads);
         family("authd_kernel_enforcing", "gauge", "1 if every program is attached.", one(self.enforcing.into()));
@@ -125,7 +131,8 @@ impl Status {
         family("authd_kernel_events_lost_total", "counter", "Events without room in the ring.", one(self.events.lost));
         family("authd_audit_records_written_total", "counter", "Records written.", one(self.events.records_written));
         family("authd_audit_records_lost_total", "counter", "Records not written.", one(self.events.records_lost));
-        let instances = |w: &Workload| (format!("{{workload=\"{}\",kind=\"{}\"}}", w.name, w.kind), w.instances.len() as u64);
+        let instances =
+            |w: &Workload| (format!("{{workload=\"{}\",kind=\"{}\"}}", w.name, w.kind), w.instances.len() as u64);
         let seen = self.workloads.iter().map(instances).collect();
         family("authd_workload_instances", "gauge", "Cgroups that match a workload.", seen);
         let table = |value: fn(&Fill) -> u64| {
@@ -158,7 +165,8 @@ impl fmt::Display for Status {
         }
         writeln!(f, "\nprograms")?;
         for program in &self.programs {
-            let walked = program.verified_instructions.map_or(String::new(), |n| format!(", {n} instructions verified"));
+            let walked =
+                program.verified_instructions.map_or(String::new(), |n| format!(", {n} instructions verified"));
             writeln!(f, "  {:<22} program {}, link {}{walked}", program.name, program.id, program.link)?;
         }
         for refused in &self.refused {

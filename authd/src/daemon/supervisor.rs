@@ -40,6 +40,8 @@ use crate::config::Config;
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const METRICS_EVERY: Duration = Duration::from_secs(5);
+/// Where no service manager says otherwise.
+const WATCHDOG_EVERY: Duration = Duration::from_secs(15);
 /// A policy directory is read when it has been quiet for this long.
 const SETTLED: Duration = Duration::from_millis(300);
 /// The clock of people was set if it moved this much against the monotonic one.
@@ -67,6 +69,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
     let mut settle: Option<Instant> = None;
     let mut offset = clock::clock().offset;
     let mut ticks = Ticks::new();
+    let mut more = false;
     let connections = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     notify(&[NotifyState::Ready, NotifyState::Status(&format!("generation {}", daemon.generation()))]);
 
@@ -112,8 +115,8 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 settled(&applied);
                 reload.tell(&applied);
             }
-            // Once per tick: a flood of events must not keep everything else waiting.
-            _ = ticks.drain.tick() => drop(daemon.drain()),
+            // Each turn is short: a flood of events must not keep everything else waiting.
+            () = due(&mut ticks.drain, more) => more = daemon.drain(),
             _ = ticks.sweep.tick() => {
                 daemon.sweep()?;
                 let now = clock::clock().offset;
@@ -122,8 +125,8 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                     offset = now;
                     reload.again();
                 }
-                notify(&[NotifyState::Watchdog]);
             }
+            _ = ticks.watchdog.tick() => notify(&[NotifyState::Watchdog]),
             _ = ticks.metrics.tick() => daemon.write_metrics()?,
         }
         reload.start(&daemon);
@@ -137,6 +140,7 @@ struct Ticks {
     drain: tokio::time::Interval,
     sweep: tokio::time::Interval,
     metrics: tokio::time::Interval,
+    watchdog: tokio::time::Interval,
 }
 
 impl Ticks {
@@ -146,7 +150,12 @@ impl Ticks {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks
         };
-        Self { drain: every(DRAIN_EVERY), sweep: every(SWEEP_EVERY), metrics: every(METRICS_EVERY) }
+        Self {
+            drain: every(DRAIN_EVERY),
+            sweep: every(SWEEP_EVERY),
+            metrics: every(METRICS_EVERY),
+            watchdog: every(watchdog_period()),
+        }
     }
 }
 
@@ -222,7 +231,9 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
         Request::Apply => return reload.ask(Some(answer)),
         Request::Status => {
             daemon.catch_up();
-            Reply::One(daemon.status().map_or_else(error, |status| Answer::Status(Box::new(status))))
+            // Cgroups that were made before the question was asked are part of the answer.
+            let status = daemon.follow_cgroups().and_then(|()| daemon.status());
+            Reply::One(status.map_or_else(error, |status| Answer::Status(Box::new(status))))
         }
         Request::Explain { from, to, at } => Reply::One(match daemon.explain(&from, &to, at.as_deref()) {
             Ok(explained) => Answer::Explanation(Box::new(explained)),
@@ -246,6 +257,11 @@ fn settled(applied: &Applied) {
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
+/// Half of what the service manager waits for (sd_watchdog_enabled(3)).
+fn watchdog_period() -> Duration {
+    sd_notify::watchdog_enabled().map_or(WATCHDOG_EVERY, |timeout| timeout / 2)
+}
+
 /// Without a service manager there is nobody to tell.
 fn notify(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
@@ -256,8 +272,7 @@ fn notify(states: &[NotifyState<'_>]) {
 fn policy_differs(daemon: &Daemon) -> bool {
     let (sources, _) = crate::policy::load::read_sources(&daemon.config().policy);
     let in_force = &daemon.in_force().sources;
-    sources.len() != in_force.len()
-        || sources.iter().zip(in_force).any(|(a, b)| a.name != b.name || a.text != b.text)
+    sources.len() != in_force.len() || sources.iter().zip(in_force).any(|(a, b)| a.name != b.name || a.text != b.text)
 }
 
 /// The socket of operators: root's alone.
@@ -319,6 +334,15 @@ async fn readable(fd: Option<&AsyncFd<OwnedFd>>) -> io::Result<tokio::io::unix::
     match fd {
         Some(fd) => fd.readable().await,
         None => std::future::pending().await,
+    }
+}
+
+/// The next tick, or as soon as everything else had its turn: without the yield nobody would look at sockets and signals.
+async fn due(ticks: &mut tokio::time::Interval, at_once: bool) {
+    if at_once {
+        tokio::task::yield_now().await;
+    } else {
+        ticks.tick().await;
     }
 }
 

@@ -175,6 +175,11 @@ impl Tree {
                     self.watches.insert(descriptor, path.clone());
                 }
                 Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+                // What is made below stays pending, which is closed.
+                Err(Errno::ENOSPC) => tracing::error!(
+                    cgroup = path,
+                    "no inotify watch is left, so that cgroups made below stay closed: raise fs.inotify.max_user_watches"
+                ),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -107,7 +107,7 @@ pub struct Maps {
 pub struct Object {
     pub programs: Vec<Loaded>,
     /// Optional programs that this kernel refuses, with its reason.
-    pub refused: Vec<(String, String)>,
+    pub refused: Vec<Refusal>,
     maps: Option<Maps>,
     /// The maps were pinned by an earlier daemon and go on as they are.
     pub adopted: bool,
@@ -231,7 +231,10 @@ pub fn remove_directory(directory: &Path) -> io::Result<()> {
     fs::remove_dir(directory)
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<(String, String)>), LoadError> {
+/// Name and the kernel's reason.
+type Refusal = (String, String);
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadError> {
     let (mut loaded, mut refused) = (Vec::new(), Vec::new());
     for (name, program) in ebpf.programs_mut() {
         let failed = |error| LoadError::Program { name: name.to_owned(), error };
@@ -308,7 +311,9 @@ fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &'static str, length: usize) -> Re
 
 fn descriptor(map: &Map) -> io::Result<OwnedFd> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) => data.fd().as_fd().try_clone_to_owned(),
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) => {
+            data.fd().as_fd().try_clone_to_owned()
+        }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
 }

@@ -6,7 +6,7 @@
 //! is kept.
 
 use std::{
-    collections::HashMap as StdHashMap,
+    collections::{BTreeMap, HashMap as StdHashMap},
     io,
     os::fd::{AsFd, BorrowedFd},
     time::Instant,
@@ -15,8 +15,8 @@ use std::{
 use authd_common::{
     address::Address,
     tables::{
-        ADDRESS_EPOCH_BITS, BANKS, CellKey, Denial, DenialKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root,
-        WorkloadEntry, address_key, root_slot,
+        ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, IdentityEntry, IdentityKey,
+        MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, WorkloadEntry, address_key, root_slot,
     },
 };
 use aya::{
@@ -59,10 +59,10 @@ pub struct Loaded {
 
 /// Tables of the generation in force, as they were written; what did not change is not written again.
 struct Current {
-    addresses: std::collections::BTreeMap<(Address, u8), u32>,
-    ports: std::collections::BTreeMap<u32, PortEntry>,
+    addresses: BTreeMap<(Address, u8), u32>,
+    ports: BTreeMap<u32, PortEntry>,
     workloads: Vec<WorkloadEntry>,
-    cells: std::collections::BTreeMap<CellKey, authd_common::tables::Cell>,
+    cells: BTreeMap<CellKey, authd_common::tables::Cell>,
 }
 
 pub struct Writer {
@@ -78,7 +78,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Takes the maps over, with whatever generation is in force in them.
+    /// Takes the maps over, with whatever generation is in force in them. Its tables are read back: the same policy again
+    /// needs no second room, and another one is compared with the room that is left.
     pub fn new(maps: Maps, sizes: Sizes) -> Result<Self, WriteError> {
         let generation = maps.head.get(0) as u32;
         let root = match generation {
@@ -87,7 +88,7 @@ impl Writer {
                 maps.roots.get(&root_slot(generation), 0).map_err(|error| WriteError::Map { table: "roots", error })?
             }
         };
-        Ok(Self {
+        let mut writer = Self {
             maps,
             sizes,
             root,
@@ -95,7 +96,43 @@ impl Writer {
             identities: StdHashMap::new(),
             gone: Vec::new(),
             barrier_due: true,
-        })
+        };
+        writer.sweep(&root)?;
+        if generation != 0 {
+            writer.read_back()?;
+        }
+        Ok(writer)
+    }
+
+    /// What the generation in force consists of.
+    fn read_back(&mut self) -> Result<(), WriteError> {
+        let Root { workload_bank, port_bank, .. } = self.root;
+        let mut identities = StdHashMap::new();
+        for entry in self.maps.identities.map.iter() {
+            let (key, entry) = entry.map_err(|error| WriteError::Map { table: "identities", error })?;
+            identities.insert(key.cgroup, entry);
+        }
+        let mut cells = BTreeMap::new();
+        for entry in self.maps.cells.map.iter() {
+            let (key, cell) = entry.map_err(|error| WriteError::Map { table: "cells", error })?;
+            cells.insert(CellKey { epoch: 0, ..key }, cell);
+        }
+        let mut addresses = BTreeMap::new();
+        for entry in self.maps.addresses.map.iter() {
+            let (key, class) = entry.map_err(|error| WriteError::Map { table: "addresses", error })?;
+            addresses.insert(prefix_of(&key), class);
+        }
+        let base = (port_bank * PORT_SLOTS) as usize;
+        let ports = (0..PORT_SLOTS).map(|slot| (slot, self.maps.ports.get(base + slot as usize)));
+        let ports = ports.filter(|(_, entry)| *entry != PortEntry::default()).collect();
+        let base = (workload_bank * MAX_WORKLOADS) as usize;
+        let mut workloads: Vec<WorkloadEntry> =
+            (0..MAX_WORKLOADS as usize).map(|number| self.maps.workloads.get(base + number)).collect();
+        let used = workloads.iter().rposition(|entry| *entry != WorkloadEntry::default()).map_or(0, |last| last + 1);
+        workloads.truncate(used);
+        self.identities = identities;
+        self.current = Some(Current { addresses, ports, workloads, cells });
+        Ok(())
     }
 
     pub fn generation(&self) -> u32 {
@@ -156,16 +193,18 @@ impl Writer {
             .map_err(|error| WriteError::Map { table: "roots", error })?;
         // The flip: from here on every new decision is of this generation.
         self.maps.head.set(0, root.generation as u64);
-        self.root = root;
-        self.identities = identities.clone();
-        self.current = Some(Current {
+        let before = std::mem::replace(&mut self.root, root);
+        let old_identities = std::mem::replace(&mut self.identities, identities.clone());
+        let old = self.current.replace(Current {
             addresses: image.addresses.clone(),
             ports: image.ports.clone(),
             workloads: image.workloads.clone(),
             cells: image.cells.clone(),
         });
         self.barrier()?;
-        self.sweep(&root)?;
+        if let Some(old) = old {
+            self.remove(&before, &old_identities, &old)?;
+        }
         let microseconds = started.elapsed().as_micros() as u64;
         Ok(Loaded { generation: root.generation, written, microseconds })
     }
@@ -288,10 +327,8 @@ impl Writer {
             *written += insert("identities", self.maps.identities.fd.as_fd(), entries)?;
         }
         if root.addresses != self.root.addresses {
-            let entries = image.addresses.iter().map(|((address, bits), &class)| {
-                let length = ADDRESS_EPOCH_BITS + u32::from(*bits);
-                (lpm_trie::Key::new(length, address_key(root.addresses, address)), class)
-            });
+            let entries =
+                image.addresses.iter().map(|(prefix, &class)| (address_prefix(root.addresses, prefix), class));
             *written += insert("addresses", self.maps.addresses.fd.as_fd(), entries)?;
         }
         if root.cells != self.root.cells {
@@ -308,16 +345,43 @@ impl Writer {
         }
         if root.port_bank != self.root.port_bank || self.root.generation == 0 {
             let base = (root.port_bank * PORT_SLOTS) as usize;
+            let mut ports = image.ports.iter().peekable();
             for index in 0..PORT_SLOTS {
-                let entry = image.ports.get(&index).copied().unwrap_or_default();
-                self.maps.ports.set(base + index as usize, entry);
+                let entry = ports.next_if(|(slot, _)| **slot == index).map(|(_, entry)| *entry);
+                self.maps.ports.set(base + index as usize, entry.unwrap_or_default());
             }
             *written += image.ports.len();
         }
         Ok(())
     }
 
-    /// Deletes all entries that the given root does not reach: the last generation's, and what a killed daemon left.
+    /// Deletes the entries of the generation before that the one in force does not share.
+    fn remove(
+        &mut self,
+        before: &Root,
+        identities: &StdHashMap<u64, IdentityEntry>,
+        old: &Current,
+    ) -> Result<(), WriteError> {
+        if before.identities != self.root.identities {
+            let key = |&cgroup: &u64| IdentityKey { cgroup, epoch: before.identities, reserved: 0 };
+            let keys: Vec<IdentityKey> = identities.keys().map(key).collect();
+            delete("identities", self.maps.identities.fd.as_fd(), &keys)?;
+            self.barrier_due = true;
+        }
+        if before.cells != self.root.cells {
+            let keys: Vec<CellKey> = old.cells.keys().map(|key| CellKey { epoch: before.cells, ..*key }).collect();
+            delete("cells", self.maps.cells.fd.as_fd(), &keys)?;
+            self.barrier_due = true;
+        }
+        if before.addresses != self.root.addresses {
+            let keys: Vec<_> = old.addresses.keys().map(|prefix| address_prefix(before.addresses, prefix)).collect();
+            delete("addresses", self.maps.addresses.fd.as_fd(), &keys)?;
+            self.barrier_due = true;
+        }
+        Ok(())
+    }
+
+    /// Deletes all entries that the given root does not reach, whoever left them: a killed daemon, or a load that failed.
     fn sweep(&mut self, root: &Root) -> Result<(), WriteError> {
         let old: Vec<IdentityKey> = keys("identities", self.maps.identities.map.keys())?
             .into_iter()
@@ -338,6 +402,17 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+fn address_prefix(epoch: u32, (address, bits): &(Address, u8)) -> lpm_trie::Key<[u8; ADDRESS_KEY_BYTES]> {
+    lpm_trie::Key::new(ADDRESS_EPOCH_BITS + u32::from(*bits), address_key(epoch, address))
+}
+
+/// The same prefix, without its epoch.
+fn prefix_of(key: &lpm_trie::Key<[u8; ADDRESS_KEY_BYTES]>) -> (Address, u8) {
+    let mut octets = [0; 16];
+    octets.copy_from_slice(&key.data()[ADDRESS_KEY_BYTES - 16..]);
+    (Address(octets), (key.prefix_len() - ADDRESS_EPOCH_BITS) as u8)
 }
 
 fn keys<K>(table: &'static str, keys: impl Iterator<Item = Result<K, MapError>>) -> Result<Vec<K>, WriteError> {
