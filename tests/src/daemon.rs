@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Output},
     thread::sleep,
@@ -56,17 +57,48 @@ impl Daemon {
     }
 
     pub fn start_binary(sandbox: &Sandbox, binary: &std::path::Path, arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(binary);
+        command.arg("--config").arg(sandbox.settings()).arg("run").args(arguments);
+        Self::start_command(sandbox, command)
+    }
+
+    /// With these capabilities (capabilities(7)) and no others, as a service manager would.
+    pub fn start_with_capabilities(sandbox: &Sandbox, kept: &[libc::c_ulong]) -> Result<Self> {
+        const LAST: libc::c_ulong = 63;
+        let dropped: Vec<libc::c_ulong> = (0..=LAST).filter(|capability| !kept.contains(capability)).collect();
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(sandbox.settings()).arg("run");
+        // SAFETY: prctl(2) is a system call that allocates nothing, which is what a forked child may do.
+        unsafe {
+            command.pre_exec(move || {
+                for capability in &dropped {
+                    // Fails for numbers that this kernel does not know, which nobody has.
+                    libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0);
+                }
+                Ok(())
+            });
+        }
+        Self::start_command(sandbox, command)
+    }
+
+    pub fn start_with_environment(sandbox: &Sandbox, environment: &[(&str, String)]) -> Result<Self> {
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(sandbox.settings()).arg("run");
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Self::start_command(sandbox, command)
+    }
+
+    fn start_command(sandbox: &Sandbox, mut command: Command) -> Result<Self> {
         let log = sandbox.directory().join("log");
         let output = File::options().create(true).append(true).open(&log)?;
-        let mut child = Command::new(binary)
-            .arg("--config")
-            .arg(sandbox.settings())
-            .arg("run")
-            .args(arguments)
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
+        command.stdout(output.try_clone()?).stderr(output);
+        // SAFETY: prctl(2) is a system call that allocates nothing, which is what a forked child may do.
+        unsafe {
+            // Whoever started it and was killed cannot end it any more.
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let mut child =
+            command.spawn().with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?;
         let socket = sandbox.directory().join("admin.sock");
         let started = Instant::now();
         loop {
@@ -130,7 +162,13 @@ impl Daemon {
         }
         let text = fs::read_to_string(&self.audit)?;
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+        // A daemon that was killed leaves a line without its end; the next one ends the line and goes on behind it.
+        let torn = |line: &&str| !line.ends_with('}');
+        whole
+            .lines()
+            .filter(|line| !torn(line))
+            .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+            .collect()
     }
 
     /// Waits for a record.
@@ -175,7 +213,7 @@ impl Daemon {
         self.wait()
     }
 
-    fn wait(&mut self) -> Result<()> {
+    pub fn wait(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             child.wait()?;
         }

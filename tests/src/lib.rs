@@ -2,6 +2,8 @@
 
 pub mod cgroup;
 pub mod daemon;
+pub mod frames;
+pub mod meaning;
 pub mod netns;
 pub mod probe;
 pub mod sandbox;

@@ -65,7 +65,7 @@ impl Running {
     /// Starts it and waits for its first word.
     pub fn start(cgroup: &Path, netns: &Path, arguments: &[&str]) -> Result<Self> {
         let mut running = Self::start_quietly(cgroup, netns, arguments)?;
-        let first = running.next()?;
+        let first = running.heard()?;
         if !first.ok {
             bail!("probe {arguments:?}: {first:?}");
         }
@@ -88,7 +88,7 @@ impl Running {
     }
 
     /// What it says next.
-    pub fn next(&mut self) -> Result<Outcome> {
+    pub fn heard(&mut self) -> Result<Outcome> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("a probe said {line:?}"))
@@ -101,13 +101,13 @@ impl Running {
         if self.output.buffer().is_empty() && poll(&mut waiting, milliseconds)? == 0 {
             return Ok(None);
         }
-        self.next().map(Some)
+        self.heard().map(Some)
     }
 
     /// Tells it to do its thing once more, and waits for what comes of it.
     pub fn again(&mut self) -> Result<Outcome> {
         self.tell("")?;
-        self.next()
+        self.heard()
     }
 
     pub fn tell(&mut self, line: &str) -> Result<()> {

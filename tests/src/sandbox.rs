@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use authd::daemon::{cgroupfs, remove_enforcement};
+use authd::daemon::{
+    admin::{Request, client},
+    cgroupfs, remove_enforcement,
+};
 
 use crate::{
     cgroup::{self, Cgroup, PREFIX},
@@ -95,9 +98,21 @@ impl Sandbox {
         Daemon::start(self, &[])
     }
 
+    /// A cgroup that the daemon, if one runs, has seen: a new one is pending until then, and how long depends on the
+    /// machine's load.
+    fn known(&self, path: &str) -> Result<PathBuf> {
+        let is_new = !self.cgroup.path().join(path.trim_start_matches('/')).exists();
+        let cgroup = self.cgroup.child(path)?;
+        if is_new {
+            // Whoever asks for the status gets it of the tree as it is.
+            let _ = client::ask(&self.directory.join("admin.sock"), &Request::Status);
+        }
+        Ok(cgroup)
+    }
+
     /// Does one thing in a cgroup, in the sandbox's network, and says how it went.
     pub fn probe(&self, cgroup: &str, arguments: &[&str]) -> Result<Outcome> {
-        let cgroup = self.cgroup.child(cgroup)?;
+        let cgroup = self.known(cgroup)?;
         probe::once(&cgroup, self.netns.path(), arguments)
     }
 
@@ -107,17 +122,17 @@ impl Sandbox {
     }
 
     pub fn spawn_in(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Running> {
-        let cgroup = self.cgroup.child(cgroup)?;
+        let cgroup = self.known(cgroup)?;
         Running::start(&cgroup, netns.path(), arguments)
     }
 
     pub fn spawn_quietly_in(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Running> {
-        let cgroup = self.cgroup.child(cgroup)?;
+        let cgroup = self.known(cgroup)?;
         Running::start_quietly(&cgroup, netns.path(), arguments)
     }
 
     pub fn probe_in(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Outcome> {
-        let cgroup = self.cgroup.child(cgroup)?;
+        let cgroup = self.known(cgroup)?;
         probe::once(&cgroup, netns.path(), arguments)
     }
 
@@ -145,14 +160,17 @@ fn mount_bpffs() -> Result<()> {
 }
 
 /// Removes what sandboxes left whose owners are gone.
-fn clean_up_after_others() {
+pub fn clean_up_after_others() {
     let is_left = |name: &str| {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         owner.is_some_and(|pid| pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists())
     };
     let left = |directory: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| path.file_name().is_some_and(|n| is_left(&n.to_string_lossy()))).collect()
+        entries
+            .map(|entry| entry.path())
+            .filter(|path| path.file_name().is_some_and(|n| is_left(&n.to_string_lossy())))
+            .collect()
     };
     for pins in left(Path::new("/sys/fs/bpf")) {
         let _ = remove_enforcement(&pins);

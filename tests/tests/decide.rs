@@ -1,1 +1,197 @@
+//! The verdict function over compiled policies, against the policies' meaning: two programs that share no code must agree.
 
+use authd::policy::{
+    compile::{Moment, Options, Registry, compile},
+    diagnostic::Source,
+    explain::{From, Policy, To},
+    image::Image,
+    load::texts,
+    model::Model,
+    network::from_ip,
+};
+use authd_common::{
+    tables::UNMANAGED,
+    verdict::{self, Verdict, decide_in, decide_out},
+};
+use authd_tests::meaning::{self, Caller, Judgement, Meaning};
+use jiff::{SignedDuration, Timestamp};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+const POLICIES: u64 = 2_000;
+const QUESTIONS: usize = 100;
+
+struct Compiled {
+    model: Model,
+    registry: Registry,
+    options: Options,
+    image: Image,
+    moment: Moment,
+}
+
+fn compiled(policy: &Meaning, moment: Moment) -> Compiled {
+    let text = policy.text();
+    let read = texts(vec![Source { name: "random.toml".into(), text: text.as_str().into() }]);
+    let Some(model) = read.model else {
+        let shown: Vec<String> = read.diagnostics.iter().map(|d| d.render(false)).collect();
+        panic!("refused:\n{}\n{text}", shown.join("\n"));
+    };
+    let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin };
+    let mut registry = Registry::default();
+    registry.assign(&model, &options);
+    let image = compile(&model, &registry, &options, moment).expect("small policies fit");
+    Compiled { model, registry, options, image, moment }
+}
+
+impl Compiled {
+    fn number(&self, workload: usize) -> u32 {
+        self.registry.workloads.number(&format!("w{workload}")).expect("every workload has a number")
+    }
+
+    fn judgement(&self, verdict: &Verdict) -> Judgement {
+        Judgement {
+            verdict: verdict.action.name(),
+            reason: verdict.reason.name(),
+            rule: self.registry.rules.name(verdict.rule).map(str::to_owned),
+        }
+    }
+}
+
+fn some_time(random: &mut SmallRng) -> Timestamp {
+    // Some minute of 2026 and 2027, changes of summer time included.
+    let minutes = random.random_range(0..2 * 365 * 24 * 60);
+    "2026-01-01T00:00:00Z".parse::<Timestamp>().expect("a time") + SignedDuration::from_mins(minutes)
+}
+
+/// One question of each kind, asked of both.
+fn agree(random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, seed: u64) {
+    // Later than the compilation: schedules go on without it.
+    let later = match random.random_range(0..3) {
+        0 => 0,
+        1 => random.random_range(0..48 * 60),
+        _ => random.random_range(0..14 * 24 * 60),
+    };
+    let at = compiled.moment.wall + SignedDuration::from_mins(later);
+    let view = compiled.image.at(compiled.moment.monotonic + later as u64 * 60_000_000_000);
+    let root = compiled.image.root();
+    let workload = random.random_range(0..policy.workloads.len());
+    let (address, protocol) = (meaning::address(random), meaning::protocol(random));
+    let port = if protocol == 6 || protocol == 17 { meaning::port(random) } else { 0 };
+
+    let found = decide_out(&view, &root, compiled.number(workload), &from_ip(address), protocol, port);
+    let meant = policy.outbound(workload, address, protocol, port, at);
+    compare(policy, compiled, seed, at, &found, &meant, &format!("w{workload} out to {address} {protocol}/{port}"));
+
+    let caller = match random.random_range(0..4) {
+        0 => Caller::Unmanaged,
+        1 => Caller::Remote(address),
+        _ => Caller::Workload(random.random_range(0..policy.workloads.len())),
+    };
+    let calling = match caller {
+        Caller::Unmanaged => verdict::Caller::Local(UNMANAGED),
+        Caller::Workload(index) => verdict::Caller::Local(compiled.number(index)),
+        Caller::Remote(address) => verdict::Caller::Remote(from_ip(address)),
+    };
+    let found = decide_in(&view, &root, compiled.number(workload), &calling, protocol, port);
+    let meant = policy.inbound(workload, caller, protocol, port, at);
+    compare(policy, compiled, seed, at, &found, &meant, &format!("{caller:?} in to w{workload} {protocol}/{port}"));
+}
+
+fn compare(
+    policy: &Meaning,
+    compiled: &Compiled,
+    seed: u64,
+    at: Timestamp,
+    found: &Verdict,
+    meant: &Judgement,
+    question: &str,
+) {
+    let found = compiled.judgement(found);
+    if found == *meant {
+        return;
+    }
+    // An image knows the present phase of a schedule and the next one. After that it may only refuse.
+    let stale = found.reason == "schedule_stale" && policy.changes_twice(compiled.moment.wall, at);
+    let text = policy.text();
+    assert!(
+        stale,
+        "seed {seed}: {question} at {at}, compiled {}\nfound {found:?}\nmeant {meant:?}\n{text}",
+        compiled.moment.wall
+    );
+}
+
+#[test]
+fn decide_agrees_with_the_meaning_of_random_policies() {
+    for seed in 0..POLICIES {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let policy = meaning::policy(&mut random, true);
+        let moment = Moment { wall: some_time(&mut random), monotonic: random.random_range(1..1 << 50) };
+        let compiled = compiled(&policy, moment);
+        for _ in 0..QUESTIONS {
+            agree(&mut random, &policy, &compiled, seed);
+        }
+    }
+}
+
+#[test]
+fn every_reason_that_policies_can_give_occurs() {
+    let mut seen = std::collections::BTreeMap::new();
+    for seed in 0..POLICIES / 4 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let policy = meaning::policy(&mut random, true);
+        let at = some_time(&mut random);
+        for _ in 0..QUESTIONS {
+            let workload = random.random_range(0..policy.workloads.len());
+            let (address, protocol, port) = (meaning::address(&mut random), 6, meaning::port(&mut random));
+            let out = policy.outbound(workload, address, protocol, port, at);
+            let inbound = policy.inbound(workload, Caller::Remote(address), protocol, port, at);
+            for judgement in [out, inbound] {
+                *seen.entry((judgement.verdict, judgement.reason)).or_insert(0_u64) += 1;
+            }
+        }
+    }
+    for expected in [
+        ("allowed", "rule"),
+        ("allowed", "unguarded"),
+        ("allowed", "failsafe"),
+        ("denied", "no_rule"),
+        ("denied", "denied_by_rule"),
+        ("denied", "proof_required"),
+        ("denied", "inbound_closed"),
+        ("observed", "no_rule"),
+        ("observed", "denied_by_rule"),
+        ("observed", "proof_required"),
+        ("observed", "inbound_closed"),
+    ] {
+        assert!(seen.get(&expected).is_some_and(|times| *times > 50), "{expected:?} hardly occurs: {seen:?}");
+    }
+}
+
+#[test]
+fn explain_says_what_decide_says() {
+    for seed in 0..POLICIES / 10 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let policy = meaning::policy(&mut random, true);
+        let moment = Moment { wall: some_time(&mut random), monotonic: 1 };
+        let Compiled { model, registry, options, image, .. } = compiled(&policy, moment);
+        let asked = Policy { model: &model, registry: &registry, options: &options, image: &image, moment };
+        for _ in 0..20 {
+            let workload = random.random_range(0..policy.workloads.len());
+            let (address, port) = (meaning::address(&mut random), meaning::port(&mut random).max(1));
+            let to: To = format!("{}/tcp", std::net::SocketAddr::new(address, port)).parse().expect("a destination");
+            let from = From::parse(&format!("w{workload}"), &model).expect("a workload");
+            let explained = asked.explain(from, to);
+            let out = policy.outbound(workload, address, 6, port, moment.wall);
+            let step = &explained.steps[0];
+            assert_eq!((step.verdict, step.reason, &step.rule), (out.verdict, out.reason, &out.rule), "seed {seed}");
+            // Every rule that names the workload is accounted for: it decided, or it says why not.
+            for rule in policy
+                .rules
+                .iter()
+                .filter(|r| r.from.iter().any(|f| matches!(f, meaning::From::Workload(w) if *w == workload)))
+            {
+                let told = step.rule.as_ref() == Some(&rule.name) || step.others.iter().any(|o| o.rule == rule.name);
+                assert!(told, "seed {seed}: nothing on {}\n{explained}", rule.name);
+            }
+        }
+    }
+}

@@ -1,1 +1,832 @@
+//! Policy files: what is refused, where and with which words; what is warned of; and that nothing that anybody can write
+//! into a file makes the reader fall over.
 
+use authd::policy::{
+    compile::{CompileError, Moment, Options, Registry, compile},
+    diagnostic::{Diagnostic, Source},
+    diff::diff,
+    explain::{From, Policy, To},
+    lint::lint,
+    load::{self, texts},
+    model::Model,
+};
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+/// A policy without a fault, to which cases add theirs. 24 lines.
+const BASE: &str = r#"trust_domain = "example.org"
+[[workload]]
+name = "web"
+kind = "service"
+cgroup = "/web"
+tenant = "acme"
+[[workload]]
+name = "agent"
+kind = "agent"
+cgroup = "/agents/*"
+[[peer]]
+name = "office"
+networks = ["192.0.2.0/24"]
+[[service]]
+name = "db"
+addresses = ["10.0.0.0/8"]
+ports = ["tcp/5432"]
+[[service]]
+name = "api"
+workload = "web"
+ports = ["tcp/8443"]
+[[issuer]]
+name = "corp"
+kind = "jwt"
+issuer = "https://idp.example.org"
+jwks_file = "/etc/authd/jwks.json"
+algorithms = ["ES256"]
+"#;
+
+fn source(name: &str, text: &str) -> Source {
+    Source { name: name.into(), text: text.into() }
+}
+
+fn read(text: &str) -> load::Policy {
+    texts(vec![source("p.toml", text)])
+}
+
+fn model(text: &str) -> Model {
+    let policy = read(text);
+    let shown: Vec<String> = policy.diagnostics.iter().map(|d| d.render(false)).collect();
+    policy.model.unwrap_or_else(|| panic!("refused:\n{}", shown.join("\n")))
+}
+
+/// What is added to the base, the finding's code, where it is (line and column of the addition), and some of its words.
+type Bad = (&'static str, &'static str, &'static str, &'static str);
+
+/// Everything here stands behind the base.
+const ADDED: &[Bad] = &[
+    // TOML itself.
+    ("x = ", "syntax", "1:5", "string values must be quoted"),
+    ("[[rule]", "syntax", "1:8", "unclosed"),
+    ("[[rule]]\nname = \"a\"\nname = \"b\"", "syntax", "3:1", "duplicate key"),
+    ("[[rule]]\nname = \"\\q\"", "syntax", "2:10", "escape"),
+    ("colour = 1", "syntax", "1:1", "unknown field `colour`"),
+    ("[rule]\nname = \"a\"", "syntax", "1:1", "invalid type: map, expected a sequence"),
+    // Shapes.
+    ("[[rule]]\nnames = \"a\"", "syntax", "2:1", "unknown field `names`"),
+    ("[[rule]]\nname = \"r\"\nfrom = [\"web\"]", "syntax", "1:1", "missing field `to`"),
+    ("[[rule]]\nname = 7\nfrom = []\nto = []", "syntax", "2:8", "invalid type: integer"),
+    ("[[rule]]\nname = \"r\"\nfrom = \"web\"\nto = [\"db\"]", "syntax", "3:8", "invalid type: string"),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\naction = \"drop\"",
+        "syntax",
+        "5:10",
+        "unknown variant `drop`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"password\"]",
+        "syntax",
+        "5:12",
+        "unknown variant `password`",
+    ),
+    ("[[workload]]\nname = \"w\"\nkind = \"robot\"\ncgroup = \"/w\"", "syntax", "3:8", "unknown variant `robot`"),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = 7", "syntax", "4:10", "a string or a list of strings"),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\nraw_sockets = \"yes\"",
+        "syntax",
+        "5:15",
+        "expected a boolean",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\ninbound = \"ajar\"",
+        "syntax",
+        "5:11",
+        "unknown variant `ajar`",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [5432]",
+        "syntax",
+        "4:10",
+        "invalid type: integer",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"tcp/1\"]\nsensitivity = \"extreme\"",
+        "syntax",
+        "5:15",
+        "unknown variant `extreme`",
+    ),
+    // Names.
+    ("[[workload]]\nname = \"\"\nkind = \"job\"\ncgroup = \"/w\"", "bad_name", "2:8", "`` cannot be a name"),
+    ("[[workload]]\nname = \"a b\"\nkind = \"job\"\ncgroup = \"/w\"", "bad_name", "2:8", "`a b` cannot be a name"),
+    ("[[workload]]\nname = \"../x\"\nkind = \"job\"\ncgroup = \"/w\"", "bad_name", "2:8", "cannot be a name"),
+    ("[[workload]]\nname = \"-w\"\nkind = \"job\"\ncgroup = \"/w\"", "bad_name", "2:8", "cannot be a name"),
+    (
+        "[[workload]]\nname = \"any\"\nkind = \"job\"\ncgroup = \"/w\"",
+        "reserved_name",
+        "2:8",
+        "a word of the policy language",
+    ),
+    ("[[peer]]\nname = \"unmanaged\"\nnetworks = [\"10.0.0.1\"]", "reserved_name", "2:8", "`unmanaged`"),
+    (
+        "[[workload]]\nname = \"web\"\nkind = \"job\"\ncgroup = \"/w\"",
+        "duplicate_name",
+        "2:8",
+        "workload or peer `web` is defined twice",
+    ),
+    (
+        "[[peer]]\nname = \"agent\"\nnetworks = [\"10.0.0.1\"]",
+        "duplicate_name",
+        "2:8",
+        "workload or peer `agent` is defined twice",
+    ),
+    (
+        "[[service]]\nname = \"db\"\naddresses = [\"10.0.0.1\"]\nports = [\"tcp\"]",
+        "duplicate_name",
+        "2:8",
+        "service `db` is defined twice",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\n[[rule]]\nname = \"r\"\nfrom = [\"agent\"]\nto = [\"db\"]",
+        "duplicate_name",
+        "6:8",
+        "rule `r` is defined twice",
+    ),
+    (
+        "[[issuer]]\nname = \"corp\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]",
+        "duplicate_name",
+        "2:8",
+        "issuer `corp` is defined twice",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\ntenant = \"a/b\"",
+        "bad_label",
+        "5:10",
+        "`a/b` cannot be a tenant",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\nenvironment = \"\"",
+        "bad_label",
+        "5:15",
+        "cannot be a environment",
+    ),
+    // Workloads.
+    ("[[workload]]\nname = \"w\"\nkind = \"partner\"\ncgroup = \"/w\"", "bad_kind", "3:8", "cannot be a partner"),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"w\"", "bad_cgroup", "4:10", "begins with `/`"),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/\"", "bad_cgroup", "4:10", "the root itself"),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/a/../b\"", "bad_cgroup", "4:10", "`..` component"),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = [\"/a\", \"/b//c\"]", "bad_cgroup", "4:17", "an empty"),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/a/**\"", "bad_cgroup", "4:10", "one `*` per level"),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/1/2/3/4/5/6/7/8/9/10/11/12\"",
+        "bad_cgroup",
+        "4:10",
+        "more than 11 components",
+    ),
+    ("[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = []", "no_cgroup", "4:10", "workload `w` has no cgroup"),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/web\"",
+        "ambiguous_cgroup",
+        "4:10",
+        "another pattern matches the same cgroups",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/*jobs/*\"\n[[workload]]\nname = \"v\"\nkind = \"job\"\ncgroup = \"/jobs*/*\"",
+        "ambiguous_cgroup",
+        "8:10",
+        "just as exact",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\nspiffe_id = \"w\"",
+        "bad_spiffe_id",
+        "5:13",
+        "no path of a SPIFFE ID",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\nspiffe_id = \"/a/../b\"",
+        "bad_spiffe_id",
+        "5:13",
+        "no path of a SPIFFE ID",
+    ),
+    // Peers.
+    ("[[peer]]\nname = \"p\"", "unidentified_peer", "2:8", "nothing says how peer `p` is known"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://x/y\"", "unenforceable_peer", "3:13", "known by `spiffe_id`"),
+    ("[[peer]]\nname = \"p\"\nnetworks = [\"gateway.example\"]", "bad_network", "3:13", "names are not resolved"),
+    ("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.1/8\"]", "bad_network", "3:13", "write `10.0.0.0/8`"),
+    ("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.0/33\"]", "bad_network", "3:13", "no address or network"),
+    ("[[peer]]\nname = \"p\"\nnetworks = [\"::ffff:10.0.0.1\"]", "bad_network", "3:13", "write it as IPv4"),
+    ("[[peer]]\nname = \"p\"\nnetworks = [\"fd00::/129\"]", "bad_network", "3:13", "no address or network"),
+    ("[[peer]]\nname = \"p\"\nnetworks = [\"010.0.0.1\"]", "bad_network", "3:13", "no address or network"),
+    // Services.
+    ("[[service]]\nname = \"s\"\nports = [\"tcp/1\"]", "no_addresses", "2:8", "nothing says where service `s` is"),
+    (
+        "[[service]]\nname = \"s\"\naddresses = []\nports = [\"tcp/1\"]",
+        "no_addresses",
+        "2:8",
+        "service `s` has no address",
+    ),
+    ("[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = []", "no_ports", "2:8", "service `s` has no port"),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"tcp/0\"]",
+        "bad_ports",
+        "4:10",
+        "`tcp/0` names no ports",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"tcp/65536\"]",
+        "bad_ports",
+        "4:10",
+        "names no ports",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"tcp/90-80\"]",
+        "bad_ports",
+        "4:10",
+        "names no ports",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"sctp/80\"]",
+        "bad_ports",
+        "4:10",
+        "names no ports",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"icmp/8\"]",
+        "bad_ports",
+        "4:10",
+        "names no ports",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"proto/256\"]",
+        "bad_ports",
+        "4:10",
+        "names no ports",
+    ),
+    (
+        "[[service]]\nname = \"s\"\nworkload = \"wep\"\nports = [\"tcp/1\"]",
+        "unknown_workload",
+        "3:12",
+        "offered by `wep`, which is no workload",
+    ),
+    (
+        "[[service]]\nname = \"s\"\nworkload = \"office\"\nports = [\"tcp/1\"]",
+        "unknown_workload",
+        "3:12",
+        "which is no workload",
+    ),
+    (
+        "[[service]]\nname = \"s\"\nworkload = \"web\"\nports = [\"tcp/1\"]\ntenant = \"other\"",
+        "contradiction",
+        "5:10",
+        "the service's tenant is `other`, its workload's is `acme`",
+    ),
+    // Rules.
+    ("[[rule]]\nname = \"r\"\nfrom = []\nto = [\"db\"]", "empty_rule", "2:8", "is about nobody"),
+    ("[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = []", "empty_rule", "2:8", "is about nothing"),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"wed\"]\nto = [\"db\"]",
+        "unknown_caller",
+        "3:9",
+        "no workload or peer is called `wed`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"dbx\"]",
+        "unknown_service",
+        "4:7",
+        "no service is called `dbx`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"agent\"]",
+        "unknown_service",
+        "4:7",
+        "no service is called `agent`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"office\"]\nto = [\"db\"]",
+        "unenforceable",
+        "3:9",
+        "whether peer `office` may call `db`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"unmanaged\"]\nto = [\"db\"]",
+        "unenforceable",
+        "3:9",
+        "whether unmanaged processes may call `db`",
+    ),
+    (
+        "[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\ntenant = \"other\"\n[[rule]]\nname = \"r\"\nfrom = [\"w\"]\nto = [\"api\"]",
+        "boundary",
+        "8:9",
+        "lets tenant `other` call `api` of tenant `acme`",
+    ),
+    (
+        "[[service]]\nname = \"s\"\naddresses = [\"10.0.0.1\"]\nports = [\"tcp\"]\ntenant = \"other\"\n[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"s\"]",
+        "boundary",
+        "8:9",
+        "lets tenant `acme` call `s`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\naction = \"deny\"\nrequire = [\"mtls\"]",
+        "deny_requires",
+        "6:12",
+        "a deny rule requires nothing",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\", \"mtls\"]",
+        "duplicate_proof",
+        "5:20",
+        "required twice",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]",
+        "any_token",
+        "2:8",
+        "does not say which",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\ntoken = { issuer = \"corp\" }",
+        "unused_token",
+        "5:9",
+        "requires none",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corq\" }",
+        "unknown_issuer",
+        "6:20",
+        "no issuer is called `corq`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\ngrant_ttl = \"5\"",
+        "bad_duration",
+        "5:13",
+        "`5` is no duration",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\ngrant_ttl = \"5 Minuten\"",
+        "bad_duration",
+        "5:13",
+        "is no duration",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\ngrant_ttl = \"99999999999999999999h\"",
+        "bad_duration",
+        "5:13",
+        "is no duration",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\ngrant_ttl = \"25h\"",
+        "long_grant",
+        "5:13",
+        "a day at most",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nwhen = { days = \"monday\" }",
+        "bad_days",
+        "5:17",
+        "`monday` is no day",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nwhen = { hours = \"8-18\" }",
+        "bad_hours",
+        "5:18",
+        "no range of hours",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nwhen = { hours = \"+8:00-18:00\" }",
+        "bad_hours",
+        "5:18",
+        "no range of hours",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nwhen = { hours = \"24:00-06:00\" }",
+        "bad_hours",
+        "5:18",
+        "no range of hours",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nwhen = { zone = \"Europe/Atlantis\" }",
+        "bad_zone",
+        "5:17",
+        "no time zone",
+    ),
+    // Issuers.
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"http://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]",
+        "bad_issuer",
+        "4:10",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\nalgorithms = [\"ES256\"]",
+        "issuer_keys",
+        "2:8",
+        "either `jwks_url` or `jwks_file`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"",
+        "issuer_algorithms",
+        "2:8",
+        "accepts no algorithm",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"none\"]",
+        "bad_algorithm",
+        "6:15",
+        "`none` is no signature algorithm",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"HS256\"]",
+        "bad_algorithm",
+        "6:15",
+        "`HS256`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_url = \"http://k\"\nalgorithms = [\"ES256\"]",
+        "bad_url",
+        "5:12",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"",
+        "issuer_introspection",
+        "2:8",
+        "has no `introspection_url`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nmax_ttl = \"soon\"",
+        "bad_duration",
+        "7:11",
+        "is no duration",
+    ),
+];
+
+/// Whole files.
+const WHOLE: &[Bad] = &[
+    ("", "no_trust_domain", "", "no file sets `trust_domain`"),
+    ("trust_domain = \"Example.org\"", "bad_trust_domain", "1:16", "`Example.org` cannot be a trust domain"),
+    ("trust_domain = \"spiffe://example.org\"", "bad_trust_domain", "1:16", "cannot be a trust domain"),
+    ("trust_domain = \"\"", "bad_trust_domain", "1:16", "cannot be a trust domain"),
+    ("trust_domain = \"a\"\nmode = \"monitor\"", "syntax", "2:8", "unknown variant `monitor`"),
+    ("trust_domain = [\"a\"]", "syntax", "1:16", "invalid type"),
+];
+
+/// What is wrong with what is said of a bad policy, if anything is.
+fn wrong(text: &str, (added, code, place, words): &Bad, lines_before: usize) -> Option<String> {
+    let policy = read(text);
+    if policy.model.is_some() {
+        return Some(format!("was taken:\n{added}"));
+    }
+    let shown: Vec<String> = policy.diagnostics.iter().map(|d| d.render(false)).collect();
+    let shown = format!("for\n{added}\n{}\n", shown.join("\n"));
+    let Some(found) = policy.diagnostics.iter().find(|d| d.code == *code && d.message.contains(words)) else {
+        return Some(format!("no {code} with {words:?} {shown}"));
+    };
+    let at = found.place.as_ref().map_or(String::new(), |place| {
+        let (line, column) = place.line_column();
+        format!("{}:{column}", line.saturating_sub(lines_before))
+    });
+    let rendered = found.render(false);
+    let told = found.place.as_ref().is_none_or(|place| {
+        let (line, column) = place.line_column();
+        rendered.contains(&format!("p.toml:{line}:{column}"))
+    });
+    if at != *place || !told {
+        return Some(format!("{code} at {at} instead of {place} {shown}"));
+    }
+    found.help.is_empty().then(|| format!("{code} has no remedy {shown}"))
+}
+
+#[test]
+fn the_base_of_the_cases_is_good() {
+    assert_eq!(read(BASE).diagnostics.len(), 0);
+}
+
+#[test]
+fn bad_policies_are_refused_with_place_words_and_remedy() {
+    assert!(ADDED.len() + WHOLE.len() >= 60);
+    let mut faults = Vec::new();
+    for case in ADDED {
+        faults.extend(wrong(&format!("{BASE}{}", case.0), case, BASE.lines().count()));
+    }
+    for case in WHOLE {
+        faults.extend(wrong(case.0, case, 0));
+    }
+    assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), ADDED.len() + WHOLE.len(), faults.join("\n"));
+}
+
+#[test]
+fn findings_in_two_files_name_both() {
+    let policy = texts(vec![
+        source(
+            "a.toml",
+            "trust_domain = \"example.org\"\n[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\n",
+        ),
+        source("b.toml", "trust_domain = \"example.com\"\n\n[[peer]]\nname = \"w\"\nnetworks = [\"10.0.0.1\"]\n"),
+    ]);
+    let rendered: Vec<String> = policy.diagnostics.iter().map(|d| d.render(false)).collect();
+    assert_eq!(policy.diagnostics.len(), 2, "{}", rendered.join("\n"));
+    assert!(rendered[0].contains("b.toml:1:16") && rendered[0].contains("a.toml:1:16"), "{}", rendered[0]);
+    assert!(rendered[1].contains("b.toml:4:8") && rendered[1].contains("a.toml:3:8"), "{}", rendered[1]);
+}
+
+#[test]
+fn a_misspelt_name_gets_the_right_one_as_remedy() {
+    let policy = read(&format!("{BASE}[[rule]]\nname = \"r\"\nfrom = [\"wep\"]\nto = [\"db\"]\n"));
+    assert_eq!(policy.diagnostics[0].help, "did you mean `web`?");
+}
+
+#[test]
+fn directories_that_say_nothing_or_cannot_be_trusted_are_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = std::env::temp_dir().join(format!("authd-policy-{}", std::process::id()));
+    let codes = |d: &[Diagnostic]| d.iter().map(|d| (d.code, d.message.clone())).collect::<Vec<_>>();
+    let refused = load::directory(&directory);
+    assert_eq!(codes(&refused.diagnostics)[0].0, "unreadable");
+    std::fs::create_dir_all(&directory).unwrap();
+    assert_eq!(codes(&load::directory(&directory).diagnostics)[0].0, "no_files");
+    let file = directory.join("a.toml");
+    std::fs::write(&file, BASE).unwrap();
+    std::fs::write(directory.join(".a.toml.swp"), "nonsense = ").unwrap();
+    std::fs::write(directory.join("readme.txt"), "nonsense = ").unwrap();
+    assert!(load::directory(&directory).model.is_some());
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = codes(&load::directory(&directory).diagnostics);
+    assert!(refused[0].1.contains("chmod o-w"), "{refused:?}");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::create_dir(directory.join("b.toml")).unwrap();
+    assert!(codes(&load::directory(&directory).diagnostics)[0].1.contains("no regular file"));
+    std::fs::remove_dir(directory.join("b.toml")).unwrap();
+    std::fs::write(directory.join("c.toml"), [0xff, 0xfe]).unwrap();
+    assert_eq!(codes(&load::directory(&directory).diagnostics)[0].0, "unreadable");
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// What is allowed and hardly meant: the addition, the warning's code, and some of its words. `None`: no warning.
+#[test]
+fn lints_find_what_is_hardly_meant() {
+    let rule = |name: &str, from: &str, to: &str, more: &str| {
+        format!("[[rule]]\nname = \"{name}\"\nfrom = [\"{from}\"]\nto = [\"{to}\"]\n{more}\n")
+    };
+    let all = rule("a", "any", "db", "");
+    let cases = [
+        (rule("a", "web", "db", "") + &rule("b", "any", "db", "action = \"deny\""), Some(("unreachable", "rule `a` never allows"))),
+        (rule("a", "web", "db", "") + &rule("b", "agent", "db", "action = \"deny\""), None),
+        (
+            rule("a", "web", "db", "") + &rule("b", "any", "db", "action = \"deny\"\nwhen = { hours = \"01:00-02:00\" }"),
+            None,
+        ),
+        (all.clone() + &rule("b", "web", "db", ""), Some(("pointless", "rule `b` makes no difference: rule `a`"))),
+        (all.clone() + &rule("b", "web", "db", "require = [\"mtls\"]"), Some(("pointless", "rule `b` makes no difference"))),
+        (rule("a", "any", "db", "require = [\"mtls\"]") + &rule("b", "web", "db", ""), None),
+        (
+            "[[service]]\nname = \"vault\"\naddresses = [\"10.1.0.1\"]\nports = [\"tcp/8200\"]\nsensitivity = \"high\"\n".to_owned()
+                + &rule("a", "web", "vault", ""),
+            Some(("weak_proof", "rule `a` asks for no proof, and service `vault` is of high sensitivity")),
+        ),
+        (
+            "[[service]]\nname = \"idle\"\naddresses = [\"10.1.0.1\"]\nports = [\"tcp/1\"]\n".to_owned() + &all,
+            Some(("unused", "no rule names service `idle`")),
+        ),
+    ];
+    for (text, expected) in cases {
+        let text = format!("{BASE}{}{text}", rule("office", "office", "api", ""));
+        // The base's own service must not be warned of.
+        let text = if text.contains("\"db\"]\n") { text } else { text + &rule("z", "agent", "db", "") };
+        let found: Vec<(&str, String)> = lint(&model(&text)).into_iter().map(|d| (d.code, d.message)).collect();
+        match expected {
+            None => assert!(found.is_empty(), "{found:?} for\n{text}"),
+            Some((code, words)) => {
+                assert!(found.iter().any(|(c, m)| *c == code && m.contains(words)), "{found:?} for\n{text}");
+            }
+        }
+    }
+}
+
+fn moment(text: &str) -> Moment {
+    Moment { wall: text.parse().unwrap(), monotonic: 1_000_000_000 }
+}
+
+fn compiled(text: &str, at: Moment) -> (Model, Registry, authd::policy::image::Image) {
+    let model = model(text);
+    let mut registry = Registry::default();
+    registry.assign(&model, &Options::default());
+    let image = compile(&model, &registry, &Options::default(), at).unwrap();
+    (model, registry, image)
+}
+
+fn verdict(text: &str, at: Moment, from: &str, to: &str) -> String {
+    let (model, registry, image) = compiled(text, at);
+    let policy = Policy { model: &model, registry: &registry, options: &Options::default(), image: &image, moment: at };
+    let explained = policy.explain(From::parse(from, &model).unwrap(), to.parse::<To>().unwrap());
+    format!("{} {} {}", explained.verdict, explained.reason, explained.rule.unwrap_or_default()).trim_end().to_owned()
+}
+
+const OFFICE_HOURS: &str = "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\n\
+    when = { days = \"mon-fri\", hours = \"08:00-18:00\", zone = \"Europe/Berlin\" }\n";
+
+#[test]
+fn schedules_hold_in_their_zone_and_switch_without_a_new_image() {
+    let text = format!("{BASE}{OFFICE_HOURS}");
+    // 2026-11-23 is a Monday; Berlin is an hour ahead of UTC then.
+    assert_eq!(verdict(&text, moment("2026-11-23T06:59:00Z"), "web", "10.1.2.3:5432/tcp"), "denied no_rule");
+    assert_eq!(verdict(&text, moment("2026-11-23T07:00:00Z"), "web", "10.1.2.3:5432/tcp"), "allowed rule r");
+    assert_eq!(verdict(&text, moment("2026-11-23T17:00:00Z"), "web", "10.1.2.3:5432/tcp"), "denied no_rule");
+
+    // One image, as time passes: open, closed for the night, and then nobody has said what comes next.
+    let at = moment("2026-11-23T16:00:00Z");
+    let (_, registry, image) = compiled(&text, at);
+    assert_eq!(image.next_boundary, Some("2026-11-23T17:00:00Z".parse::<Timestamp>().unwrap()));
+    let hour = 3_600_000_000_000;
+    let workload = registry.workloads.number("web").unwrap();
+    let decide = |hours: u64| {
+        let view = image.at(at.monotonic + hours * hour);
+        let to = authd_common::address::Address::v4([10, 1, 2, 3]);
+        authd_common::verdict::decide_out(&view, &image.root(), workload, &to, 6, 5432)
+    };
+    assert_eq!(decide(0).reason.name(), "rule");
+    assert_eq!(decide(0).until, at.monotonic + hour);
+    assert_eq!(decide(1).reason.name(), "no_rule");
+    assert_eq!(decide(14).reason.name(), "no_rule");
+    assert_eq!(decide(15).reason.name(), "schedule_stale");
+}
+
+#[test]
+fn a_diff_names_the_pairs_that_change() {
+    let rule = "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\n";
+    let (old, new) = (model(&format!("{BASE}{rule}")), model(&format!("{BASE}{}", rule.replace("web", "agent"))));
+    let changes = diff(&old, &new, &Options::default(), moment("2026-11-23T12:00:00Z")).unwrap();
+    let mut found: Vec<_> =
+        changes.iter().map(|c| (c.from.as_str(), c.service.as_str(), c.before.as_str(), c.after.as_str())).collect();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found.len(), 2, "{changes:?}");
+    assert_eq!((found[0].0, found[1].0), ("agent", "web"));
+    assert!(found[0].2.contains("denied") && found[0].3.contains("allowed"), "{found:?}");
+    assert!(found[1].2.contains("allowed") && found[1].3.contains("denied"), "{found:?}");
+    assert!(diff(&old, &old, &Options::default(), moment("2026-11-23T12:00:00Z")).unwrap().is_empty());
+}
+
+#[test]
+fn more_workloads_than_tables_hold_are_refused() {
+    let mut text = "trust_domain = \"example.org\"\n".to_owned();
+    for n in 0..authd_common::tables::MAX_WORKLOADS {
+        text += &format!("[[workload]]\nname = \"w{n}\"\nkind = \"job\"\ncgroup = \"/w/{n}\"\n");
+    }
+    let model = model(&text);
+    let mut registry = Registry::default();
+    registry.assign(&model, &Options::default());
+    let refused = compile(&model, &registry, &Options::default(), moment("2026-11-23T12:00:00Z"));
+    assert_eq!(refused.err(), Some(CompileError::Workloads(authd_common::tables::MAX_WORKLOADS as usize)));
+}
+
+#[test]
+fn schema_accepts_the_base_and_the_samples() {
+    let schema = serde_json::to_value(schemars::schema_for!(authd::policy::file::File)).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/policy.d/example.toml");
+    for text in [BASE.to_owned(), std::fs::read_to_string(sample).unwrap()] {
+        let value: serde_json::Value = toml::from_str(&text).unwrap();
+        let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        model(&text);
+    }
+    // The schema refuses what the reader refuses for its shape.
+    for (added, ..) in ADDED.iter().filter(|case| case.1 == "syntax") {
+        if let Ok(value) = toml::from_str::<serde_json::Value>(&format!("{BASE}{added}")) {
+            assert!(!validator.is_valid(&value), "the schema takes\n{added}");
+        }
+    }
+}
+
+#[test]
+fn the_readmes_policy_is_good() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").expect("the README shows a policy");
+    let (text, _) = rest.split_once("```").expect("a fence ends");
+    assert_eq!(read(text).diagnostics.len(), 0);
+}
+
+/// Everything that is done with a policy before it comes into force.
+fn exercise(text: &str) {
+    let policy = read(text);
+    for diagnostic in &policy.diagnostics {
+        diagnostic.render(false);
+        diagnostic.json();
+    }
+    let Some(model) = policy.model else { return };
+    lint(&model);
+    let at = moment("2026-11-23T12:00:00Z");
+    let mut registry = Registry::default();
+    registry.assign(&model, &Options::default());
+    if let Ok(image) = compile(&model, &registry, &Options::default(), at) {
+        let policy =
+            Policy { model: &model, registry: &registry, options: &Options::default(), image: &image, moment: at };
+        for from in ["web", "agent", "office", "unmanaged", "10.0.0.1"] {
+            if let Some(from) = From::parse(from, &model) {
+                let _ = policy.explain(from, "10.0.0.1:5432/tcp".parse().unwrap()).to_string();
+            }
+        }
+    }
+}
+
+/// A good policy with everything in it, to be broken.
+fn rich() -> String {
+    let mut text = format!("{BASE}{OFFICE_HOURS}");
+    for (added, ..) in ADDED.iter().filter(|case| case.1 == "boundary") {
+        let (name, number) = (format!("name = \"q{}\"\nacross_tenants = true", added.len()), added.len());
+        text += &added.replace("name = \"r\"", &name).replace("\"s\"", &format!("\"s{number}\""));
+        text.push('\n');
+    }
+    text
+}
+
+/// One change to a text.
+#[derive(Clone, Debug)]
+enum Edit {
+    Remove(usize, usize),
+    Insert(usize, String),
+    Copy(usize, usize, usize),
+    Swap(usize, usize),
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    const LENGTH: usize = 4096;
+    let token = prop_oneof![
+        Just("[[rule]]\n".to_owned()),
+        Just("\"".to_owned()),
+        Just("[".to_owned()),
+        Just("= ".to_owned()),
+        Just("\u{1f980}".to_owned()),
+        Just("\0".to_owned()),
+        Just("99999999999999999999".to_owned()),
+        Just("/".to_owned()),
+        Just("\"any\"".to_owned()),
+        "\\PC{0,8}",
+    ];
+    prop_oneof![
+        (0..LENGTH, 0..40usize).prop_map(|(at, length)| Edit::Remove(at, length)),
+        (0..LENGTH, token).prop_map(|(at, text)| Edit::Insert(at, text)),
+        (0..LENGTH, 0..200usize, 0..LENGTH).prop_map(|(from, length, to)| Edit::Copy(from, length, to)),
+        (0..LENGTH, 0..LENGTH).prop_map(|(a, b)| Edit::Swap(a, b)),
+    ]
+}
+
+fn apply(text: &str, edits: &[Edit]) -> String {
+    let mut characters: Vec<char> = text.chars().collect();
+    for edit in edits {
+        let length = characters.len().max(1);
+        let end = |at: usize, size: usize| (at + size).min(characters.len());
+        match edit {
+            Edit::Remove(at, size) => {
+                let at = at % length;
+                let end = end(at, *size);
+                characters.drain(at.min(end)..end);
+            }
+            Edit::Insert(at, text) => {
+                let at = (at % length).min(characters.len());
+                characters.splice(at..at, text.chars());
+            }
+            Edit::Copy(from, size, to) => {
+                let from = from % length;
+                let end = end(from, *size);
+                let piece: Vec<char> = characters[from.min(end)..end].to_vec();
+                let to = (to % length).min(characters.len());
+                characters.splice(to..to, piece);
+            }
+            Edit::Swap(a, b) if !characters.is_empty() => characters.swap(a % length, b % length),
+            Edit::Swap(..) => {}
+        }
+    }
+    characters.into_iter().collect()
+}
+
+#[test]
+fn the_rich_policy_is_good() {
+    let policy = read(&rich());
+    let shown: Vec<String> = policy.diagnostics.iter().map(|d| d.render(false)).collect();
+    assert!(policy.model.is_some(), "{}", shown.join("\n"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        exercise(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn mutated_policies_never_panic(edits in proptest::collection::vec(edit(), 1..8)) {
+        exercise(&apply(&rich(), &edits));
+    }
+
+    /// Values that have the right shape, in every field.
+    #[test]
+    fn random_values_never_panic(name in "\\PC{0,20}", text in "\\PC{0,30}", days in "[a-z-]{0,9}", hours in "[0-9:+-]{0,12}") {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let (name, text) = (quoted(&name), quoted(&text));
+        exercise(&format!(
+            "trust_domain = {text}\n[[workload]]\nname = {name}\nkind = \"job\"\ncgroup = [{text}, {name}]\ntenant = {text}\n\
+             spiffe_id = {text}\n[[peer]]\nname = {text}\nnetworks = [{text}]\n[[service]]\nname = {name}\nworkload = {name}\n\
+             addresses = [{text}]\nports = [{text}]\n[[rule]]\nname = {name}\nfrom = [{name}, {text}]\nto = [{name}]\n\
+             grant_ttl = {text}\nwhen = {{ days = {}, hours = {}, zone = {text} }}\n",
+            quoted(&days), quoted(&hours),
+        ));
+    }
+}

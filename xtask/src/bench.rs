@@ -28,7 +28,7 @@ pub fn run(workspace: &Path, part: Part, quick: bool, json: Option<&Path>) -> Re
     if !run::is_root() {
         bail!("needs root: it loads programs into the kernel and makes a cgroup of its own");
     }
-    setup::run(setup::For::Building)?;
+    setup::run(setup::For::Running)?;
     run::cargo(workspace, &["build", "--package", "authd-tests", "--bin", "authd-bench"], true)?;
     let mut command = Command::new(run::target_directory(workspace).join("release").join("authd-bench"));
     command.arg(part.name());

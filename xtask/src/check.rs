@@ -16,15 +16,22 @@ use crate::{
 };
 
 /// Files that define what kernel and daemon share.
-const SHARED: [&str; 4] =
-    ["authd-common/src/address.rs", "authd-common/src/event.rs", "authd-common/src/reason.rs", "authd-common/src/tables.rs"];
+const SHARED: [&str; 4] = [
+    "authd-common/src/address.rs",
+    "authd-common/src/event.rs",
+    "authd-common/src/reason.rs",
+    "authd-common/src/tables.rs",
+];
 const LOCK: &str = "authd-common/abi.lock";
 
 pub fn run(workspace: &Path) -> Result<Outcome> {
     let mut outcome = Outcome::new("check");
-    outcome.record("formatting", run::must(run::cargo_command(workspace, &["fmt", "--all", "--check"]).env_remove("CI")));
+    outcome.record("formatting", run::must(&mut run::cargo_command(workspace, &["fmt", "--all", "--check"])));
     let clippy = ["clippy", "--workspace", "--exclude", "authd-ebpf", "--all-targets"];
-    outcome.record("lints of the host crates", run::must(run::cargo_command(workspace, &clippy).args(["--", "-D", "warnings"])));
+    outcome.record(
+        "lints of the host crates",
+        run::must(run::cargo_command(workspace, &clippy).args(["--", "-D", "warnings"])),
+    );
     outcome.record("lints of the kernel crate", kernel_lints(workspace));
     let doc = ["doc", "--workspace", "--exclude", "authd-ebpf", "--no-deps", "--document-private-items"];
     outcome.record("documentation", run::must(run::cargo_command(workspace, &doc).env("RUSTDOCFLAGS", "-D warnings")));

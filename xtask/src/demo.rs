@@ -13,15 +13,25 @@ pub fn run(workspace: &Path, hold: bool) -> Result<ExitCode> {
     if !run::is_root() {
         bail!("needs root: it makes a cgroup and a network namespace of its own, and loads programs into the kernel");
     }
-    setup::run(setup::For::Building)?;
+    setup::run(setup::For::Running)?;
     run::cargo(workspace, &["build", "--package", "authd", "--package", "authd-tests", "--bins"], false)?;
-    let target = run::target_directory(workspace).join("debug");
-    let mut command = Command::new(target.join("authd-demo"));
-    command.env("AUTHD_BIN", target.join("authd")).env("AUTHD_PROBE", target.join("authd-probe"));
-    command.env("AUTHD_PACKAGING", workspace.join("packaging"));
+    let mut command = command(workspace);
     if hold {
         command.arg("--hold");
     }
     let status = command.status().context("starting the demo")?;
+    if status.code().is_none() {
+        // It was killed, and could not remove what it had made.
+        run::must(self::command(workspace).arg("--clean"))?;
+    }
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The demo program, once it is built.
+pub fn command(workspace: &Path) -> Command {
+    let target = run::target_directory(workspace).join("debug");
+    let mut command = Command::new(target.join("authd-demo"));
+    command.env("AUTHD_BIN", target.join("authd")).env("AUTHD_PROBE", target.join("authd-probe"));
+    command.env("AUTHD_PACKAGING", workspace.join("packaging"));
+    command
 }

@@ -74,7 +74,10 @@ pub fn cargo(toolchain: &Toolchain, workspace: &Path, target_dir: &Path, subcomm
     command
         .args(["--target", TARGET])
         .env("CARGO_TARGET_DIR", target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"].join("\u{1f}"))
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"].join("\u{1f}"),
+        )
         // A workspace has one set of profiles for all its members; the kernel crate needs these.
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
         .env("CARGO_PROFILE_RELEASE_PANIC", "abort")

@@ -9,6 +9,9 @@ use crate::{ebpf::Toolchain, run};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum For {
     Building,
+    /// Demo and benchmark: in a network namespace of their own.
+    Running,
+    /// All of that, and virtual machines.
     Testing,
 }
 
@@ -16,8 +19,10 @@ pub enum For {
 const BPF_LINKER: &str = "0.10.0";
 /// A compiler with a prebuilt `core` for BPF, and its clippy.
 const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
-/// For tests in network namespaces and virtual machines.
-const TESTING: [&str; 7] = ["iproute2", "qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
+/// For network namespaces.
+const RUNNING: [&str; 1] = ["iproute2"];
+/// For virtual machines.
+const TESTING: [&str; 6] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
 
 pub fn run(purpose: For) -> Result<()> {
     if Toolchain::find().is_err() {
@@ -29,6 +34,9 @@ pub fn run(purpose: For) -> Result<()> {
         install(&COMPILER)?;
     }
     linker()?;
+    if purpose != For::Building {
+        install(&RUNNING)?;
+    }
     if purpose == For::Testing {
         install(&TESTING)?;
         components()?;
@@ -58,7 +66,10 @@ fn install(packages: &[&str]) -> Result<()> {
     println!("setup: {by_hand}");
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-y", "-o", "Acquire::Retries=3"]).args(arguments);
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["-qq", "-y", "-o", "Acquire::Retries=3"])
+            .args(arguments);
         run::must(&mut command)
     };
     apt(&["update"])?;

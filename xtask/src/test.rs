@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{check, run, setup, vm};
+use crate::{check, demo, run, setup, vm};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Stage {
@@ -25,11 +25,8 @@ pub enum Stage {
 }
 
 /// Tests that this kind of place cannot run, and why that is no failure. What else is skipped fails.
-pub const EXPECTED_SKIPS: [&str; 3] = [
-    "BPF LSM programs cannot be loaded here",
-    "this kernel has no MPTCP",
-    "io_uring is not available here",
-];
+pub const EXPECTED_SKIPS: [&str; 3] =
+    ["BPF LSM programs cannot be loaded here", "this kernel has no MPTCP", "io_uring is not available here"];
 
 /// How one stage went.
 #[derive(Default, Debug)]
@@ -60,20 +57,19 @@ impl Outcome {
 
     /// Reads one line of a test program: libtest's, or one that looks like it.
     pub fn line(&mut self, line: &str) {
-        let Some((name, result)) = line.trim().strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) else {
-            if let Some(skip) = line.trim().strip_prefix("SKIP ") {
-                self.skipped.push(format!("{}: {skip}", self.stage));
-                if !EXPECTED_SKIPS.iter().any(|expected| skip.contains(expected)) {
-                    self.failed.push(format!("{}: not expected to be skipped: {skip}", self.stage));
-                }
+        let line = line.trim();
+        if let Some(skip) = line.strip_prefix("SKIP ") {
+            self.skipped.push(format!("{}: {skip}", self.stage));
+            if !EXPECTED_SKIPS.iter().any(|expected| skip.contains(expected)) {
+                self.failed.push(format!("{}: not expected to be skipped: {skip}", self.stage));
             }
-            return;
-        };
-        match result.split([',', ' ']).next().unwrap_or_default() {
-            "ok" => self.passed += 1,
-            // Its reason stands in a line of its own.
-            "ignored" => {}
-            _ => self.failed.push(format!("{}: {}", self.stage, name.trim())),
+        } else if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----")) {
+            self.failed.push(format!("{}: {}", self.stage, name.trim_end_matches(" stdout")));
+        } else if let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) {
+            let count = |what: &str| -> Option<usize> {
+                counts.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok())
+            };
+            self.passed += count("passed").unwrap_or_default();
         }
     }
 }
@@ -105,7 +101,7 @@ pub fn run(workspace: &Path, stage: Option<Stage>, filter: Option<&str>) -> Resu
             Ok(programs) => {
                 if wants(Stage::Root) {
                     let started = Instant::now();
-                    timed("root", root(&programs, filter), started);
+                    timed("root", root(workspace, &programs, filter), started);
                 }
                 if wants(Stage::Vm) {
                     for kernel in vm::KERNELS {
@@ -150,14 +146,22 @@ fn host(workspace: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn root(programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
+fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
     if !run::is_root() {
         bail!("needs root: it makes cgroups and network namespaces of its own");
     }
     let mut outcome = Outcome::new("root");
     let mut command = Command::new(&programs.tests);
-    command.env("AUTHD_BIN", &programs.authd).env("AUTHD_PROBE", &programs.probe).args(["--color", "never"]).args(filter);
+    command
+        .env("AUTHD_BIN", &programs.authd)
+        .env("AUTHD_PROBE", &programs.probe)
+        .args(["--color", "never"])
+        .args(filter);
     stream(&mut command, &mut outcome)?;
+    if filter.is_none() {
+        // What the README tells people to run first.
+        outcome.record("the demo's verdicts are the expected ones", run::must(&mut demo::command(workspace)));
+    }
     Ok(outcome)
 }
 
@@ -207,14 +211,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_test_programs_are_counted() {
+    fn summaries_and_names_of_test_programs_are_counted() {
         let mut outcome = Outcome::new("root");
+        outcome.line("running 4 tests");
         outcome.line("test a ... ok");
-        outcome.line("test b ... FAILED");
-        outcome.line("test c ... ignored, because");
+        outcome.line("test d ... 17 things were measured");
+        outcome.line("ok");
         outcome.line("SKIP c: BPF LSM programs cannot be loaded here");
-        outcome.line("running 3 tests");
-        assert_eq!((outcome.passed, outcome.failed.len(), outcome.skipped.len()), (1, 1, 1));
+        outcome.line("---- b stdout ----");
+        outcome
+            .line("test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        assert_eq!((outcome.passed, outcome.skipped.len()), (2, 1));
+        assert_eq!(outcome.failed, ["root: b"]);
     }
 
     #[test]

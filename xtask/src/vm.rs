@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,16 @@ pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
 const MODULES: [&str; 5] = ["veth", "inet_diag", "tcp_diag", "udp_diag", "dummy"];
 /// A machine that says nothing for so long hangs.
 const SILENCE: Duration = Duration::from_secs(600);
+/// An emulated processor now and then meets code while the other one patches it, and the kernel panics before it is up.
+/// What happens once tests run is another matter, and never tried again.
+const BOOTS: usize = 3;
+
+/// How a machine ended.
+enum End {
+    Code(i32),
+    BeforeTests,
+    Amid,
+}
 
 pub fn run(workspace: &Path, kernel: &str, programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
     let directory = run::target_directory(workspace).join("vm").join(kernel);
@@ -33,7 +43,17 @@ pub fn run(workspace: &Path, kernel: &str, programs: &Programs, filter: Option<&
     println!("vm {kernel}: {}", image.release);
     let initramfs = initramfs(&directory, &image, programs, filter)?;
     let mut outcome = Outcome::new(&format!("vm {kernel}"));
-    let code = boot(&image, &initramfs, &mut outcome)?;
+    let mut end = boot(&image, &initramfs, &mut outcome)?;
+    for _ in 1..BOOTS {
+        let End::BeforeTests = end else { break };
+        println!("vm {kernel}: the machine did not come up; once more");
+        end = boot(&image, &initramfs, &mut outcome)?;
+    }
+    let code = match end {
+        End::Code(code) => code,
+        End::BeforeTests => bail!("the machine did not come up {BOOTS} times"),
+        End::Amid => bail!("the machine ended amid the tests"),
+    };
     if code != 0 && outcome.failed.is_empty() {
         outcome.failed.push(format!("vm {kernel}: the tests ended with {code}"));
     }
@@ -79,7 +99,8 @@ impl Image {
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
             .context("the package has a kernel")?;
-        let release = kernel.file_name().unwrap_or_default().to_string_lossy().trim_start_matches("vmlinuz-").to_owned();
+        let release =
+            kernel.file_name().unwrap_or_default().to_string_lossy().trim_start_matches("vmlinuz-").to_owned();
         let modules = unpacked.join("lib/modules").join(&release);
         let modules = if modules.is_dir() { modules } else { unpacked.join("usr/lib/modules").join(&release) };
         Ok(Self { kernel, modules, release })
@@ -120,14 +141,19 @@ fn initramfs(directory: &Path, image: &Image, programs: &Programs, filter: Optio
         fs::create_dir_all(root.join(path))?;
     }
     copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
-    for applet in ["sh", "mount", "mkdir", "insmod", "poweroff", "cat", "echo", "ls", "dmesg", "sleep", "mdev", "grep"] {
+    for applet in ["sh", "mount", "mkdir", "insmod", "poweroff", "cat", "echo", "ls", "dmesg", "sleep", "mdev", "grep"]
+    {
         symlink("busybox", root.join("bin").join(applet))?;
     }
-    let ip = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"].map(Path::new).into_iter().find(|path| path.exists());
+    let ip =
+        ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"].map(Path::new).into_iter().find(|path| path.exists());
     let ip = ip.context("iproute2 is installed")?;
-    for (program, name) in
-        [(programs.authd.as_path(), "authd"), (&programs.probe, "authd-probe"), (&programs.tests, "authd-root-tests"), (ip, "ip")]
-    {
+    for (program, name) in [
+        (programs.authd.as_path(), "authd"),
+        (&programs.probe, "authd-probe"),
+        (&programs.tests, "authd-root-tests"),
+        (ip, "ip"),
+    ] {
         strip(program, &root.join("bin").join(name))?;
         for library in libraries(program)? {
             let inside = root.join(library.strip_prefix("/")?);
@@ -162,7 +188,7 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t debugfs debug /sys/kernel/debug
 echo 1 > /proc/sys/kernel/printk
 {loads}ip link set lo up
-export AUTHD_BIN=/bin/authd AUTHD_PROBE=/bin/authd-probe RUST_BACKTRACE=1
+export AUTHD_BIN=/bin/authd AUTHD_PROBE=/bin/authd-probe AUTHD_EMULATED=1 RUST_BACKTRACE=1
 authd-root-tests --color never {filter} 2>&1
 echo XTASK-VM-EXIT $?
 poweroff -f
@@ -177,7 +203,7 @@ poweroff -f
     Ok(archive)
 }
 
-fn boot(image: &Image, initramfs: &Path, outcome: &mut Outcome) -> Result<i32> {
+fn boot(image: &Image, initramfs: &Path, outcome: &mut Outcome) -> Result<End> {
     let mut child = Command::new("timeout")
         .arg(format!("{}", SILENCE.as_secs() * 3))
         .args(["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"])
@@ -185,26 +211,34 @@ fn boot(image: &Image, initramfs: &Path, outcome: &mut Outcome) -> Result<i32> {
         .arg(&image.kernel)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", "console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf", "-nographic", "-no-reboot", "-nic", "none"])
+        .args([
+            "-append",
+            "console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf",
+            "-nographic",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .context("starting qemu-system-x86_64")?;
-    let started = Instant::now();
-    let mut code = None;
+    let (mut code, mut has_begun) = (None, false);
     for line in BufReader::new(child.stdout.take().context("the pipe was asked for")?).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end_matches('\r').to_owned();
         println!("  | {line}");
         outcome.line(&line);
+        has_begun |= line.starts_with("running ");
         if let Some(rest) = line.trim().strip_prefix("XTASK-VM-EXIT ") {
             code = rest.trim().parse().ok();
         }
     }
     child.wait()?;
-    match code {
-        Some(code) => Ok(code),
-        None => bail!("the machine ended after {} s without a result", started.elapsed().as_secs()),
-    }
+    Ok(match (code, has_begun) {
+        (Some(code), _) => End::Code(code),
+        (None, false) => End::BeforeTests,
+        (None, true) => End::Amid,
+    })
 }
 
 /// Numbers in a package's name, for comparing versions.
@@ -232,7 +266,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn run_bytes(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("starting {}", run::show(command)))?;
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("starting {}", run::show(command)))?;
     if !output.status.success() {
         bail!("{} failed: {}", run::show(command), output.status);
     }

@@ -36,10 +36,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Action {
     /// Echo server. Says what it received, line by line.
-    ServeTcp { at: SocketAddr },
-    ServeUdp { at: SocketAddr },
+    ServeTcp {
+        at: SocketAddr,
+    },
+    ServeUdp {
+        at: SocketAddr,
+    },
     /// Accepts and closes, as fast as it can.
-    ServeSink { at: SocketAddr },
+    ServeSink {
+        at: SocketAddr,
+    },
     /// Connect, send, and wait for the echo.
     Tcp {
         to: SocketAddr,
@@ -49,41 +55,115 @@ enum Action {
         timeout_ms: u64,
     },
     /// Connect once; then, for every line of input, send and wait for the echo.
-    HoldTcp { to: SocketAddr },
+    HoldTcp {
+        to: SocketAddr,
+    },
     /// Connect and close as often as possible until the input ends. Says how often it worked.
-    Hammer { to: Vec<SocketAddr>, #[arg(long)] threads: usize },
+    Hammer {
+        to: Vec<SocketAddr>,
+        #[arg(long)]
+        threads: usize,
+    },
     /// A datagram, and the wait for its echo.
-    Udp { to: SocketAddr, #[arg(long, default_value = "sendto")] how: How, #[arg(long)] decoy: Option<SocketAddr> },
+    Udp {
+        to: SocketAddr,
+        #[arg(long, default_value = "sendto")]
+        how: How,
+        #[arg(long)]
+        decoy: Option<SocketAddr>,
+    },
     /// One exchange over the same socket for every line of input.
-    HoldUdp { to: SocketAddr },
+    HoldUdp {
+        to: SocketAddr,
+    },
     /// Only make a socket of this kind.
-    Socket { kind: Kind },
+    Socket {
+        kind: Kind,
+    },
     /// An ICMP echo request by a ping socket.
-    Ping { to: IpAddr },
-    FastOpen { to: SocketAddr },
-    Mptcp { to: SocketAddr },
-    Uring { to: SocketAddr },
-    UringSend { to: SocketAddr },
+    Ping {
+        to: IpAddr,
+    },
+    FastOpen {
+        to: SocketAddr,
+    },
+    Mptcp {
+        to: SocketAddr,
+    },
+    /// One of the kernel's counters in this network namespace (/proc/net/netstat).
+    Counter {
+        family: String,
+        name: String,
+    },
+    /// Makes a socket; then, for every line of input, tries to connect this one.
+    RetryTcp {
+        to: SocketAddr,
+    },
+    /// The echo server, over MPTCP.
+    ServeMptcp {
+        at: SocketAddr,
+    },
+    /// As `hold-tcp`, over MPTCP.
+    HoldMptcp {
+        to: SocketAddr,
+    },
+    Uring {
+        to: SocketAddr,
+    },
+    UringSend {
+        to: SocketAddr,
+    },
     /// A UDP datagram made by hand, in some unusual packet.
-    Crafted { to: SocketAddr, #[arg(long)] shape: Shape },
+    Crafted {
+        to: SocketAddr,
+        #[arg(long)]
+        shape: Shape,
+    },
     /// Receive a socket over a Unix socket, and connect it.
-    UseSocket { path: PathBuf, to: SocketAddr },
+    UseSocket {
+        path: PathBuf,
+        to: SocketAddr,
+    },
     /// Make a TCP socket, and hand it to whoever asks on a Unix socket.
-    LendSocket { path: PathBuf },
+    LendSocket {
+        path: PathBuf,
+    },
     /// Make a TCP socket, move to another cgroup, connect.
-    MoveThenConnect { cgroup: PathBuf, to: SocketAddr },
+    MoveThenConnect {
+        cgroup: PathBuf,
+        to: SocketAddr,
+    },
     /// Connect, move to another cgroup, exchange.
-    ConnectThenMove { to: SocketAddr, cgroup: PathBuf },
+    ConnectThenMove {
+        to: SocketAddr,
+        cgroup: PathBuf,
+    },
     /// Make a child cgroup, move there, connect.
-    ChildCgroup { name: String, to: SocketAddr },
+    ChildCgroup {
+        name: String,
+        to: SocketAddr,
+    },
     /// Make a TCP socket, execute another program with it, connect there.
-    ExecThenConnect { to: SocketAddr },
+    ExecThenConnect {
+        to: SocketAddr,
+    },
     /// The second half of it.
-    ConnectInherited { fd: RawFd, to: SocketAddr },
+    ConnectInherited {
+        fd: RawFd,
+        to: SocketAddr,
+    },
     /// Enter another network namespace, and connect there.
-    EnterThenConnect { other: PathBuf, to: SocketAddr },
+    EnterThenConnect {
+        other: PathBuf,
+        to: SocketAddr,
+    },
     /// Fork children that make their own cgroups and connect at once, many times.
-    RaceCgroups { parent: PathBuf, to: SocketAddr, #[arg(long)] times: u32 },
+    RaceCgroups {
+        parent: PathBuf,
+        to: SocketAddr,
+        #[arg(long)]
+        times: u32,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -135,10 +215,12 @@ fn main() -> Result<()> {
         enter_cgroup(cgroup)?;
     }
     let outcome = match cli.action {
-        Action::ServeTcp { at } => return serve_tcp(at),
+        Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
         Action::ServeSink { at } => return serve_sink(at),
-        Action::HoldTcp { to } => return hold_tcp(to),
+        Action::HoldTcp { to } => return hold_tcp(TcpStream::connect_timeout(&to, WAIT).step("connect")),
+        Action::RetryTcp { to } => return retry_tcp(to),
+        Action::HoldMptcp { to } => return hold_tcp(connect_mptcp(to)),
         Action::HoldUdp { to } => return hold_udp(to),
         Action::LendSocket { path } => return lend_socket(&path),
         Action::Hammer { to, threads } => return hammer(&to, threads),
@@ -148,6 +230,8 @@ fn main() -> Result<()> {
         Action::Ping { to } => ping(to),
         Action::FastOpen { to } => fast_open(to),
         Action::Mptcp { to } => mptcp(to),
+        Action::ServeMptcp { at } => return serve_mptcp(at),
+        Action::Counter { family, name } => return counter(&family, &name),
         Action::Uring { to } => uring_connect(to),
         Action::UringSend { to } => uring_send(to),
         Action::Crafted { to, shape } => crafted(to, shape),
@@ -191,7 +275,9 @@ fn outcome_of(attempt: Attempt) -> Outcome {
         Err(Failure { step, error }) => {
             let errno = match error.raw_os_error() {
                 Some(code) => format!("{:?}", nix::errno::Errno::from_raw(code)),
-                None if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => "TIMEOUT".to_owned(),
+                None if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+                    "TIMEOUT".to_owned()
+                }
                 None => format!("{:?}", error.kind()),
             };
             let errno = if errno == "EAGAIN" { "TIMEOUT".to_owned() } else { errno };
@@ -222,8 +308,7 @@ fn enter_cgroup(path: &std::path::Path) -> Result<()> {
 
 // Servers.
 
-fn serve_tcp(at: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(at)?;
+fn echo(listener: TcpListener) -> Result<()> {
     ready();
     thread::spawn(end_with_input);
     for stream in listener.incoming() {
@@ -308,11 +393,11 @@ fn tcp(to: SocketAddr, from: Option<SocketAddr>, timeout: Duration) -> Attempt {
     exchange(&mut stream, timeout)
 }
 
-fn hold_tcp(to: SocketAddr) -> Result<()> {
-    let mut stream = match TcpStream::connect_timeout(&to, WAIT) {
+fn hold_tcp(connected: Result<TcpStream, Failure>) -> Result<()> {
+    let mut stream = match connected {
         Ok(stream) => stream,
-        Err(error) => {
-            say(&outcome_of(Err(Failure { step: "connect", error })));
+        Err(failure) => {
+            say(&outcome_of(Err(failure)));
             return Ok(());
         }
     };
@@ -339,7 +424,8 @@ fn hammer(targets: &[SocketAddr], threads: usize) -> Result<()> {
     ready();
     let workers: Vec<_> = (0..threads)
         .map(|thread| {
-            let (stop, attempts, results, targets) = (stop.clone(), attempts.clone(), results.clone(), targets.to_vec());
+            let (stop, attempts, results, targets) =
+                (stop.clone(), attempts.clone(), results.clone(), targets.to_vec());
             thread::spawn(move || {
                 let mut own: BTreeMap<String, u64> = BTreeMap::new();
                 let mut at = thread;
@@ -383,6 +469,9 @@ fn connect_and_reset(to: SocketAddr) -> io::Result<()> {
     let socket = new_socket(to, libc::SOCK_STREAM, 0).map_err(|failure| failure.error)?;
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)?;
+    // EINPROGRESS after this long, instead of ETIMEDOUT after minutes.
+    let patience = libc::timeval { tv_sec: 2, tv_usec: 0 };
+    set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDTIMEO, &patience)?;
     connect_fd(socket.as_raw_fd(), to)
 }
 
@@ -403,7 +492,8 @@ fn udp(to: SocketAddr, how: How, decoy: Option<SocketAddr>) -> Attempt {
         How::Sendto => drop(socket.send_to(b"hello", to).step("sendto")?),
         How::Sendmsg => {
             let to = nix::sys::socket::SockaddrStorage::from(to);
-            sendmsg(socket.as_raw_fd(), &[IoSlice::new(b"hello")], &[], MsgFlags::empty(), Some(&to)).step("sendmsg")?;
+            sendmsg(socket.as_raw_fd(), &[IoSlice::new(b"hello")], &[], MsgFlags::empty(), Some(&to))
+                .step("sendmsg")?;
         }
         How::Sendmmsg => sendmmsg(socket.as_raw_fd(), to).step("sendmmsg")?,
         How::Connected => {
@@ -434,6 +524,16 @@ fn hold_udp(to: SocketAddr) -> Result<()> {
     for line in io::stdin().lock().lines() {
         line?;
         say(&outcome_of(exchange()));
+    }
+    Ok(())
+}
+
+fn retry_tcp(to: SocketAddr) -> Result<()> {
+    let socket = new_socket(to, libc::SOCK_STREAM, 0).map_err(|failure| failure.error)?;
+    ready();
+    for line in io::stdin().lock().lines() {
+        line?;
+        say(&outcome_of(connect_fd(socket.as_raw_fd(), to).step("connect")));
     }
     Ok(())
 }
@@ -532,7 +632,8 @@ fn sendto_fd(fd: RawFd, data: &[u8], flags: i32, to: SocketAddr) -> io::Result<(
 
 fn set_option<T>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     // SAFETY: the value lives until the call returns, and its size is its own.
-    checked(unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(value).cast(), size_of::<T>() as u32) }).map(drop)
+    checked(unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(value).cast(), size_of::<T>() as u32) })
+        .map(drop)
 }
 
 fn sendmmsg(fd: RawFd, to: SocketAddr) -> io::Result<()> {
@@ -588,13 +689,35 @@ fn fast_open(to: SocketAddr) -> Attempt {
     echo_on(socket.as_raw_fd())
 }
 
-fn mptcp(to: SocketAddr) -> Attempt {
-    const IPPROTO_MPTCP: i32 = 262;
+const IPPROTO_MPTCP: i32 = 262;
+
+fn connect_mptcp(to: SocketAddr) -> Result<TcpStream, Failure> {
     let _ = fs::write("/proc/sys/net/mptcp/enabled", "1");
     let socket = new_socket(to, libc::SOCK_STREAM, IPPROTO_MPTCP)?;
     connect_fd(socket.as_raw_fd(), to).step("connect")?;
-    let mut stream = TcpStream::from(socket);
-    exchange(&mut stream, WAIT)
+    Ok(TcpStream::from(socket))
+}
+
+fn mptcp(to: SocketAddr) -> Attempt {
+    exchange(&mut connect_mptcp(to)?, WAIT)
+}
+
+/// A line of names is followed by a line of values.
+fn counter(family: &str, name: &str) -> Result<()> {
+    let text = fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(family)?.strip_prefix(": "));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else { anyhow::bail!("no family {family}") };
+    let value = names.split(' ').zip(values.split(' ')).find(|(n, _)| *n == name).context("no such counter")?.1;
+    say(&Outcome { ok: true, count: value.parse()?, ..Outcome::default() });
+    Ok(())
+}
+
+fn serve_mptcp(at: SocketAddr) -> Result<()> {
+    let socket = new_socket(at, libc::SOCK_STREAM, IPPROTO_MPTCP).map_err(|failure| failure.error)?;
+    bind_fd(socket.as_raw_fd(), at)?;
+    // SAFETY: no pointers.
+    checked(unsafe { libc::listen(socket.as_raw_fd(), 16) })?;
+    echo(TcpListener::from(socket))
 }
 
 // io_uring.
@@ -741,7 +864,13 @@ fn lend_socket(path: &std::path::Path) -> Result<()> {
     let (stream, _) = listener.accept()?;
     let socket = socket_of(Kind::Tcp).map_err(|failure| failure.error)?;
     let fds = [socket.as_raw_fd()];
-    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(b"x")], &[ControlMessage::ScmRights(&fds)], MsgFlags::empty(), None)?;
+    sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::empty(),
+        None,
+    )?;
     // The socket must be received before it is closed here.
     let _ = io::stdin().read(&mut [0]);
     Ok(())

@@ -86,6 +86,9 @@ fn flows_are_let_through_refused_and_told() -> Result<Verdict> {
     ensure!(closed.packets_out > Some(2) && closed.packets_in > Some(2) && closed.duration_ns > Some(0), "{closed:?}");
     let denied = daemon.wait_for("the denied flow", |r| r.event == "flow_denied" && r.remote_port == Some(7003))?;
     ensure!(denied.reason.as_deref() == Some("no_rule") && denied.rule.is_none(), "{denied:?}");
+    let refused = daemon.wait_for("the refused caller", |r| r.event == "flow_denied" && r.local_port == Some(7005))?;
+    ensure!(refused.workload.as_deref() == Some("guarded"), "{refused:?}");
+    ensure!(refused.peer_workload.as_deref() == Some("unmanaged"), "{refused:?}");
     let inbound = daemon.wait_for("the guarded flow", |r| r.event == "flow_opened" && r.local_port == Some(7005))?;
     ensure!(inbound.peer_workload.as_deref() == Some("agent"), "{inbound:?}");
     ensure!(inbound.peer_spiffe_id.as_deref() == Some("spiffe://example.org/agent/a1"), "{inbound:?}");

@@ -16,6 +16,7 @@ pub fn trials() -> Vec<Trial> {
         trial("packet_sockets_are_refused_where_lsm_programs_run", packet_sockets_are_refused_where_lsm_programs_run),
         trial("tcp_fast_open_does_not_carry_data_out", tcp_fast_open_does_not_carry_data_out),
         trial("mptcp_is_decided_as_tcp", mptcp_is_decided_as_tcp),
+        trial("mptcp_subflows_are_decided_too", mptcp_subflows_are_decided_too),
         trial("io_uring_is_decided_like_system_calls", io_uring_is_decided_like_system_calls),
         trial("crafted_packets_are_judged_by_their_headers", crafted_packets_are_judged_by_their_headers),
         trial("a_socket_passed_between_cgroups_needs_both", a_socket_passed_between_cgroups_needs_both),
@@ -161,6 +162,64 @@ fn mptcp_is_decided_as_tcp() -> Result<Verdict> {
     Ok(Verdict::Ran)
 }
 
+/// A server tells its second address, and the kernel connects to it by itself: from a worker thread, which is in no
+/// cgroup of anybody's.
+fn mptcp_subflows_are_decided_too() -> Result<Verdict> {
+    const POLICY: &str = r#"
+trust_domain = "example.org"
+[[workload]]
+name = "agent"
+kind = "agent"
+cgroup = "/agent"
+[[service]]
+name = "far"
+addresses = ["192.0.2.2"]
+ports = ["tcp/7001"]
+[[rule]]
+name = "agent-far"
+from = ["agent"]
+to = ["far"]
+"#;
+    let sandbox = Sandbox::new()?;
+    let far = sandbox.another_netns("far")?;
+    let addresses: (&[&str], &[&str]) = (&["192.0.2.1/24", "198.51.100.1/24"], &["192.0.2.2/24", "198.51.100.2/24"]);
+    sandbox.netns.join(&far, ("near0", "far0"), addresses)?;
+    let prepared = sandbox
+        .netns
+        .ip(&["mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "2"])
+        .and_then(|()| far.ip(&["mptcp", "limits", "set", "subflows", "2", "add_addr_accepted", "2"]))
+        .and_then(|()| far.ip(&["mptcp", "endpoint", "add", "198.51.100.2", "dev", "far0", "signal"]));
+    if prepared.is_err() {
+        return Ok(Verdict::Skipped("this kernel has no MPTCP"));
+    }
+    sandbox.write_policy(POLICY)?;
+    let daemon = sandbox.start()?;
+    let _server = sandbox.spawn_in("/elsewhere", &far, &["serve-mptcp", "0.0.0.0:7001"])?;
+    let joins = || -> Result<u64> {
+        let counted = sandbox.probe_in("/elsewhere", &far, &["counter", "MPTcpExt", "MPJoinSynRx"])?;
+        ensure!(counted.ok, "{counted:?}");
+        Ok(counted.count)
+    };
+    // Somebody whom no policy names opens the second subflow: it would work.
+    let mut free = sandbox.spawn("/elsewhere", &["hold-mptcp", "192.0.2.2:7001"])?;
+    let started = std::time::Instant::now();
+    while joins()? == 0 {
+        ensure!(free.again()?.ok && started.elapsed() < authd_tests::daemon::PATIENCE, "no second subflow is tried");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(free);
+    let before = joins()?;
+    let mut agent = sandbox.spawn("/agent", &["hold-mptcp", "192.0.2.2:7001"])?;
+    ensure!(agent.again()?.ok, "the first subflow passes");
+    let denied = daemon.wait_for("the second subflow", |r| {
+        r.event == "flow_denied" && r.remote_address.is_some_and(|a| a.to_string() == "198.51.100.2")
+    })?;
+    ensure!(denied.workload.as_deref() == Some("agent") && denied.reason.as_deref() == Some("no_rule"), "{denied:?}");
+    ensure!(agent.again()?.ok, "and goes on");
+    ensure!(joins()? == before, "nothing of the second one arrived");
+    Ok(Verdict::Ran)
+}
+
 fn io_uring_is_decided_like_system_calls() -> Result<Verdict> {
     let scene = shared()?;
     let outcome = scene.sandbox.probe("/servers", &["uring", "127.0.0.1:7001"])?;
@@ -208,7 +267,9 @@ fn crafted_packets_are_judged_by_their_headers() -> Result<Verdict> {
 
 fn a_socket_passed_between_cgroups_needs_both() -> Result<Verdict> {
     let scene = shared()?;
-    for (lender, user, who) in [("/servers", AGENT, "made outside, used inside"), (AGENT, "/servers", "made inside, used outside")] {
+    for (lender, user, who) in
+        [("/servers", AGENT, "made outside, used inside"), (AGENT, "/servers", "made inside, used outside")]
+    {
         for (port, passes) in [(7001, true), (7003, false)] {
             let path = scene.sandbox.directory().join(format!("lend-{port}-{}", lender.len()));
             let path = path.to_string_lossy();
@@ -258,10 +319,9 @@ fn another_network_namespace_is_no_way_out() -> Result<Verdict> {
 fn a_new_cgroup_is_never_nobodys() -> Result<Verdict> {
     let scene = shared()?;
     let parent = scene.sandbox.cgroup.child("/agents")?;
-    let outcome = scene.sandbox.probe(
-        "/servers",
-        &["race-cgroups", &parent.to_string_lossy(), "127.0.0.1:7003", "--times", "200"],
-    )?;
+    let outcome = scene
+        .sandbox
+        .probe("/servers", &["race-cgroups", &parent.to_string_lossy(), "127.0.0.1:7003", "--times", "200"])?;
     ensure!(outcome.ok && outcome.detail == r#"{"EPERM":200}"#, "{outcome:?}");
     Ok(Verdict::Ran)
 }

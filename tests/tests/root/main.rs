@@ -3,6 +3,7 @@
 
 mod basics;
 mod bypass;
+mod kernel;
 mod lifecycle;
 mod modes;
 mod reload;
@@ -37,11 +38,15 @@ fn main() {
     let trials = [
         basics::trials(),
         bypass::trials(),
+        kernel::trials(),
         modes::trials(),
         remote::trials(),
         reload::trials(),
         lifecycle::trials(),
-    ].into_iter().flatten().collect();
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     bypass::end();
     conclusion.exit();

@@ -190,7 +190,9 @@ fn modes_schedules_and_guards_decide_as_written() -> Result<Verdict> {
     }
     let inside = explain_at(&daemon, "strict", "127.0.0.1:7006/tcp", true)?;
     ensure!(inside["verdict"] == "allowed" && inside["rule"] == "h-never", "{inside}");
-    ensure!(explain(&daemon, "strict", "127.0.0.1:7006/tcp")?["steps"][0]["others"].to_string().contains("not in force"));
+    ensure!(
+        explain(&daemon, "strict", "127.0.0.1:7006/tcp")?["steps"][0]["others"].to_string().contains("not in force")
+    );
 
     let status = daemon.command(&["status"])?;
     let text = String::from_utf8(status.stdout)?;

@@ -55,7 +55,10 @@ fn remote_callers_are_known_by_their_network() -> Result<Verdict> {
     sandbox.netns.join(
         &far,
         ("near0", "far0"),
-        (&["192.0.2.1/24", "2001:db8::1/64"], &["192.0.2.2/24", "192.0.2.200/24", "2001:db8::2/64", "2001:db8::1:0:0:2/64"]),
+        (
+            &["192.0.2.1/24", "2001:db8::1/64"],
+            &["192.0.2.2/24", "192.0.2.200/24", "2001:db8::2/64", "2001:db8::1:0:0:2/64"],
+        ),
     )?;
     sandbox.write_policy(POLICY)?;
     let daemon = sandbox.start()?;
@@ -93,7 +96,10 @@ fn remote_callers_are_known_by_their_network() -> Result<Verdict> {
     let denied = daemon.wait_for("the stranger", |r| {
         r.event == "flow_denied" && r.remote_address.is_some_and(|a| a.to_string() == "192.0.2.200")
     })?;
-    ensure!(denied.direction.as_deref() == Some("inbound") && denied.reason.as_deref() == Some("no_rule"), "{denied:?}");
+    ensure!(
+        denied.direction.as_deref() == Some("inbound") && denied.reason.as_deref() == Some("no_rule"),
+        "{denied:?}"
+    );
     ensure!(denied.workload.as_deref() == Some("db") && denied.peer_workload.is_none(), "{denied:?}");
     daemon.wait_for("the closed agent", |r| r.reason.as_deref() == Some("inbound_closed"))?;
     daemon.wait_for("the failsafe", |r| r.reason.as_deref() == Some("failsafe"))?;

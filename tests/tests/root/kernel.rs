@@ -1,0 +1,330 @@
+//! The programs in the kernel against the same verdict function over an image: test runs of the packet hooks, with random
+//! policies and packets. Compared: action, event with reason, rule and ends, counters.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use authd::{
+    daemon::{cgroupfs::Base, clock},
+    dataplane::{
+        object::{self, Object, Sizes},
+        ring,
+        writer::Writer,
+    },
+    policy::{
+        compile::{Options, Registry, compile},
+        diagnostic::Source,
+        image::Image,
+        load::texts,
+    },
+};
+use authd_common::{
+    address::Address,
+    event::{Event, direction, kind},
+    parse::{Packet, packet_flags, parse},
+    tables::{Counter, DenialKey, IPPROTO_UDP, IdentityEntry, PENDING, Tables, UNMANAGED, identity_flags, port_flags},
+    verdict::{Caller, Verdict, decide_packet_in, decide_packet_out},
+};
+use authd_tests::{frames, meaning, netns::Netns, sandbox::Sandbox};
+use aya::programs::{Program, TestRun, TestRunOptions};
+use libtest_mimic::Trial;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use crate::{Verdict as Ran, trial};
+
+pub fn trials() -> Vec<Trial> {
+    vec![trial("the_kernel_decides_as_the_library_does", the_kernel_decides_as_the_library_does)]
+}
+
+/// Of each kind: random bytes, and packets with a structure.
+const FRAMES: u64 = 100_000;
+/// An emulated machine takes some fifty times as long.
+const FRAMES_EMULATED: u64 = 5_000;
+const FRAMES_PER_POLICY: u64 = 2_000;
+/// The size of `struct __sk_buff`, and where its `ifindex` lies (include/uapi/linux/bpf.h).
+const CONTEXT: usize = 192;
+const IFINDEX: usize = 40;
+const LOOPBACK: u32 = 1;
+/// A type that nobody uses (IEEE 802, local experiments): newer kernels refuse to run what claims to be IP and is short.
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+
+/// This process in another cgroup, for as long as this lives: sockets of test runs belong to it.
+struct Moved {
+    back: PathBuf,
+}
+
+impl Moved {
+    fn to(cgroup: &Path) -> Result<Self> {
+        let mount = authd::daemon::cgroupfs::mount_point().context("cgroup v2 is mounted")?;
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("a process has a cgroup")?;
+        let back = mount.join(own.trim_start_matches('/'));
+        fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())?;
+        Ok(Self { back })
+    }
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        let _ = fs::write(self.back.join("cgroup.procs"), std::process::id().to_string());
+    }
+}
+
+fn the_kernel_decides_as_the_library_does() -> Result<Ran> {
+    let sandbox = Sandbox::new()?;
+    let frames = if std::env::var_os("AUTHD_EMULATED").is_some() { FRAMES_EMULATED } else { FRAMES };
+    sandbox.netns.ip(&["link", "add", "near", "type", "veth", "peer", "name", "far"])?;
+    let own = sandbox.cgroup.child("/fuzz")?;
+    let _moved = Moved::to(&own)?;
+    let compared = std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                enter(&sandbox.netns)?;
+                compare(&sandbox, &own, frames)
+            })
+            .join()
+            .map_err(|panic| std::panic::resume_unwind(panic))
+            .and_then(|result| result)
+    })?;
+    println!("{compared} packets compared");
+    ensure!(compared == 2 * frames);
+    Ok(Ran::Ran)
+}
+
+fn enter(netns: &Netns) -> Result<()> {
+    Ok(nix::sched::setns(fs::File::open(netns.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?)
+}
+
+/// Who the sender of the packets is under one policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Who {
+    Managed(u32),
+    Unmanaged,
+    /// Below a cgroup with patterns, and not known yet.
+    Pending,
+}
+
+impl Who {
+    fn number(self) -> u32 {
+        match self {
+            Self::Managed(number) => number,
+            Self::Unmanaged => UNMANAGED,
+            Self::Pending => PENDING,
+        }
+    }
+}
+
+struct Bench {
+    object: Object,
+    writer: Writer,
+    cgroup: u64,
+    elsewhere: u32,
+    /// What the kernel's counters should say, by reason.
+    counters: HashMap<u16, Counter>,
+    /// Loopback flows to guarded ports that this cgroup has sent on: a packet that arrives on one is its own.
+    sent: HashSet<Flow>,
+}
+
+/// Source and destination.
+type Flow = (Address, u16, Address, u16);
+
+fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let base = Base::find(Some(sandbox.cgroup.path()))?;
+    let sizes = Sizes { identities: 1024, addresses: 4096, cells: 65_536, ..Sizes::default() };
+    let mut object = object::load(sandbox.pins(), &sizes)?;
+    let writer = Writer::new(object.take_maps(), sizes)?;
+    let cgroup = fs::metadata(own)?.ino();
+    let elsewhere = nix::net::if_::if_nametoindex("near")?;
+    let mut bench = Bench { object, writer, cgroup, elsewhere, counters: HashMap::new(), sent: HashSet::new() };
+    let mut compared = 0;
+    for seed in 0..(2 * frames).div_ceil(FRAMES_PER_POLICY) {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let policy = meaning::policy(&mut random, true);
+        let source = Source { name: "random.toml".into(), text: policy.text().into() };
+        let model = texts(vec![source]).model.with_context(|| format!("refused:\n{}", policy.text()))?;
+        let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin };
+        let mut registry = Registry::default();
+        registry.assign(&model, &options);
+        let image = compile(&model, &registry, &options, clock::moment())?;
+        let workload = random.random_range(0..policy.workloads.len());
+        let number = registry.workloads.number(&format!("w{workload}")).context("every workload has a number")?;
+        let who = match random.random_range(0..10) {
+            0 => Who::Unmanaged,
+            1 => Who::Pending,
+            _ => Who::Managed(number),
+        };
+        let identities: HashMap<u64, IdentityEntry> = match who {
+            Who::Managed(workload) => HashMap::from([(cgroup, IdentityEntry { workload, flags: 0 })]),
+            Who::Unmanaged => HashMap::new(),
+            Who::Pending => {
+                HashMap::from([(base.id()?, IdentityEntry { workload: UNMANAGED, flags: identity_flags::OPEN })])
+            }
+        };
+        bench.writer.load(&image, &identities, base.level)?;
+        for n in 0..FRAMES_PER_POLICY.min(2 * frames - compared) {
+            let packet = if n % 2 == 0 { frames::random(&mut random) } else { frames::structured(&mut random) };
+            let outbound = random.random_bool(0.5);
+            let on_loopback = random.random_bool(0.3);
+            let context = || {
+                let way = if outbound { "out" } else { "in" };
+                format!(
+                    "seed {seed}, packet {n} {way}, loopback {on_loopback}, {who:?}\n{packet:02x?}\n{}",
+                    policy.text()
+                )
+            };
+            bench.one(&image, who, &packet, outbound, on_loopback).with_context(context)?;
+            compared += 1;
+        }
+        bench.compare_counters().with_context(|| format!("seed {seed}"))?;
+    }
+    Ok(compared)
+}
+
+/// What the hook should do with a packet of a new socket.
+struct Expected {
+    passes: bool,
+    /// Verdict, and whether the ends of the packet are told.
+    event: Option<(Verdict, Option<Packet>)>,
+}
+
+impl Bench {
+    fn one(&mut self, image: &Image, who: Who, packet: &[u8], outbound: bool, on_loopback: bool) -> Result<()> {
+        let expected = self.expected(image, who, packet, outbound, on_loopback);
+        if let Some((verdict, _)) = &expected.event {
+            let counter = self.counters.entry(verdict.reason.code()).or_default();
+            counter.verdicts += 1;
+            let refused = told_as(&expected) == kind::DENIED;
+            counter.bytes += if refused { packet.len() as u64 } else { 0 };
+        }
+        let returned = self.run(packet, outbound, on_loopback)?;
+        ensure!(returned == u32::from(expected.passes), "returned {returned}, not {}", u32::from(expected.passes));
+        let mut events = ring::drain(&mut self.writer.maps_mut().events, 4);
+        ensure!(events.len() <= 1, "one packet, {} events: {events:?}", events.len());
+        match (events.pop(), &expected.event) {
+            (None, None) => Ok(()),
+            (Some(event), None) => anyhow::bail!("an event of what should be silent: {event:?}"),
+            (None, Some((verdict, _))) => anyhow::bail!("no event of {verdict:?}"),
+            (Some(event), Some((verdict, told))) => {
+                self.forget_denial(&event)?;
+                self.check_event(&event, &expected, verdict, told.as_ref(), who, outbound)
+            }
+        }
+    }
+
+    fn check_event(
+        &self,
+        event: &Event,
+        expected: &Expected,
+        verdict: &Verdict,
+        told: Option<&Packet>,
+        who: Who,
+        outbound: bool,
+    ) -> Result<()> {
+        let unread = Packet::UNREAD;
+        let packet = told.unwrap_or(&unread);
+        let source = (packet.source, packet.source_port);
+        let destination = (packet.destination, packet.destination_port);
+        let (local, remote) = if outbound { (source, destination) } else { (destination, source) };
+        let found = (event.kind, event.action, event.reason, event.rule, event.direction, event.count);
+        let way = if outbound { direction::OUT } else { direction::IN };
+        let meant = (told_as(expected), verdict.action.code(), verdict.reason.code(), verdict.rule, way, 1);
+        ensure!(found == meant, "kind, action, reason, rule, direction, count: {found:?} is not {meant:?}");
+        let found = (event.local, event.local_port, event.remote, event.remote_port, event.protocol);
+        let meant = (local.0, local.1, remote.0, remote.1, packet.protocol);
+        ensure!(found == meant, "ends: {found:?} is not {meant:?}");
+        let found = (event.workload, event.cgroup, event.generation);
+        let meant = (who.number(), self.cgroup, self.writer.generation());
+        ensure!(found == meant, "workload, cgroup, generation: {found:?} is not {meant:?}");
+        Ok(())
+    }
+
+    fn run(&self, packet: &[u8], outbound: bool, on_loopback: bool) -> Result<u32> {
+        let name = if outbound { "authd_egress" } else { "authd_ingress" };
+        let Some(Program::CgroupSkb(program)) = self.object.program(name) else { anyhow::bail!("no {name}") };
+        let mut frame = vec![0; 12];
+        frame.extend(ETHERTYPE);
+        frame.extend(packet);
+        let mut context = [0; CONTEXT];
+        let interface = if on_loopback { LOOPBACK } else { self.elsewhere };
+        context[IFINDEX..IFINDEX + 4].copy_from_slice(&interface.to_ne_bytes());
+        let options = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+        Ok(program.test_run(options)?.return_value)
+    }
+
+    /// The next denial like this one is to be told too.
+    fn forget_denial(&mut self, event: &Event) -> Result<()> {
+        let key = DenialKey {
+            cgroup: event.cgroup,
+            remote: event.remote,
+            port: if event.direction == direction::OUT { event.remote_port } else { event.local_port },
+            reason: event.reason,
+            protocol: event.protocol,
+            direction: event.direction,
+            action: event.action,
+            reserved: 0,
+        };
+        self.writer.take_denial(&key)?;
+        Ok(())
+    }
+
+    fn compare_counters(&self) -> Result<()> {
+        let kernel = ring::counters(&self.writer.maps().counters)?;
+        for (code, found) in kernel.iter().enumerate() {
+            let meant = self.counters.get(&(code as u16)).copied().unwrap_or_default();
+            ensure!(*found == meant, "counter of reason {code}: {found:?} is not {meant:?}");
+        }
+        Ok(())
+    }
+}
+
+/// A packet that cannot be trusted is refused (or would be), one that passes opens an exchange.
+fn told_as(expected: &Expected) -> u8 {
+    match &expected.event {
+        Some((verdict, Some(_))) if verdict.action.passes() => kind::OPENED,
+        _ => kind::DENIED,
+    }
+}
+
+impl Bench {
+    fn expected(&mut self, image: &Image, who: Who, packet: &[u8], outbound: bool, on_loopback: bool) -> Expected {
+        let view = image.at(clock::monotonic());
+        let root = image.root();
+        let silent = |passes| Expected { passes, event: None };
+        if who == Who::Unmanaged {
+            return silent(true);
+        }
+        let parsed = parse(packet);
+        let unfit = if outbound { packet_flags::UNFIT_OUT } else { packet_flags::UNFIT_IN };
+        let sound = match &parsed {
+            Ok(packet) => packet.unfit(unfit).is_none().then_some(*packet),
+            Err(_) => None,
+        };
+        let is_datagram = |packet: &Packet| packet.protocol == IPPROTO_UDP && on_loopback;
+        let flow = |packet: Packet| (packet.source, packet.source_port, packet.destination, packet.destination_port);
+        let flow = sound.filter(is_datagram).map(flow);
+        let verdict = if outbound {
+            let guarded = |flow: &Flow| view.port(&root, IPPROTO_UDP, flow.3).flags & port_flags::GUARDED != 0;
+            self.sent.extend(flow.filter(guarded));
+            decide_packet_out(&view, &root, who.number(), &parsed)
+        } else {
+            // Without ports nobody can tell a call from an answer: it passes, and opens nothing.
+            if sound.is_some_and(|packet| packet.protocol != IPPROTO_UDP) {
+                return silent(true);
+            }
+            let source = sound.map_or(Address::UNSPECIFIED, |packet| packet.source);
+            let own = flow.is_some_and(|flow| self.sent.contains(&flow));
+            let caller = match (on_loopback, own) {
+                (false, _) => Caller::Remote(source),
+                (true, false) => Caller::Local(UNMANAGED),
+                (true, true) => Caller::Local(who.number()),
+            };
+            decide_packet_in(&view, &root, who.number(), &parsed, &caller)
+        };
+        Expected { passes: verdict.action.passes(), event: Some((verdict, sound)) }
+    }
+}
