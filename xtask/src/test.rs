@@ -104,10 +104,9 @@ pub fn run(workspace: &Path, stage: Option<Stage>, filter: Option<&str>) -> Resu
                     timed("root", root(workspace, &programs, filter), started);
                 }
                 if wants(Stage::Vm) {
-                    for kernel in vm::KERNELS {
-                        let started = Instant::now();
-                        let name = format!("vm {kernel}");
-                        timed(&name, vm::run(workspace, kernel, &programs, filter), started);
+                    let started = Instant::now();
+                    for (kernel, outcome) in vm::KERNELS.iter().zip(vm::run_all(workspace, &programs, filter)) {
+                        timed(&format!("vm {kernel}"), outcome, started);
                     }
                 }
             }
