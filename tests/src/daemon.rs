@@ -24,8 +24,8 @@ use nix::{
 
 use crate::sandbox::Sandbox;
 
-/// Nothing takes as long, even in an emulated machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing takes as long, even in an emulated machine that shares its processors with another one.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Daemon {
     child: Option<Child>,
