@@ -47,6 +47,8 @@ pub struct Config {
     pub audit: AuditTarget,
     /// An exchange without a connection is over when nothing was sent for this long.
     pub conversation_idle: Duration,
+    /// A connection waits for its proofs for this long.
+    pub hold: Duration,
     pub options: Options,
     pub sizes: Sizes,
 }
@@ -67,6 +69,9 @@ pub struct File {
     /// An exchange without a connection (UDP, ICMP) is over when nothing was sent for so many seconds. Default: 120.
     #[schemars(with = "Option<u32>")]
     conversation_idle_seconds: Option<Spanned<u32>>,
+    /// How many seconds a connection waits for its proofs, under rules with `pending = "hold"`. Default: 5.
+    #[schemars(with = "Option<u32>")]
+    hold_seconds: Option<Spanned<u32>>,
     /// Ports that stay reachable from outside whatever rules say.
     #[schemars(with = "Option<Vec<String>>")]
     failsafe: Option<Vec<Spanned<String>>>,
@@ -89,6 +94,9 @@ struct Limits {
     conversations: Option<Spanned<u32>>,
     #[schemars(with = "Option<u32>")]
     locals: Option<Spanned<u32>>,
+    /// Grants that live at one time.
+    #[schemars(with = "Option<u32>")]
+    grants: Option<Spanned<u32>>,
     /// Bytes of the ring of events; a power of two.
     #[schemars(with = "Option<u32>")]
     event_bytes: Option<Spanned<u32>>,
@@ -127,6 +135,7 @@ impl Config {
             metrics,
             audit,
             conversation_idle_seconds,
+            hold_seconds,
             failsafe,
             builtin_rules,
             limits,
@@ -138,6 +147,15 @@ impl Config {
             Some(seconds) => {
                 let message = format!("an exchange cannot be idle for {} seconds", seconds.as_ref());
                 let help = "choose a number from 1 to 86400";
+                return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
+            }
+        };
+        let hold = match hold_seconds {
+            None => 5,
+            Some(seconds) if (1..=60).contains(seconds.as_ref()) => seconds.into_inner(),
+            Some(seconds) => {
+                let message = format!("a connection cannot wait for {} seconds", seconds.as_ref());
+                let help = "choose a number from 1 to 60";
                 return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
             }
         };
@@ -170,9 +188,17 @@ impl Config {
                 Some(path) => AuditTarget::File(path),
             },
             conversation_idle: Duration::from_secs(idle.into()),
+            hold: Duration::from_secs(hold.into()),
             options,
             sizes: limits.sizes(&at)?,
         })
+    }
+}
+
+impl Config {
+    /// How long a connection waits for its proofs, as the kernel counts it.
+    pub fn hold_ms(&self) -> u32 {
+        u32::try_from(self.hold.as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -210,6 +236,7 @@ impl Limits {
             cells: of(self.cells, default.cells)?,
             conversations: of(self.conversations, default.conversations)?,
             locals: of(self.locals, default.locals)?,
+            grants: of(self.grants, default.grants)?,
             events,
         })
     }

@@ -8,5 +8,7 @@ pub mod policy;
 
 pub mod dataplane;
 
+pub mod grants;
+
 pub mod audit;
 pub mod daemon;

@@ -637,7 +637,14 @@ fn schedules_hold_in_their_zone_and_switch_without_a_new_image() {
     let decide = |hours: u64| {
         let view = image.at(at.monotonic + hours * hour);
         let to = authd_common::address::Address::v4([10, 1, 2, 3]);
-        authd_common::verdict::decide_out(&view, &image.root(), workload, &to, 6, 5432)
+        authd_common::verdict::decide_out(
+            &view,
+            &image.root(),
+            &authd_common::verdict::Opener { workload, instance: 0 },
+            &to,
+            6,
+            5432,
+        )
     };
     assert_eq!(decide(0).reason.name(), "rule");
     assert_eq!(decide(0).until, at.monotonic + hour);

@@ -136,7 +136,7 @@ impl Daemon {
         // Names are on disk before numbers are in the kernel.
         persistent.registry = prepared.registry.clone();
         state.keep(&persistent)?;
-        let loaded = writer.load(&prepared.image, &tree.identities(), base.level)?;
+        let loaded = writer.load(&prepared.image, &tree.identities(), base.level, config.hold_ms())?;
         state.keep_policy(&prepared.sources)?;
         let attached = attach::attach(&mut object, &base.path, &config.pins)?;
         object::remove_other_maps(&config.pins, &config.sizes);
@@ -240,13 +240,14 @@ impl Daemon {
         self.state.keep(&persistent)?;
         let old = &self.active.patterns;
         self.tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
-        let loaded = match self.writer.load(&prepared.image, &self.tree.identities(), self.base.level) {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
-                return Err(error.into());
-            }
-        };
+        let loaded =
+            match self.writer.load(&prepared.image, &self.tree.identities(), self.base.level, self.config.hold_ms()) {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
+                    return Err(error.into());
+                }
+            };
         // Whatever had no room before is part of what was just loaded.
         self.unwritten.clear();
         self.state.keep_policy(&prepared.sources)?;
@@ -660,7 +661,7 @@ fn first_policy(config: &Config, state: &State, persistent: &Persistent) -> Resu
 
 pub(crate) fn classify(patterns: &Patterns, path: &str) -> Classification {
     let classified = patterns.classify(path);
-    Classification { workload: classified.workload, open: classified.open }
+    Classification { workload: classified.workload, open: classified.open, instance: patterns.instance_end(path) }
 }
 
 /// Detaches every program and removes all pins. Returns how many programs were detached.

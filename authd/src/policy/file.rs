@@ -303,14 +303,27 @@ pub struct Rule {
     pub require: Vec<Spanned<Proof>>,
     #[schemars(with = "Option<Token>")]
     pub token: Option<Spanned<Token>>,
+    /// How long a grant lives, such as `5m`. Default: 5m.
     #[schemars(with = "Option<String>")]
     pub grant_ttl: Option<Spanned<String>>,
+    /// What becomes of a TCP connection whose proofs have not been shown. Default: `refuse`.
+    #[schemars(with = "Option<Pending>")]
+    pub pending: Option<Spanned<Pending>>,
     #[serde(default)]
     pub across_tenants: bool,
     #[serde(default)]
     pub across_environments: bool,
     #[schemars(with = "Option<When>")]
     pub when: Option<Spanned<When>>,
+}
+
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Pending {
+    /// It fails at once.
+    Refuse,
+    /// It waits for them, for as long as `hold_seconds` in authd.toml says.
+    Hold,
 }
 
 /// What a token has to say.

@@ -38,6 +38,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether each cgroup that matches holds its own grants. Agents and jobs are many, and none answers for another.
+    pub fn by_instance(&self) -> bool {
+        matches!(self.kind, Kind::Agent | Kind::Job)
+    }
+
     /// Operators must be able to reach what they log in through; agents and jobs are nothing that they log in through.
     pub fn has_failsafe(&self) -> bool {
         !matches!(self.kind, Kind::Agent | Kind::Job)
@@ -116,6 +121,8 @@ pub struct Rule {
     pub observe: bool,
     pub require: Vec<Proof>,
     pub grant_ttl: Option<Duration>,
+    /// Connections wait for their proofs, instead of being refused at once.
+    pub hold: bool,
     pub when: Option<Schedule>,
     pub place: Place,
 }
@@ -131,6 +138,7 @@ impl Rule {
             observe: false,
             require: Vec::new(),
             grant_ttl: None,
+            hold: false,
             when: None,
             place: Place::nowhere(),
         }
@@ -139,6 +147,14 @@ impl Rule {
     /// Whether what the rule requires is there without anybody showing anything.
     pub fn is_met_by(&self, attested: bool) -> bool {
         self.require.iter().all(|proof| attested && *proof == Proof::Cgroup)
+    }
+
+    /// Whether a caller can get a grant for it: it asks for proofs, and for none that nobody can show.
+    pub fn is_grantable(&self) -> bool {
+        let shown = |proof: &Proof| matches!(proof, Proof::Mtls | Proof::Token | Proof::ApiKey);
+        !self.deny
+            && self.require.iter().any(shown)
+            && self.require.iter().all(|proof| shown(proof) || *proof == Proof::Cgroup)
     }
 }
 
@@ -151,6 +167,9 @@ impl Model {
                 .enumerate()
                 .flat_map(|(index, workload)| workload.patterns.iter().map(move |(pattern, _)| (index, pattern)))
                 .map(|(index, pattern)| (number(index), pattern)),
+        )
+        .with_instances(
+            self.workloads.iter().enumerate().filter(|(_, w)| w.by_instance()).map(|(index, _)| number(index)),
         )
     }
 

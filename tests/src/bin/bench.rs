@@ -256,7 +256,7 @@ impl Scene {
         let mut object = object::load(sandbox.pins(), &sizes)?;
         let mut writer = Writer::new(object.take_maps(), sizes)?;
         let number = registry.workloads.number("bench").context("the workload has a number")?;
-        let entry = IdentityEntry { workload: number, flags: 0 };
+        let entry = IdentityEntry { workload: number, flags: 0, instance: 0 };
         let identities = HashMap::from([(fs::metadata(&inside)?.ino(), entry)]);
         writer.load(&image, &identities, base.level)?;
         attach::attach(&mut object, sandbox.cgroup.path(), sandbox.pins())?;

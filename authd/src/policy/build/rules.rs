@@ -8,7 +8,7 @@ use toml::Spanned;
 use super::{Builder, place};
 use crate::policy::{
     diagnostic::{Place, Source},
-    file::{self, Mode, Proof, Texts},
+    file::{self, Mode, Pending, Proof, Texts},
     model::{Model, Object, Peer, Rule, Service, Subject, Workload},
     schedule::{self, Schedule},
 };
@@ -32,6 +32,7 @@ impl Builder {
             require,
             token,
             grant_ttl,
+            pending,
             across_tenants,
             across_environments,
             when,
@@ -79,6 +80,7 @@ impl Builder {
             to: sorted(objects.into_iter().map(|(o, _)| o)),
             deny,
             observe: mode == Mode::Observe,
+            hold: self.hold(source, pending, &proofs),
             require: proofs,
             grant_ttl,
             when: when.and_then(|when| self.when(source, when.into_inner())),
@@ -228,6 +230,19 @@ impl Builder {
             _ => {}
         }
         proofs
+    }
+
+    fn hold(&mut self, source: &Source, pending: Option<Spanned<Pending>>, proofs: &[Proof]) -> bool {
+        let Some(pending) = pending else { return false };
+        if !proofs.iter().any(|proof| *proof != Proof::Cgroup) {
+            self.error(
+                "nothing_pending",
+                &place(source, pending.span()),
+                "the rule requires nothing that a connection could wait for",
+                "remove `pending`, or add to `require`",
+            );
+        }
+        pending.into_inner() == Pending::Hold
     }
 
     fn when(&mut self, source: &Source, when: file::When) -> Option<Schedule> {
