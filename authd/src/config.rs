@@ -4,6 +4,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -49,8 +50,29 @@ pub struct Config {
     pub conversation_idle: Duration,
     /// A connection waits for its proofs for this long.
     pub hold: Duration,
+    pub control: Control,
     pub options: Options,
     pub sizes: Sizes,
+}
+
+/// How callers reach authd to show their proofs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Socket of this node's workloads.
+    pub socket: PathBuf,
+    /// Where peers connect, with mutual TLS.
+    pub listen: Option<SocketAddr>,
+    /// PEM files of the listener's certificate chain and key.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Whether TLS 1.2 is accepted too.
+    pub tls12: bool,
+    /// Who the process that talks to callers runs as.
+    pub user: String,
+    /// Its root directory.
+    pub root: PathBuf,
+    /// PEM file of the authorities that issuers' servers are known by.
+    pub server_authorities: PathBuf,
 }
 
 /// The file as it is written.
@@ -77,7 +99,62 @@ pub struct File {
     failsafe: Option<Vec<Spanned<String>>>,
     /// Whether loopback DNS and DHCP are allowed unless a rule denies them.
     builtin_rules: Option<bool>,
+    control: ControlFile,
     limits: Limits,
+}
+
+/// How callers reach authd to show their proofs.
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ControlFile {
+    /// Socket of this node's workloads. Default: /run/authd/workload.sock.
+    socket: Option<PathBuf>,
+    /// Address and port where peers connect, with mutual TLS, such as `0.0.0.0:7443`. Default: nowhere.
+    #[schemars(with = "Option<String>")]
+    listen: Option<Spanned<String>>,
+    /// PEM file of the listener's certificate chain.
+    certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    key: Option<PathBuf>,
+    /// Whether TLS 1.2 is accepted too. Default: only TLS 1.3.
+    tls12: bool,
+    /// User that the process that talks to callers runs as. Default: authd.
+    user: Option<String>,
+    /// Its root directory. Default: /run/authd/control.
+    root: Option<PathBuf>,
+    /// PEM file of the authorities that issuers' servers are known by. Default: /etc/ssl/certs/ca-certificates.crt.
+    server_authorities: Option<PathBuf>,
+}
+
+impl ControlFile {
+    fn control(self, at: &dyn Fn(std::ops::Range<usize>) -> Place) -> Result<Control, Diagnostic> {
+        let Self { socket, listen, certificate, key, tls12, user, root, server_authorities } = self;
+        let listen = match listen {
+            None => None,
+            Some(text) => match text.as_ref().parse() {
+                Ok(address) if certificate.is_some() && key.is_some() => Some(address),
+                Ok(_) => {
+                    let message = "peers cannot tell who listens there: there is no certificate";
+                    let help = "set `certificate` and `key`, PEM files, beside `listen`";
+                    return Err(Diagnostic::error("no_certificate", at(text.span()), message, help));
+                }
+                Err(_) => {
+                    let message = format!("`{}` is no address with a port", text.as_ref());
+                    return Err(Diagnostic::error("bad_listen", at(text.span()), message, "write 0.0.0.0:7443"));
+                }
+            },
+        };
+        Ok(Control {
+            socket: socket.unwrap_or_else(|| "/run/authd/workload.sock".into()),
+            listen,
+            certificate,
+            key,
+            tls12,
+            user: user.unwrap_or_else(|| "authd".to_owned()),
+            root: root.unwrap_or_else(|| "/run/authd/control".into()),
+            server_authorities: server_authorities.unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into()),
+        })
+    }
 }
 
 /// Sizes of the kernel's tables, in entries. A change takes effect with the next start, in new tables.
@@ -138,6 +215,7 @@ impl Config {
             hold_seconds,
             failsafe,
             builtin_rules,
+            control,
             limits,
         } = file;
         let idle = match conversation_idle_seconds {
@@ -189,6 +267,7 @@ impl Config {
             },
             conversation_idle: Duration::from_secs(idle.into()),
             hold: Duration::from_secs(hold.into()),
+            control: control.control(&at)?,
             options,
             sizes: limits.sizes(&at)?,
         })

@@ -9,6 +9,7 @@ pub mod policy;
 pub mod dataplane;
 
 pub mod grants;
+pub mod ipc;
 
 pub mod audit;
 pub mod daemon;

@@ -59,7 +59,8 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
 
     let (calls, mut requests) = mpsc::channel::<Call>(MAX_CONNECTIONS);
     let socket = daemon.config().socket.clone();
-    let listener = listen(&socket).map_err(|error| DaemonError::Socket(socket.clone(), error))?;
+    // Operators are root alone.
+    let listener = bind(&socket, 0o600).map_err(|error| DaemonError::Socket(socket.clone(), error))?;
     let cgroups = watch(daemon.tree().as_fd().try_clone_to_owned().map_err(DaemonError::Tree)?)?;
     let policy = PolicyWatch::new(&daemon.config().policy);
     let policy_events = policy.as_ref().map(|p| p.inotify.as_fd().try_clone_to_owned().map_err(DaemonError::Tree));
@@ -275,8 +276,8 @@ fn policy_differs(daemon: &Daemon) -> bool {
     sources.len() != in_force.len() || sources.iter().zip(in_force).any(|(a, b)| a.name != b.name || a.text != b.text)
 }
 
-/// The socket of operators: root's alone.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// A socket that whoever the mode admits can connect to.
+pub(super) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent()
         && !directory.exists()
     {
@@ -287,7 +288,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 

@@ -8,6 +8,7 @@
 //! one's grant for its own. Several grants may have one key (two callers of one workload, two tokens); the kernel's index
 //! then names the one that lives longest, and the next one when that ends.
 
+pub mod flows;
 pub mod proof;
 
 use std::{
