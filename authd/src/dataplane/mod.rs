@@ -7,4 +7,5 @@ pub mod cgroups;
 pub mod mapped;
 pub mod object;
 pub mod ring;
+pub mod sockets;
 pub mod writer;
