@@ -93,6 +93,9 @@ pub struct Record {
     pub packets_in: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ns: Option<u64>,
+    /// Public id of an API key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
     /// Of a record about authd itself: what happened, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

@@ -9,7 +9,7 @@
 pub mod rate;
 pub mod text;
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, fmt, net::IpAddr};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use jiff::{SignedDuration, Timestamp};
@@ -26,8 +26,8 @@ use crate::{
 
 /// Keys at one time, living and dead. Bounds what the set takes in memory.
 pub const MAX_KEYS: usize = 10_000;
-/// How long a key lives if nobody says otherwise.
-pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(90 * 24);
+/// How long a key lives if nobody says otherwise, as the command line writes it.
+pub const DEFAULT_LIFETIME: &str = "90d";
 /// How long a key can live: a leap year.
 pub const MAX_LIFETIME: SignedDuration = SignedDuration::from_hours(366 * 24);
 /// Dead keys are listed for so long, for those who ask what became of one.
@@ -153,13 +153,16 @@ struct Entry {
 }
 
 impl ApiKeys {
+    /// Whether a key with this id could be added.
+    pub fn admits(&self, id: KeyId) -> Result<(), ApiKeySetError> {
+        if self.keys.contains_key(&id) {
+            return Err(ApiKeySetError::Duplicate(id));
+        }
+        if self.keys.len() < MAX_KEYS { Ok(()) } else { Err(ApiKeySetError::Full) }
+    }
+
     pub fn insert(&mut self, key: ApiKey, last_used: Option<Timestamp>) -> Result<(), ApiKeySetError> {
-        if self.keys.contains_key(&key.id) {
-            return Err(ApiKeySetError::Duplicate(key.id));
-        }
-        if self.keys.len() >= MAX_KEYS {
-            return Err(ApiKeySetError::Full);
-        }
+        self.admits(key.id)?;
         self.keys.insert(key.id, Entry { key, bucket: Bucket::default(), last_used, unwritten: false });
         Ok(())
     }
@@ -250,6 +253,21 @@ impl Scope {
             return Err(ApiKeyError::WrongRule);
         }
         Ok(())
+    }
+}
+
+/// In words, for records and lists.
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rules, networks, workloads, rate } = self;
+        let networks: Vec<String> = networks.iter().map(Network::to_string).collect();
+        let listed = |what: &str, names: &[String]| match names {
+            [] => format!("any {what}"),
+            names => format!("{what} {}", names.join(", ")),
+        };
+        let (rules, networks) = (listed("rule", rules), listed("network", &networks));
+        write!(f, "{rules}; {networks}; {}", listed("workload", workloads))?;
+        rate.map_or(Ok(()), |rate| write!(f, "; {rate}"))
     }
 }
 
