@@ -3,8 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use jiff::{SignedDuration, Span, Timestamp, tz::TimeZone};
 
-use crate::policy::explain::{To, ToError};
+use crate::{
+    policy::{
+        explain::{To, ToError},
+        network::Network,
+    },
+    proofs::api_key::{DEFAULT_LIFETIME, MAX_LIFETIME, rate::Rate, text::KeyId},
+};
 
 /// Node-level enforcement: who may open which connection, decided in the kernel.
 #[derive(Parser)]
@@ -87,11 +94,53 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make, list and revoke API keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
     PanicOpen {
         /// Do it without asking
         #[arg(long)]
         yes: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Make a key and print it: once, to stdout. authd keeps its hash only
+    Create {
+        /// What it is for: 1 to 64 letters, digits, `-`, `_` and `.`
+        #[arg(long)]
+        name: String,
+        /// A rule for which it counts; can be repeated [default: every rule that asks for an API key]
+        #[arg(long, value_name = "RULE")]
+        rule: Vec<String>,
+        /// A network from which it can be used; can be repeated [default: everywhere]
+        #[arg(long, value_name = "CIDR", value_parser = Network::parse)]
+        network: Vec<Network>,
+        /// A local workload that can use it; can be repeated [default: every caller]
+        #[arg(long, value_name = "WORKLOAD")]
+        workload: Vec<String>,
+        /// When it ends. Every key does: after a year at the latest
+        #[arg(long, value_name = "90d", default_value = DEFAULT_LIFETIME, value_parser = lifetime)]
+        expires: SignedDuration,
+        /// How often it can be used [default: without a limit]
+        #[arg(long, value_name = "60/min")]
+        rate: Option<Rate>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all keys, living and dead, and when they were used last
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a key, at once and for ever
+    Revoke {
+        /// As `authd key list` shows it: the first 10 characters behind `authd_`
+        id: KeyId,
     },
 }
 
@@ -107,5 +156,14 @@ fn destination(text: &str) -> Result<String, ToError> {
 }
 
 fn time(text: &str) -> Result<String, jiff::Error> {
-    text.parse::<jiff::Timestamp>().map(|_| text.to_owned())
+    text.parse::<Timestamp>().map(|_| text.to_owned())
+}
+
+/// `90d`, `12h`, `6 months`: from now.
+fn lifetime(text: &str) -> Result<SignedDuration, String> {
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    let span: Span = text.parse().map_err(|_| "write 90d, 12h or 1y".to_owned())?;
+    let lifetime = span.to_duration(&now).map_err(|error| error.to_string())?;
+    let allowed = SignedDuration::from_secs(1)..=MAX_LIFETIME;
+    if allowed.contains(&lifetime) { Ok(lifetime) } else { Err("a key lives for a second to a year".to_owned()) }
 }

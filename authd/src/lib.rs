@@ -6,6 +6,10 @@ pub mod config;
 
 pub mod policy;
 
+pub mod digest;
+pub mod proofs;
+pub mod store;
+
 pub mod dataplane;
 
 pub mod grants;

@@ -105,6 +105,9 @@ pub struct Record {
     /// End of what was given, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
+    /// Public id of an API key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
     /// Of a record about authd itself: what happened, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,

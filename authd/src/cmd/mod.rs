@@ -5,6 +5,7 @@ pub mod check;
 pub mod diff;
 pub mod explain;
 pub mod flows;
+pub mod key;
 pub mod panic_open;
 pub mod run;
 pub mod schema;

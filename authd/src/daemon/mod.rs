@@ -10,6 +10,7 @@ pub mod names;
 pub mod state;
 pub mod status;
 pub mod supervisor;
+pub mod trust;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,12 +29,13 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use self::{
-    admin::{Applied, Explained},
+    admin::{Answer, Applied, Explained},
     candidate::{Candidate, Prepared},
     cgroupfs::{Base, CgroupError},
     names::{Directory, Resolver},
     state::{Persistent, State, StateError},
     status::{Count, Events, Fill, Flows, Program, Refused, Reload, Status},
+    trust::{KeyError, NewKey, Trust},
 };
 use crate::{
     audit::{
@@ -53,6 +55,8 @@ use crate::{
         explain::{From, Policy},
         pattern::Patterns,
     },
+    proofs::api_key::text::KeyId,
+    store::StoreError,
 };
 
 /// Records of flows that are kept for those who ask.
@@ -101,6 +105,8 @@ pub struct Daemon {
     config: Config,
     state: State,
     persistent: Persistent,
+    /// A store that cannot be read ends nothing that the kernel enforces; but no proof is believed without it.
+    trust: Result<Trust, StoreError>,
     base: Base,
     writer: Writer,
     tree: Tree,
@@ -125,6 +131,7 @@ impl Daemon {
         let base = Base::find(config.cgroup.as_deref())?;
         let state = State::open(&config.state)?;
         let mut persistent = state.persistent()?;
+        let trust = Trust::open(&config.state);
         let (prepared, last_reload) = first_policy(&config, &state, &persistent)?;
         let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
         let mut object = object::load(&config.pins, &config.sizes)?;
@@ -149,6 +156,7 @@ impl Daemon {
             config,
             state,
             persistent,
+            trust,
             base,
             writer,
             tree,
@@ -169,6 +177,12 @@ impl Daemon {
         daemon.report_loaded(&loaded);
         if !daemon.last_reload.ok {
             daemon.report_rejected();
+        }
+        if let Err(error) = &daemon.trust {
+            tracing::error!(%error, "no proof is believed");
+            let mut record = Record::about("store_unusable", error.to_string());
+            record.reason = Some(error.reason().to_owned());
+            daemon.report(record);
         }
         tracing::info!(
             generation = loaded.generation,
@@ -362,7 +376,17 @@ impl Daemon {
             self.report(record);
         }
         self.verify();
+        self.settle();
         Ok(())
+    }
+
+    /// Writes what could wait of the store.
+    fn settle(&mut self) {
+        if let Ok(trust) = &mut self.trust
+            && let Err(error) = trust.settle()
+        {
+            tracing::error!(%error, "what could wait of the store cannot be written");
+        }
     }
 
     /// Whether every program is still where it was put.
@@ -487,6 +511,43 @@ impl Daemon {
         Ok(Explained::new(&explanation))
     }
 
+    pub fn create_key(&mut self, by: u32, new: NewKey) -> Answer {
+        let model = &self.active.prepared.model;
+        let created = trusted(&mut self.trust).and_then(|trust| trust.create_key(Timestamp::now(), by, model, new));
+        match created {
+            Ok(key) => {
+                let message = format!("`{}` until {}: {}", key.name, key.expires, key.scope);
+                self.report_key("api_key_created", key.id, by, message);
+                Answer::KeyCreated(Box::new(key))
+            }
+            Err(error) => Answer::Error { message: error.to_string() },
+        }
+    }
+
+    pub fn list_keys(&mut self) -> Answer {
+        match trusted(&mut self.trust) {
+            Ok(trust) => Answer::Keys { keys: trust.keys() },
+            Err(error) => Answer::Error { message: error.to_string() },
+        }
+    }
+
+    pub fn revoke_key(&mut self, by: u32, id: KeyId) -> Answer {
+        match trusted(&mut self.trust).and_then(|trust| trust.revoke_key(Timestamp::now(), by, id)) {
+            Ok(key) => {
+                self.report_key("api_key_revoked", id, by, format!("`{}`", key.name));
+                Answer::KeyRevoked(Box::new(key))
+            }
+            Err(error) => Answer::Error { message: error.to_string() },
+        }
+    }
+
+    fn report_key(&mut self, event: &str, id: KeyId, by: u32, message: String) {
+        let mut record = Record::about(event, message);
+        record.key_id = Some(id.to_string());
+        record.uid = Some(by);
+        self.report(record);
+    }
+
     pub fn status(&self) -> Result<Status, DaemonError> {
         let counters = ring::counters(&self.writer.maps().counters)
             .map_err(|error| DaemonError::Map { table: "counters", error })?;
@@ -527,6 +588,7 @@ impl Daemon {
                 .collect(),
             refused: self.refused.iter().map(|(name, why)| Refused { name: name.clone(), why: why.clone() }).collect(),
             enforcing: self.enforcing,
+            store_error: self.trust.as_ref().err().map(StoreError::to_string),
             workloads: prepared
                 .model
                 .workloads
@@ -579,6 +641,7 @@ impl Daemon {
         let how = if detach { "programs are detached" } else { "enforcement goes on" };
         self.report(Record::about("daemon_stopped", how));
         self.sink.flush();
+        self.settle();
         self.state.keep(&self.persistent)?;
         tracing::info!("stopped; {how}");
         Ok(())
@@ -641,6 +704,10 @@ impl Daemon {
         record.generation = Some(generation);
         self.report(record);
     }
+}
+
+fn trusted(trust: &mut Result<Trust, StoreError>) -> Result<&mut Trust, KeyError> {
+    trust.as_mut().map_err(|error| KeyError::Unusable(error.to_string()))
 }
 
 /// The policy to begin with: the directory's, or, if that is bad, the one that was in force last.

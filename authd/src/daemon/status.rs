@@ -25,6 +25,8 @@ pub struct Status {
     pub refused: Vec<Refused>,
     /// Whether every program is where it was put.
     pub enforcing: bool,
+    /// Why no proof is believed: what has to survive a restart cannot be read.
+    pub store_error: Option<String>,
     pub workloads: Vec<Workload>,
     /// Verdicts by reason, since the tables exist.
     pub reasons: BTreeMap<String, Count>,
@@ -118,6 +120,8 @@ impl Status {
         let reloads = result(self.last_reload.successes, self.last_reload.failures);
         family("authd_policy_reloads_total", "counter", "Attempts to load a policy.", reloads);
         family("authd_kernel_enforcing", "gauge", "1 if every program is attached.", one(self.enforcing.into()));
+        let usable = self.store_error.is_none();
+        family("authd_store_usable", "gauge", "1 if the store of revocations and keys is whole.", one(usable.into()));
         let by_reason = |value: fn(&Count) -> u64| {
             self.reasons.iter().map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), value(count))).collect()
         };
@@ -153,6 +157,9 @@ impl fmt::Display for Status {
         };
         writeln!(f, "authd {} (pid {}), started {}", self.version, self.pid, self.started)?;
         writeln!(f, "{enforcing} below {}", self.cgroup)?;
+        if let Some(error) = &self.store_error {
+            writeln!(f, "NO PROOF IS BELIEVED: {error}")?;
+        }
         writeln!(f, "generation {} since {}", self.generation, self.since)?;
         match self.last_reload.ok {
             true => writeln!(f, "last reload: good, {}", self.last_reload.time)?,

@@ -226,7 +226,7 @@ impl Reload {
 }
 
 fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
-    let Call { request, answer } = call;
+    let Call { request, uid, answer } = call;
     let error = |error: DaemonError| Answer::Error { message: error.to_string() };
     let reply = match request {
         Request::Apply => return reload.ask(Some(answer)),
@@ -245,6 +245,9 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
             let (lines, more) = daemon.recent(last);
             Reply::Lines(lines, follow.then_some(more))
         }
+        Request::KeyCreate(new) => Reply::One(daemon.create_key(uid, *new)),
+        Request::KeyList => Reply::One(daemon.list_keys()),
+        Request::KeyRevoke { id } => Reply::One(daemon.revoke_key(uid, id)),
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);

@@ -10,6 +10,12 @@ use super::{
     schedule::Schedule,
 };
 
+/// Names become path segments of SPIFFE IDs and words of command lines.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(allowed) && text.starts_with(char::is_alphanumeric)
+}
+
 #[derive(Clone, Debug)]
 pub struct Model {
     pub trust_domain: String,

@@ -4,6 +4,7 @@
 mod basics;
 mod bypass;
 mod kernel;
+mod keys;
 mod lifecycle;
 mod modes;
 mod reload;
@@ -43,6 +44,7 @@ fn main() {
         remote::trials(),
         reload::trials(),
         lifecycle::trials(),
+        keys::trials(),
     ]
     .into_iter()
     .flatten()

@@ -12,7 +12,7 @@ use toml::Spanned;
 use super::{
     diagnostic::{Diagnostic, Place, Source},
     file::{self, Inbound, Kind, Mode, Texts},
-    model::{Model, Peer, Service, Subject, Workload},
+    model::{Model, Peer, Service, Subject, Workload, is_name},
     network::{Network, Ports},
     pattern::Pattern,
 };
@@ -162,11 +162,8 @@ impl Builder {
         domain
     }
 
-    /// Names become path segments of SPIFFE IDs and words of command lines.
     fn name(&mut self, at: &Place, name: &str) {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) || !name.starts_with(char::is_alphanumeric)
-        {
+        if !is_name(name) {
             self.error(
                 "bad_name",
                 at,
