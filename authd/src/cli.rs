@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::policy::explain::{To, ToError};
+use crate::{
+    policy::explain::{To, ToError},
+    proofs::x509::spiffe::TrustDomain,
+};
 
 /// Node-level enforcement: who may open which connection, decided in the kernel.
 #[derive(Parser)]
@@ -87,12 +90,64 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at X.509 certificates as the daemon does
+    Cert {
+        #[command(subcommand)]
+        command: CertCommand,
+    },
     /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
     PanicOpen {
         /// Do it without asking
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Subcommand)]
+pub enum CertCommand {
+    /// Say in one line of JSON whether a chain is accepted, whom it names, or why not. Exit code 0 only if it is
+    Verify(Verify),
+    /// Show what a certificate says of itself, verified by nobody
+    Inspect {
+        /// Certificates in PEM, or one in DER; `-` is stdin
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Verify {
+    /// Anchors in PEM, in place of those of the policy
+    #[arg(long, value_name = "PEM")]
+    pub bundle: Option<PathBuf>,
+    /// The `[[authority]]` of the policy to ask [default: each in turn]
+    #[arg(long, value_name = "NAME")]
+    pub authority: Option<String>,
+    /// The trust domain that `--bundle` speaks for [default: whichever FILE names]
+    #[arg(long, value_name = "DOMAIN", requires = "bundle")]
+    pub trust_domain: Option<TrustDomain>,
+    /// A revocation list in DER or PEM, besides those of the policy
+    #[arg(long, value_name = "FILE")]
+    pub crl: Vec<PathBuf>,
+    /// Refuse certificates whose issuer has no revocation list
+    #[arg(long)]
+    pub require_crl: bool,
+    /// What the certificate is shown for
+    #[arg(long, value_enum, default_value_t = CertUsage::Client)]
+    pub usage: CertUsage,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long)]
+    pub at: Option<jiff::Timestamp>,
+    /// Directory of policy files [default: the daemon's, unless there is a `--bundle`]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// Chain in PEM, leaf first, or one certificate in DER; `-` is stdin
+    pub file: PathBuf,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum CertUsage {
+    Client,
+    Server,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

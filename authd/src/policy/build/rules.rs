@@ -31,6 +31,7 @@ impl Builder {
             mode,
             require,
             token,
+            mtls,
             grant_ttl,
             across_tenants,
             across_environments,
@@ -55,7 +56,12 @@ impl Builder {
                 }
             }
         }
+        let mtls_at = self.mtls_place(source, &require);
         let proofs = self.require(source, require, deny, token.as_ref(), &at);
+        for (subject, at) in &subjects {
+            self.provable(at, *subject, deny, mtls_at.is_some(), model);
+        }
+        let mtls = self.mtls(source, mtls, mtls_at.as_ref(), model);
         if let Some(token) = token {
             let file::Token { issuer, audience: _, scopes: _, bound: _ } = token.into_inner();
             if !self.issuers.contains_key(issuer.as_ref()) {
@@ -80,6 +86,7 @@ impl Builder {
             deny,
             observe: mode == Mode::Observe,
             require: proofs,
+            mtls,
             grant_ttl,
             when: when.and_then(|when| self.when(source, when.into_inner())),
             place: at,

@@ -259,7 +259,8 @@ pub(super) fn timestamp(time: ASN1Time) -> Result<Timestamp, LeafError> {
     Timestamp::from_second(time.timestamp()).map_err(|_| LeafError::Malformed)
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// Lower case.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
