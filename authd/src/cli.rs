@@ -10,7 +10,10 @@ use crate::{
         explain::{To, ToError},
         network::Network,
     },
-    proofs::api_key::{DEFAULT_LIFETIME, MAX_LIFETIME, rate::Rate, text::KeyId},
+    proofs::{
+        api_key::{DEFAULT_LIFETIME, MAX_LIFETIME, rate::Rate, text::KeyId},
+        x509::spiffe::TrustDomain,
+    },
 };
 
 /// Node-level enforcement: who may open which connection, decided in the kernel.
@@ -99,6 +102,11 @@ pub enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
+    /// Look at X.509 certificates as the daemon does
+    Cert {
+        #[command(subcommand)]
+        command: CertCommand,
+    },
     /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
     PanicOpen {
         /// Do it without asking
@@ -142,6 +150,53 @@ pub enum KeyCommand {
         /// As `authd key list` shows it: the first 10 characters behind `authd_`
         id: KeyId,
     },
+}
+
+#[derive(Subcommand)]
+pub enum CertCommand {
+    /// Say in one line of JSON whether a chain is accepted, whom it names, or why not. Exit code 0 only if it is
+    Verify(Verify),
+    /// Show what a certificate says of itself, verified by nobody
+    Inspect {
+        /// Certificates in PEM, or one in DER; `-` is stdin
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Verify {
+    /// Anchors in PEM, in place of those of the policy
+    #[arg(long, value_name = "PEM")]
+    pub bundle: Option<PathBuf>,
+    /// The `[[authority]]` of the policy to ask [default: each in turn]
+    #[arg(long, value_name = "NAME")]
+    pub authority: Option<String>,
+    /// The trust domain that `--bundle` speaks for [default: whichever FILE names]
+    #[arg(long, value_name = "DOMAIN", requires = "bundle")]
+    pub trust_domain: Option<TrustDomain>,
+    /// A revocation list in DER or PEM, besides those of the policy
+    #[arg(long, value_name = "FILE")]
+    pub crl: Vec<PathBuf>,
+    /// Refuse certificates whose issuer has no revocation list
+    #[arg(long)]
+    pub require_crl: bool,
+    /// What the certificate is shown for
+    #[arg(long, value_enum, default_value_t = CertUsage::Client)]
+    pub usage: CertUsage,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long)]
+    pub at: Option<jiff::Timestamp>,
+    /// Directory of policy files [default: the daemon's, unless there is a `--bundle`]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// Chain in PEM, leaf first, or one certificate in DER; `-` is stdin
+    pub file: PathBuf,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum CertUsage {
+    Client,
+    Server,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

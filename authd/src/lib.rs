@@ -5,6 +5,7 @@ pub mod cmd;
 pub mod config;
 
 pub mod policy;
+pub mod proofs;
 
 pub mod digest;
 pub mod proofs;

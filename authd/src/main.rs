@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Status { json, prometheus } => cmd::status::run(config, json, prometheus),
         Command::Flows { follow, last, json } => cmd::flows::run(config, follow, last, json),
         Command::Key { command } => cmd::key::run(config, command),
+        Command::Cert { command } => cmd::cert::run(config, command),
         Command::PanicOpen { yes } => cmd::panic_open::run(config, yes),
     };
     result.unwrap_or_else(|error| {

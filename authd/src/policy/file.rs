@@ -11,6 +11,8 @@ use serde::{
 };
 use toml::Spanned;
 
+use crate::proofs::x509::crl::CrlPolicy;
+
 /// A policy file. All files of a directory are merged; their order does not matter.
 #[derive(Deserialize, JsonSchema, Debug, Default)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +39,10 @@ pub struct File {
     #[serde(default)]
     #[schemars(with = "Vec<Issuer>")]
     pub issuer: Vec<Spanned<Issuer>>,
+    /// Whose word counts about certificates.
+    #[serde(default)]
+    #[schemars(with = "Vec<Authority>")]
+    pub authority: Vec<Spanned<Authority>>,
     /// Who may call what.
     #[serde(default)]
     #[schemars(with = "Vec<Rule>")]
@@ -216,10 +222,13 @@ pub struct Peer {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub networks: Vec<Spanned<String>>,
+    /// SPIFFE ID of its certificate, in full.
     #[schemars(with = "Option<String>")]
     pub spiffe_id: Option<Spanned<String>>,
+    /// DNS name in its certificate; `*.example.org` stands for any name one label longer.
     #[schemars(with = "Option<String>")]
     pub dns: Option<Spanned<String>>,
+    /// Subject of its certificate (RFC 4514), as `openssl x509 -noout -subject -nameopt RFC2253,-esc_msb,utf8` prints it.
     #[schemars(with = "Option<String>")]
     pub subject: Option<Spanned<String>>,
     #[schemars(with = "Option<String>")]
@@ -282,6 +291,27 @@ pub enum IssuerKind {
     Introspection,
 }
 
+/// Who vouches for certificates, and with which limits.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// File of CA certificates in PEM; relative to the directory of the policy.
+    #[schemars(with = "String")]
+    pub bundle: Spanned<String>,
+    /// The SPIFFE trust domain that it speaks for. Without one, its certificates may carry no SPIFFE ID.
+    #[schemars(with = "Option<String>")]
+    pub trust_domain: Option<Spanned<String>>,
+    /// Files of revocation lists, in DER or PEM; relative to the directory of the policy.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub crl_files: Vec<Spanned<String>>,
+    /// Whether an issuer may be without a revocation list. Default: `if-present`.
+    #[schemars(with = "Option<CrlPolicy>")]
+    pub crl: Option<Spanned<CrlPolicy>>,
+}
+
 #[derive(Deserialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -303,6 +333,8 @@ pub struct Rule {
     pub require: Vec<Spanned<Proof>>,
     #[schemars(with = "Option<Token>")]
     pub token: Option<Spanned<Token>>,
+    #[schemars(with = "Option<Mtls>")]
+    pub mtls: Option<Spanned<Mtls>>,
     /// How long a grant lives, such as `5m`. Default: 5m.
     #[schemars(with = "Option<String>")]
     pub grant_ttl: Option<Spanned<String>>,
@@ -337,6 +369,21 @@ pub struct Token {
     pub scopes: Vec<String>,
     #[serde(default)]
     pub bound: bool,
+}
+
+/// What a certificate has to say. Each key that is there must fit; of several texts in one, one has to.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Mtls {
+    /// Who has to vouch for it. Default: any authority.
+    #[schemars(with = "Option<String>")]
+    pub authority: Option<Spanned<String>>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub spiffe_id: Option<Spanned<Texts>>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub dns: Option<Spanned<Texts>>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub subject: Option<Spanned<Texts>>,
 }
 
 /// When a rule holds.

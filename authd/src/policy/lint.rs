@@ -142,8 +142,13 @@ fn covers_subject(model: &Model, outer: &Subject, inner: &Subject) -> bool {
     match (outer, inner) {
         (Subject::Any, _) => true,
         (Subject::Peer(a), Subject::Peer(b)) => {
-            let networks = &model.peers[*a].networks;
-            model.peers[*b].networks.iter().all(|inner| networks.iter().any(|outer| outer.covers(inner)))
+            // Peers that are known by certificates are the same only if they are one.
+            let (outer, inner) = (&model.peers[*a], &model.peers[*b]);
+            if outer.has_certificate() || inner.has_certificate() {
+                return a == b;
+            }
+            let networks = &outer.networks;
+            inner.networks.iter().all(|inner| networks.iter().any(|outer| outer.covers(inner)))
         }
         (a, b) => a == b,
     }

@@ -1,6 +1,6 @@
 //! The policy with every name resolved and every value in range: what the builder makes, and the compiler reads.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::{
     diagnostic::Place,
@@ -8,6 +8,11 @@ use super::{
     network::{Network, Ports},
     pattern::{Pattern, Patterns},
     schedule::Schedule,
+};
+use crate::proofs::x509::{
+    crl::CrlPolicy,
+    identity::{DnsPattern, VerifiedCertificate},
+    spiffe::{SpiffeId, TrustDomain},
 };
 
 /// Names become path segments of SPIFFE IDs and words of command lines.
@@ -23,6 +28,7 @@ pub struct Model {
     pub workloads: Vec<Workload>,
     pub peers: Vec<Peer>,
     pub services: Vec<Service>,
+    pub authorities: Vec<Authority>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -60,9 +66,66 @@ pub struct Peer {
     pub name: String,
     pub kind: Kind,
     pub networks: Vec<Network>,
+    pub spiffe_id: Option<SpiffeId>,
+    pub dns: Option<DnsPattern>,
+    /// RFC 4514.
+    pub subject: Option<String>,
     pub tenant: Option<String>,
     pub environment: Option<String>,
     pub place: Place,
+}
+
+impl Peer {
+    /// Whether a certificate is part of how it is known.
+    pub fn has_certificate(&self) -> bool {
+        self.spiffe_id.is_some() || self.dns.is_some() || self.subject.is_some()
+    }
+
+    /// Whether a certificate names it: all of what is said of its certificate has to fit. One of whose certificate nothing
+    /// is said is named by none.
+    pub fn is_named_by(&self, certificate: &VerifiedCertificate) -> bool {
+        self.has_certificate()
+            && self.spiffe_id.as_ref().is_none_or(|id| certificate.has_spiffe_id(id))
+            && self.dns.as_ref().is_none_or(|pattern| certificate.has_dns_name(pattern))
+            && self.subject.as_ref().is_none_or(|subject| certificate.has_subject(subject))
+    }
+}
+
+/// Whose word counts about certificates. Nothing has read the files yet.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    pub name: String,
+    /// As the policy writes it: relative to its directory.
+    pub bundle: PathBuf,
+    pub trust_domain: Option<TrustDomain>,
+    pub crl_files: Vec<PathBuf>,
+    pub crl: CrlPolicy,
+    pub place: Place,
+}
+
+/// What a rule asks of a certificate, beyond that somebody vouches for it. An empty list asks nothing.
+#[derive(Clone, Debug, Default)]
+pub struct MtlsRequirement {
+    /// Whose word counts, by index; everybody's of the policy, if `None`.
+    pub authority: Option<usize>,
+    pub spiffe_ids: Vec<SpiffeId>,
+    pub dns: Vec<DnsPattern>,
+    /// RFC 4514.
+    pub subjects: Vec<String>,
+}
+
+impl MtlsRequirement {
+    /// Whether the certificate has one of each list that asks something. Who vouched for it is compared by name.
+    pub fn is_met_by(&self, certificate: &VerifiedCertificate, authorities: &[Authority]) -> bool {
+        let one = |empty: bool, found: bool| empty || found;
+        let vouched = self.authority.is_none_or(|index| {
+            authorities.get(index).is_some_and(|authority| authority.name == certificate.authority)
+        });
+        vouched
+            && one(self.spiffe_ids.is_empty(), self.spiffe_ids.iter().any(|id| certificate.has_spiffe_id(id)))
+            && one(self.dns.is_empty(), self.dns.iter().any(|pattern| certificate.has_dns_name(pattern)))
+            && one(self.subjects.is_empty(), self.subjects.iter().any(|subject| certificate.has_subject(subject)))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -126,6 +189,8 @@ pub struct Rule {
     pub deny: bool,
     pub observe: bool,
     pub require: Vec<Proof>,
+    /// What the certificate has to say where `require` has `mtls`.
+    pub mtls: Option<MtlsRequirement>,
     pub grant_ttl: Option<Duration>,
     /// Connections wait for their proofs, instead of being refused at once.
     pub hold: bool,
@@ -143,6 +208,7 @@ impl Rule {
             deny: false,
             observe: false,
             require: Vec::new(),
+            mtls: None,
             grant_ttl: None,
             hold: false,
             when: None,

@@ -3,6 +3,7 @@
 //! Enters: files as they are written. Leaves: a [`Model`] in which nothing can dangle, or the list of all that is wrong.
 //! Never: tables.
 
+mod certificates;
 mod rules;
 
 use std::{collections::HashMap, ops::Range, time::Duration};
@@ -26,13 +27,14 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
     let mut builder = Builder::default();
     let mut raw = Raw::default();
     for (source, file) in files {
-        let file::File { trust_domain, mode, workload, peer, service, issuer, rule } = file;
+        let file::File { trust_domain, mode, workload, peer, service, issuer, authority, rule } = file;
         builder.once(&source, "trust_domain", trust_domain, &mut raw.trust_domain);
         builder.once(&source, "mode", mode, &mut raw.mode);
         raw.workloads.extend(workload.into_iter().map(|w| (source.clone(), w)));
         raw.peers.extend(peer.into_iter().map(|p| (source.clone(), p)));
         raw.services.extend(service.into_iter().map(|s| (source.clone(), s)));
         raw.issuers.extend(issuer.into_iter().map(|i| (source.clone(), i)));
+        raw.authorities.extend(authority.into_iter().map(|a| (source.clone(), a)));
         raw.rules.extend(rule.into_iter().map(|r| (source.clone(), r)));
     }
     let model = builder.model(raw);
@@ -48,6 +50,7 @@ struct Raw {
     peers: Vec<(Source, Spanned<file::Peer>)>,
     services: Vec<(Source, Spanned<file::Service>)>,
     issuers: Vec<(Source, Spanned<file::Issuer>)>,
+    authorities: Vec<(Source, Spanned<file::Authority>)>,
     rules: Vec<(Source, Spanned<file::Rule>)>,
 }
 
@@ -57,12 +60,14 @@ struct Builder {
     callers: HashMap<String, (Subject, Place)>,
     services: HashMap<String, (usize, Place)>,
     issuers: HashMap<String, Place>,
+    authorities: HashMap<String, (usize, Place)>,
 }
 
 impl Builder {
     fn model(&mut self, raw: Raw) -> Model {
-        let Raw { trust_domain, mode, workloads, peers, services, issuers, rules } = raw;
+        let Raw { trust_domain, mode, workloads, peers, services, issuers, authorities, rules } = raw;
         let trust_domain = self.trust_domain(trust_domain);
+        let authorities = self.authorities(authorities);
         for (source, issuer) in issuers {
             self.issuer(&source, issuer.into_inner());
         }
@@ -94,6 +99,7 @@ impl Builder {
             workloads,
             peers,
             services,
+            authorities,
             rules: Vec::new(),
         };
         let mut names: HashMap<String, Place> = HashMap::new();
@@ -358,29 +364,19 @@ impl Builder {
     fn peer(&mut self, source: &Source, raw: file::Peer) -> Peer {
         let file::Peer { name, kind, networks, spiffe_id, dns, subject, tenant, environment } = raw;
         let at = place(source, name.span());
-        for (key, value) in [("spiffe_id", &spiffe_id), ("dns", &dns), ("subject", &subject)] {
-            if let Some(value) = value {
-                self.error(
-                    "unenforceable_peer",
-                    &place(source, value.span()),
-                    format!(
-                        "peer `{}` is known by `{key}`, and nothing checks certificates of peers yet",
-                        name.as_ref()
-                    ),
-                    "name the networks that it calls from instead",
-                );
-            }
-        }
         if networks.is_empty() && spiffe_id.is_none() && dns.is_none() && subject.is_none() {
             self.error(
                 "unidentified_peer",
                 &at,
                 format!("nothing says how peer `{}` is known", name.as_ref()),
-                "add `networks = [\"192.0.2.0/24\"]`",
+                "add `networks = [\"192.0.2.0/24\"]`, or `spiffe_id`, `dns` or `subject` of its certificate",
             );
         }
         Peer {
             networks: self.networks(source, networks),
+            spiffe_id: spiffe_id.and_then(|text| self.spiffe_id(source, text)),
+            dns: dns.and_then(|text| self.dns(source, text)),
+            subject: subject.and_then(|text| self.certificate_subject(source, text)),
             kind: kind.unwrap_or(Kind::Partner),
             tenant: self.label(source, "tenant", tenant),
             environment: self.label(source, "environment", environment),

@@ -31,6 +31,7 @@ impl Builder {
             mode,
             require,
             token,
+            mtls,
             grant_ttl,
             pending,
             across_tenants,
@@ -56,7 +57,12 @@ impl Builder {
                 }
             }
         }
+        let mtls_at = self.mtls_place(source, &require);
         let proofs = self.require(source, require, deny, token.as_ref(), &at);
+        for (subject, at) in &subjects {
+            self.provable(at, *subject, deny, mtls_at.is_some(), model);
+        }
+        let mtls = self.mtls(source, mtls, mtls_at.as_ref(), model);
         if let Some(token) = token {
             let file::Token { issuer, audience: _, scopes: _, bound: _ } = token.into_inner();
             if !self.issuers.contains_key(issuer.as_ref()) {
@@ -82,6 +88,7 @@ impl Builder {
             observe: mode == Mode::Observe,
             hold: self.hold(source, pending, &proofs),
             require: proofs,
+            mtls,
             grant_ttl,
             when: when.and_then(|when| self.when(source, when.into_inner())),
             place: at,
