@@ -21,9 +21,10 @@ use nix::sys::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::grants::{
-    Id,
-    proof::{Digest, Shown},
+use crate::{
+    digest::Digest,
+    grants::{Id, proof::Shown},
+    proofs::api_key::text::KeyId,
 };
 
 /// No message is longer.
@@ -63,14 +64,30 @@ pub enum ToControl {
     /// Another policy, or other files. The descriptor holds [`Settings`].
     Settings,
     /// Somebody connected. The descriptor is the connection.
-    Connected { connection: Connection, caller: Caller },
-    Granted { question: Question, grant: Granted },
+    Connected {
+        connection: Connection,
+        caller: Caller,
+    },
+    Granted {
+        question: Question,
+        grant: Granted,
+    },
     /// The grant was not given, or does not exist.
-    NotGranted { question: Question, refusal: Refusal },
-    Returned { question: Question },
-    Holds { question: Question, grants: Vec<Granted> },
+    NotGranted {
+        question: Question,
+        refusal: Refusal,
+    },
+    Returned {
+        question: Question,
+    },
+    Holds {
+        question: Question,
+        grants: Vec<Granted>,
+    },
     /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
-    Forget { question: Question },
+    Forget {
+        question: Question,
+    },
 }
 
 /// From control to dataplane.
@@ -78,19 +95,54 @@ pub enum ToControl {
 #[serde(tag = "message", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromControl {
     /// Settings are in use: callers can be served.
-    Ready { generation: u32 },
+    Ready {
+        generation: u32,
+    },
     /// A caller showed these proofs for this rule.
-    Grant { question: Question, connection: Connection, wanted: Wanted },
+    Grant {
+        question: Question,
+        connection: Connection,
+        wanted: Wanted,
+    },
     /// A caller has no more use for a grant of his.
-    Return { question: Question, connection: Connection, grant: Id },
+    Return {
+        question: Question,
+        connection: Connection,
+        grant: Id,
+    },
     /// Which grants a caller holds.
-    Held { question: Question, connection: Connection },
+    Held {
+        question: Question,
+        connection: Connection,
+    },
     /// A caller was refused before it came to a grant.
-    Refused { connection: Connection, rule: Option<String>, reason: String, proofs: Vec<Shown> },
-    /// A proxy's request was decided.
-    Forwarded { connection: Connection, rule: String, reason: Option<String>, proofs: Vec<Shown>, request: String },
-    Forgotten { question: Question },
-    Closed { connection: Connection },
+    Refused {
+        connection: Connection,
+        rule: Option<String>,
+        reason: String,
+        proofs: Vec<Shown>,
+    },
+    /// The same for a request that a proxy received: no grant, but whether it may pass.
+    Forward {
+        question: Question,
+        connection: Connection,
+        wanted: Wanted,
+        request: String,
+    },
+    /// A proxy's request was decided without asking.
+    Forwarded {
+        connection: Connection,
+        rule: String,
+        reason: Option<String>,
+        proofs: Vec<Shown>,
+        request: String,
+    },
+    Forgotten {
+        question: Question,
+    },
+    Closed {
+        connection: Connection,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -109,7 +161,7 @@ pub struct Wanted {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PresentedKey {
-    pub id: String,
+    pub id: KeyId,
     pub hash: Digest,
 }
 
@@ -275,8 +327,7 @@ fn collect(fd: &OwnedFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let (length, truncated, received) = {
         let mut parts = [IoSliceMut::new(&mut bytes)];
-        let message =
-            recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let message = recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
         let mut received = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(descriptors) = control {

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    grants::proof::Shown,
+    grants::proof::Told,
     policy::{
         file::Kind,
         network::{display, protocol_name},
@@ -101,7 +101,7 @@ pub struct Record {
     pub grant: Option<String>,
     /// What was proven, and refused if it is a refusal.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub proofs: Vec<Shown>,
+    pub proofs: Vec<Told>,
     /// End of what was given, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
@@ -166,6 +166,11 @@ impl Record {
             message: Some(message.into()),
             ..Self::default()
         }
+    }
+
+    /// A record whose fields say it all.
+    pub fn event(event: &str) -> Self {
+        Self { event: event.to_owned(), time: format_time(Timestamp::now()), ..Self::default() }
     }
 
     /// What the kernel told.

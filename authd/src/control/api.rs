@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, Request},
+    extract::{DefaultBodyLimit, OriginalUri, Path, Request},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
@@ -172,12 +172,13 @@ async fn in_time(Extension(session): Extension<Arc<Session>>, request: Request, 
 )]
 async fn post_grant(
     Extension(session): Extension<Arc<Session>>,
+    OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let asked: GrantRequest = serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request("bad_request", format!("the body is no request for a grant: {error}")))?;
-    let request = prove::Asked { method: "POST", path: "/v1/grants", headers: &headers };
+    let request = prove::Asked { method: "POST", uri: &uri, headers: &headers };
     let proven = match prove::for_rule(&session, &asked.rule, &request).await {
         Ok(proven) => proven,
         Err(failed) => {

@@ -27,6 +27,8 @@ use tokio::{sync::oneshot, time::timeout};
 use self::verifier::Verifier;
 use crate::ipc::{Channel, FromControl, Granted, IpcError, Question, Refusal, Settings, ToControl};
 
+/// What the Unix socket is called in requests.
+pub const LOCAL_HOST: &str = "authd.local";
 /// Dataplane answers at once, or is busy with a large policy.
 const ANSWER: Duration = Duration::from_secs(10);
 

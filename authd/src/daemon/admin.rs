@@ -13,10 +13,15 @@ use tokio::{
 };
 
 use super::{
+    granting::Effect,
     status::Status,
     trust::{ListedKey, NewKey},
 };
-use crate::{policy::explain::Explanation, proofs::api_key::text::KeyId};
+use crate::{
+    policy::explain::Explanation,
+    proofs::api_key::text::KeyId,
+    store::{revocations::Revocation, revoked::Revoked},
+};
 
 /// No request is longer.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -42,6 +47,14 @@ pub enum Request {
     KeyRevoke {
         id: KeyId,
     },
+    Revoke {
+        what: Revoked,
+        text: String,
+    },
+    Reinstate {
+        what: Revoked,
+    },
+    Revocations,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +68,13 @@ pub enum Answer {
         keys: Vec<ListedKey>,
     },
     KeyRevoked(Box<ListedKey>),
+    Revoked(Effect),
+    Reinstated {
+        found: bool,
+    },
+    Revocations {
+        revocations: Vec<Revocation>,
+    },
     /// The request could not be met.
     Error {
         message: String,

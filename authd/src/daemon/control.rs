@@ -139,11 +139,16 @@ impl Control {
             .stdout(std::process::Stdio::null())
             .kill_on_drop(true);
         let child = command.spawn().map_err(ControlError::Start)?;
-        let running =
-            Running { child, channel: Channel::new(ours)?, connections: HashMap::new(), ready: false };
+        let running = Running { child, channel: Channel::new(ours)?, connections: HashMap::new(), ready: false };
         self.running = Some(running);
         self.tell_settings(settings);
         Ok(())
+    }
+
+    /// After a start that failed.
+    pub fn try_later(&mut self) {
+        self.restart = Some(Instant::now() + self.delay);
+        self.delay = (self.delay * 2).min(RESTART_AFTER_AT_MOST);
     }
 
     pub fn is_ready(&self) -> bool {
@@ -240,8 +245,7 @@ impl Control {
     /// What runs is killed when it is dropped. Connections end with it; grants do not.
     fn end(&mut self, how: &str) -> Happened {
         self.running = None;
-        self.restart = Some(Instant::now() + self.delay);
-        self.delay = (self.delay * 2).min(RESTART_AFTER_AT_MOST);
+        self.try_later();
         Happened::Ended(how.to_owned())
     }
 }
@@ -314,4 +318,3 @@ impl Cell {
         }
     }
 }
-

@@ -6,7 +6,10 @@ pub mod admin;
 pub mod candidate;
 pub mod cgroupfs;
 pub mod clock;
+pub mod control;
+pub mod granting;
 pub mod names;
+pub mod settings;
 pub mod state;
 pub mod status;
 pub mod supervisor;
@@ -32,8 +35,10 @@ use self::{
     admin::{Answer, Applied, Explained},
     candidate::{Candidate, Prepared},
     cgroupfs::{Base, CgroupError},
+    granting::Ledger,
     names::{Directory, Resolver},
     state::{Persistent, State, StateError},
+    status::GrantTotals,
     status::{Count, Events, Fill, Flows, Program, Refused, Reload, Status},
     trust::{KeyError, NewKey, Trust},
 };
@@ -48,6 +53,7 @@ use crate::{
         cgroups::{Change, Classification, Tree},
         object::{self, LoadError},
         ring,
+        sockets::SocketError,
         writer::{WriteError, Writer},
     },
     policy::{
@@ -92,6 +98,10 @@ pub enum DaemonError {
     Policy(Vec<Diagnostic>),
     #[error("{0}: {1}")]
     Socket(std::path::PathBuf, io::Error),
+    #[error("socket diagnostics: {0}")]
+    Sockets(#[from] SocketError),
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
 }
 
 /// The policy in force.
@@ -107,6 +117,10 @@ pub struct Daemon {
     persistent: Persistent,
     /// A store that cannot be read ends nothing that the kernel enforces; but no proof is believed without it.
     trust: Result<Trust, StoreError>,
+    ledger: Ledger,
+    totals: GrantTotals,
+    /// Whether control serves callers.
+    control_ready: bool,
     base: Base,
     writer: Writer,
     tree: Tree,
@@ -132,6 +146,8 @@ impl Daemon {
         let state = State::open(&config.state)?;
         let mut persistent = state.persistent()?;
         let trust = Trust::open(&config.state);
+        let serials = writer.slots().iter().map(|slot| slot.serial).collect();
+        let ledger = Ledger::new(serials)?;
         let (prepared, last_reload) = first_policy(&config, &state, &persistent)?;
         let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
         let mut object = object::load(&config.pins, &config.sizes)?;
@@ -157,6 +173,9 @@ impl Daemon {
             state,
             persistent,
             trust,
+            ledger,
+            totals: GrantTotals::default(),
+            control_ready: false,
             base,
             writer,
             tree,
@@ -175,6 +194,7 @@ impl Daemon {
         let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
         daemon.report(Record::about("daemon_started", format!("authd {} {how}", env!("CARGO_PKG_VERSION"))));
         daemon.report_loaded(&loaded);
+        daemon.restore_grants()?;
         if !daemon.last_reload.ok {
             daemon.report_rejected();
         }
@@ -269,6 +289,7 @@ impl Daemon {
         self.directory.learn(&prepared.model, &prepared.registry);
         self.active = Active { prepared, patterns, since: Timestamp::now() };
         self.report_loaded(&loaded);
+        self.review_grants();
         tracing::info!(
             generation = loaded.generation,
             written = loaded.written,
@@ -358,6 +379,7 @@ impl Daemon {
         let events = ring::drain(&mut self.writer.maps_mut().events, DRAIN);
         let clock = clock::clock();
         for event in &events {
+            self.ledger.flows.told(event);
             let record = Record::of_event(event, &clock, &mut self.resolver());
             self.count(&record);
             self.report(record);
@@ -369,6 +391,8 @@ impl Daemon {
     pub fn sweep(&mut self) -> Result<(), DaemonError> {
         self.writer.clean()?;
         self.retry_unwritten();
+        self.expire_grants();
+        self.save_grants();
         self.end_conversations(self.config.conversation_idle.as_nanos() as u64)?;
         self.tell_denials()?;
         self.tell_losses()?;
@@ -421,6 +445,7 @@ impl Daemon {
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(of(error)),
             }
+            self.ledger.flows.conversation_ended(&key);
             if conversation.flags & tag_flags::OPENED != 0 {
                 let record = Record::of_conversation(&key, &conversation, &clock, &mut self.resolver());
                 self.count(&record);
@@ -465,6 +490,7 @@ impl Daemon {
             let mut record = Record::about("events_lost", format!("the ring had no room for {lost} kernel events"));
             record.count = Some(lost);
             tracing::warn!(lost, "the ring had no room for kernel events");
+            self.ledger.flows.miss();
             self.report(record);
         }
         if self.persistent.lost_told != totals.lost {
@@ -607,6 +633,8 @@ impl Daemon {
                 .collect(),
             reasons: counters.into_iter().enumerate().filter_map(named).collect(),
             flows: self.flows,
+            grants: GrantTotals { live: self.ledger.grants.len() as u64, ..self.totals },
+            control_ready: self.control_ready,
             events: Events {
                 made: totals.next,
                 lost: totals.lost,
@@ -635,6 +663,7 @@ impl Daemon {
     pub fn stop(mut self, detach: bool) -> Result<(), DaemonError> {
         self.catch_up();
         self.tell_losses()?;
+        self.save_grants();
         if detach {
             self.detach()?;
         }

@@ -31,6 +31,9 @@ pub struct Status {
     /// Verdicts by reason, since the tables exist.
     pub reasons: BTreeMap<String, Count>,
     pub flows: Flows,
+    pub grants: GrantTotals,
+    /// Whether callers can show their proofs now.
+    pub control_ready: bool,
     pub events: Events,
     pub tables: BTreeMap<String, Fill>,
 }
@@ -79,6 +82,16 @@ pub struct Flows {
     pub denied: u64,
     pub closed: u64,
     pub cut: u64,
+}
+
+/// Since the daemon started.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct GrantTotals {
+    pub live: u64,
+    pub grants_issued: u64,
+    /// Before their time: revoked, returned, or given under terms that changed.
+    pub grants_revoked: u64,
+    pub grants_expired: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -135,6 +148,11 @@ impl Status {
         family("authd_kernel_events_lost_total", "counter", "Events without room in the ring.", one(self.events.lost));
         family("authd_audit_records_written_total", "counter", "Records written.", one(self.events.records_written));
         family("authd_audit_records_lost_total", "counter", "Records not written.", one(self.events.records_lost));
+        family("authd_grants_live", "gauge", "Grants that live.", one(self.grants.live));
+        family("authd_grants_issued_total", "counter", "Grants given.", one(self.grants.grants_issued));
+        family("authd_grants_revoked_total", "counter", "Grants ended early.", one(self.grants.grants_revoked));
+        family("authd_grants_expired_total", "counter", "Grants that ended.", one(self.grants.grants_expired));
+        family("authd_control_ready", "gauge", "1 if proofs can be shown.", one(self.control_ready.into()));
         let instances =
             |w: &Workload| (format!("{{workload=\"{}\",kind=\"{}\"}}", w.name, w.kind), w.instances.len() as u64);
         let seen = self.workloads.iter().map(instances).collect();
@@ -179,6 +197,12 @@ impl fmt::Display for Status {
         for refused in &self.refused {
             writeln!(f, "  {:<22} not available here: {}", refused.name, refused.why)?;
         }
+        let GrantTotals { live, grants_issued, grants_revoked, grants_expired } = self.grants;
+        writeln!(
+            f,
+            "\ngrants: {live} live; {grants_issued} issued, {grants_revoked} revoked, {grants_expired} expired{}",
+            if self.control_ready { "" } else { "; PROOFS CANNOT BE SHOWN: the control process does not run" }
+        )?;
         writeln!(f, "\nworkloads")?;
         for workload in &self.workloads {
             let mode = if workload.observe { ", observed" } else { "" };

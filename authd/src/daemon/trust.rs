@@ -2,16 +2,22 @@
 //!
 //! Enters: what operators ask for. Leaves: changes that are on disk. Never: a secret; whoever makes a key sends its hash.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
+    grants::proof,
+    ipc::{PresentedKey, Refusal},
     policy::model::{Model, is_name},
     proofs::api_key::{ApiKey, ApiKeySetError, ApiKeys, KeyRevoked, MAX_LIFETIME, MAX_SCOPE, Scope, text::KeyId},
-    store::{Store, StoreError},
+    store::{
+        Store, StoreError,
+        revocations::{Revocation, Revocations},
+        revoked::Revoked,
+    },
 };
 
 /// A key that an operator wants.
@@ -79,6 +85,7 @@ impl KeyError {
 pub struct Trust {
     store: Store,
     keys: ApiKeys,
+    revocations: Revocations,
 }
 
 impl Trust {
@@ -92,7 +99,46 @@ impl Trust {
                 tracing::error!(%error, key = %id, "an API key is left out");
             }
         }
-        Ok(Self { store, keys })
+        let revocations = Revocations::load(&store)?;
+        Ok(Self { store, keys, revocations })
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether something that exists since a time was revoked.
+    pub fn is_revoked(&self, what: &Revoked, since: Option<Timestamp>) -> bool {
+        self.revocations.find(what, since).is_some()
+    }
+
+    /// In force at once, and on disk when it returns.
+    pub fn revoke(&mut self, revocation: Revocation) -> Result<(), StoreError> {
+        self.revocations.revoke(&self.store, vec![revocation])
+    }
+
+    /// Takes a revocation back. What was issued before stays refused.
+    pub fn reinstate(&mut self, what: &Revoked, now: Timestamp) -> Result<bool, StoreError> {
+        let not_before = what.is_source().then_some(now);
+        self.revocations.undo(&self.store, what, not_before)
+    }
+
+    pub fn revocations(&self) -> Vec<Revocation> {
+        self.revocations.list().into_iter().cloned().collect()
+    }
+
+    /// Whether a key counts for a rule: where it came from, and whose it is, included.
+    pub fn check_key(
+        &mut self,
+        now: Timestamp,
+        key: &PresentedKey,
+        source: Option<IpAddr>,
+        rule: &str,
+        workload: Option<&str>,
+    ) -> Result<proof::ApiKey, Refusal> {
+        let checked = self.keys.check_digest(now, key.id, &key.hash, source, rule, workload);
+        let key = checked.map_err(|error| Refusal { reason: error.reason().to_owned(), message: error.to_string() })?;
+        Ok(proof::ApiKey { id: key.id(), name: key.name().to_owned(), not_after: key.expires() })
     }
 
     pub fn keys(&self) -> Vec<ListedKey> {

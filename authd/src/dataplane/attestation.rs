@@ -180,8 +180,7 @@ fn other_end(own: u64) -> io::Result<Option<u64>> {
     request.extend(own.to_ne_bytes());
     request.extend(UDIAG_SHOW_PEER.to_ne_bytes());
     request.extend([0xff; 8]);
-    let netlink =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     sendto(netlink.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut answer = [0; 4096];
     let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;

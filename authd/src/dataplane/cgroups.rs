@@ -81,6 +81,26 @@ impl Tree {
         self.known.values().copied().collect()
     }
 
+    /// What the kernel knows of a cgroup by its path: its own entry, or the nearest one above it. As in the kernel, a cgroup
+    /// below an open one that has none itself is not known yet.
+    pub fn nearest(&self, path: &str) -> Option<IdentityEntry> {
+        if let Some((_, entry)) = self.known.get(path) {
+            return Some(*entry);
+        }
+        let mut end = path.len();
+        while let Some(slash) = path.get(..end).and_then(|head| head.rfind('/')) {
+            let above = if slash == 0 { "/" } else { path.get(..slash)? };
+            if let Some((_, entry)) = self.known.get(above) {
+                return (entry.flags & identity_flags::OPEN == 0).then_some(*entry);
+            }
+            if slash == 0 {
+                return None;
+            }
+            end = slash;
+        }
+        None
+    }
+
     /// Instances of workloads: path, number, entry.
     pub fn instances(&self) -> impl Iterator<Item = (&str, u64, IdentityEntry)> {
         self.known.iter().map(|(path, (cgroup, entry))| (path.as_str(), *cgroup, *entry))

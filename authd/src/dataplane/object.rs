@@ -14,7 +14,7 @@ use authd_common::{
     event::Event,
     tables::{
         ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, Grant,
-        GrantKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot,
+        GrantKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tag,
         WorkloadEntry, names,
     },
 };
@@ -340,6 +340,15 @@ fn descriptor(map: &Map) -> io::Result<OwnedFd> {
 
 fn one_line(error: &ProgramError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A tag, from the bytes of a socket's storage.
+pub fn tag(bytes: &[u8]) -> Option<Tag> {
+    if bytes.len() != size_of::<Tag>() {
+        return None;
+    }
+    // SAFETY: the size was compared, and `Tag` is plain data without padding: every bit pattern is a value.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
 }
 
 /// An event, from the bytes of the ring. `None` if they have another size: another layout, which the ABI number rules out.

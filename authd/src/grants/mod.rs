@@ -10,6 +10,7 @@
 
 pub mod flows;
 pub mod proof;
+pub mod terms;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},

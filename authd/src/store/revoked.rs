@@ -7,9 +7,9 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::grants::GrantId;
 use crate::{
     digest::{Digest, read_hex, write_hex},
+    grants::Id as GrantId,
     policy::model::is_name,
     proofs::api_key::text::KeyId,
 };

@@ -279,6 +279,7 @@ impl Authority {
             subject: certificate.subject,
             serial: certificate.serial,
             issuer: certificate.issuer,
+            issuer_hash: certificate.issuer_hash,
             fingerprint: certificate.fingerprint,
             key_hash: certificate.key_hash,
             not_after: certificate.not_after,

@@ -3,16 +3,17 @@
 use std::{fmt, str::FromStr};
 
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::{
     crl::CertificateIdentity,
-    leaf::{Certificate, hex, is_dns_name},
+    leaf::{Certificate, is_dns_name},
     spiffe::SpiffeId,
 };
 
 /// What a caller showed, once its chain is verified. Made by [`Authority::verify`](super::bundle::Authority::verify) only.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct VerifiedCertificate {
     /// Name of the authority whose anchor vouches for it.
@@ -26,11 +27,14 @@ pub struct VerifiedCertificate {
     pub serial: String,
     /// RFC 4514.
     pub issuer: String,
+    /// SHA-256 of the issuer's name in DER.
+    #[serde(with = "hex32")]
+    pub issuer_hash: [u8; 32],
     /// SHA-256 of the leaf: what a token is bound to (RFC 8705, 3.1).
-    #[serde(serialize_with = "as_hex")]
+    #[serde(with = "hex32")]
     pub fingerprint: [u8; 32],
     /// SHA-256 of the leaf's public key info.
-    #[serde(serialize_with = "as_hex")]
+    #[serde(with = "hex32")]
     pub key_hash: [u8; 32],
     pub not_after: Timestamp,
     /// When the first certificate of the chain ends, the anchor's included: nothing granted for it may live longer.
@@ -40,13 +44,16 @@ pub struct VerifiedCertificate {
 }
 
 /// What a CA of the chain is revoked by.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IssuerIdentity {
     pub serial: String,
     pub issuer: String,
-    #[serde(serialize_with = "as_hex")]
+    #[serde(with = "hex32")]
+    pub issuer_hash: [u8; 32],
+    #[serde(with = "hex32")]
     pub fingerprint: [u8; 32],
-    #[serde(serialize_with = "as_hex")]
+    #[serde(with = "hex32")]
     pub key_hash: [u8; 32],
 }
 
@@ -108,8 +115,8 @@ impl IssuerIdentity {
 
 impl From<Certificate> for IssuerIdentity {
     fn from(certificate: Certificate) -> Self {
-        let Certificate { serial, issuer, fingerprint, key_hash, .. } = certificate;
-        Self { serial, issuer, fingerprint, key_hash }
+        let Certificate { serial, issuer, issuer_hash, fingerprint, key_hash, .. } = certificate;
+        Self { serial, issuer, issuer_hash, fingerprint, key_hash }
     }
 }
 
@@ -143,8 +150,19 @@ impl fmt::Display for DnsPattern {
     }
 }
 
-fn as_hex<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&hex(bytes))
+/// SHA-256 values, as hexadecimal digits.
+mod hex32 {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::digest::Digest;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+        Digest::from_bytes(*bytes).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+        Digest::deserialize(deserializer).map(|digest| *digest.as_bytes())
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub struct Certificate {
     pub serial: String,
     /// RFC 4514.
     pub issuer: String,
+    /// SHA-256 of the issuer's name in DER: what a serial number is unique within.
+    pub issuer_hash: [u8; 32],
     /// RFC 4514; empty if the certificate has none.
     pub subject: String,
     /// SHA-256 of the certificate: RFC 8705's `x5t#S256`, as bytes.
@@ -132,6 +134,7 @@ impl Certificate {
         Ok(Self {
             serial: serial(parsed.raw_serial())?,
             issuer: rfc4514(parsed.issuer()).ok_or(LeafError::Malformed)?,
+            issuer_hash: sha256(parsed.issuer().as_raw()),
             subject: rfc4514(parsed.subject()).ok_or(LeafError::Malformed)?,
             fingerprint: sha256(der),
             key_hash: sha256(parsed.public_key().raw),

@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// SPIFFE-ID 2.3.
 const MAX_ID: usize = 2048;
@@ -18,9 +18,23 @@ const SCHEME: &str = "spiffe://";
 pub struct TrustDomain(String);
 
 /// `spiffe://example.org/payments/api`: of a workload, so with a path.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SpiffeId(String);
+
+impl TryFrom<String> for SpiffeId {
+    type Error = SpiffeIdError;
+
+    fn try_from(text: String) -> Result<Self, SpiffeIdError> {
+        text.parse()
+    }
+}
+
+impl From<SpiffeId> for String {
+    fn from(id: SpiffeId) -> Self {
+        id.0
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SpiffeIdError {
