@@ -94,7 +94,7 @@ impl Pki {
         let signer = issuer.unwrap_or(name);
         let config = self.authority(signer);
         let (signer_key, signer_certificate) = (format!("{signer}.key"), format!("{signer}.pem"));
-        let mut arguments = vec!["ca", "-batch", "-notext", "-utf8", "-config", &config, "-keyfile", &signer_key];
+        let mut arguments = vec!["ca", "-batch", "-notext", "-preserveDN", "-config", &config, "-keyfile", &signer_key];
         match issuer {
             Some(_) => arguments.extend(["-cert", &signer_certificate]),
             None => arguments.push("-selfsign"),
@@ -163,7 +163,7 @@ impl Pki {
         fs::write(books.join("crlnumber"), "01\n").unwrap();
         let text = format!(
             "[ca]\ndefault_ca=d\n[d]\ndatabase={name}.ca/index.txt\nnew_certs_dir={name}.ca/new\ncrlnumber={name}.ca/crlnumber\n\
-             rand_serial=yes\nunique_subject=no\npolicy=any\npreserve=yes\ndefault_md=default\ncrl_extensions=crl\n\
+             rand_serial=yes\nunique_subject=no\npolicy=any\ndefault_md=default\ncrl_extensions=crl\n\
              string_mask=utf8only\n[any]\ncommonName=optional\n[crl]\nauthorityKeyIdentifier=keyid\n"
         );
         fs::write(self.path(&config), text).unwrap();

@@ -1,9 +1,8 @@
 //! Certificates that OpenSSL made, judged by us: each way to be wrong has its own reason.
 
-mod pki;
-
 use std::sync::LazyLock;
 
+use super::pki::{CA, LEAF, Make, NOW, Pki, raw_name};
 use authd::proofs::x509::{
     bundle::{self, Authority},
     chain::{self, ChainError, Usage, verify_by_any},
@@ -12,7 +11,6 @@ use authd::proofs::x509::{
     leaf::{Leaf, hex},
 };
 use jiff::Timestamp;
-use pki::{CA, LEAF, Make, NOW, Pki, raw_name};
 use proptest::prelude::*;
 use rustls::pki_types::CertificateDer;
 

@@ -1,14 +1,12 @@
 //! `authd cert`: one line of JSON and an exit code, by the daemon's own checks.
 
-mod pki;
-
 use std::{
     fs,
     io::Write,
     process::{Command, Stdio},
 };
 
-use pki::{Make, NOW, Pki};
+use super::pki::{Make, NOW, Pki};
 use serde_json::{Value, json};
 
 const POLICY: &str = r#"trust_domain = "example.org"
