@@ -26,6 +26,9 @@ from = ["no-such-cgroup"]
 to = ["tickets"]
 require = ["mtls"]
 when = { days = ["sat", "sun"] }
+[[authority]]
+name = "pki"
+bundle = "ca.pem"
 "#;
 
 /// A directory of its own, with settings that name it.

@@ -330,6 +330,7 @@ impl Meaning {
             text.push_str(&line);
             text.push('\n');
         };
+        line("[[authority]]\nname = \"pki\"\nbundle = \"ca.pem\"".to_owned());
         for (index, workload) in self.workloads.iter().enumerate() {
             let Workload { name, kind, observe, inbound } = workload;
             line(format!("[[workload]]\nname = \"{name}\"\nkind = \"{kind}\"\ncgroup = \"/w{index}\""));

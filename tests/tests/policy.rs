@@ -13,7 +13,7 @@ use authd::policy::{
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-/// A policy without a fault, to which cases add theirs. 24 lines.
+/// A policy without a fault, to which cases add theirs.
 const BASE: &str = r#"trust_domain = "example.org"
 [[workload]]
 name = "web"
@@ -41,6 +41,10 @@ kind = "jwt"
 issuer = "https://idp.example.org"
 jwks_file = "/etc/authd/jwks.json"
 algorithms = ["ES256"]
+[[authority]]
+name = "pki"
+bundle = "pki/ca.pem"
+trust_domain = "example.org"
 "#;
 
 fn source(name: &str, text: &str) -> Source {
@@ -206,7 +210,33 @@ const ADDED: &[Bad] = &[
     ),
     // Peers.
     ("[[peer]]\nname = \"p\"", "unidentified_peer", "2:8", "nothing says how peer `p` is known"),
-    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://x/y\"", "unenforceable_peer", "3:13", "known by `spiffe_id`"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"billing\"", "bad_spiffe_id", "3:13", "does not begin with `spiffe://`"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://x\"", "bad_spiffe_id", "3:13", "has no path"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://X/y\"", "bad_spiffe_id", "3:13", "has a trust domain of other"),
+    ("[[peer]]\nname = \"p\"\ndns = \"*.org\"", "bad_dns", "3:7", "is no DNS name"),
+    ("[[peer]]\nname = \"p\"\ndns = \"a.*.example.org\"", "bad_dns", "3:7", "is no DNS name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"billing\"", "bad_subject", "3:11", "no distinguished name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"/O=x/CN=y\"", "bad_subject", "3:11", "no distinguished name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"CN=y, O=x\"", "bad_subject", "3:11", "no distinguished name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"CN=a\\\\,O=b,c\"", "bad_subject", "3:11", "no distinguished name"),
+    (
+        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://example.org/p\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]",
+        "unenforceable_peer",
+        "6:9",
+        "known by its certificate, and the rule asks for none",
+    ),
+    (
+        "[[peer]]\nname = \"p\"\ndns = \"p.example.org\"\nnetworks = [\"10.0.0.1\"]\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]\naction = \"deny\"",
+        "unenforceable_peer",
+        "7:9",
+        "known by its certificate, and the rule asks for none",
+    ),
+    (
+        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://other.org/p\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]\nrequire = [\"mtls\"]",
+        "foreign_spiffe_id",
+        "6:9",
+        "speaks for the trust domain of `spiffe://other.org/p`",
+    ),
     ("[[peer]]\nname = \"p\"\nnetworks = [\"gateway.example\"]", "bad_network", "3:13", "names are not resolved"),
     ("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.1/8\"]", "bad_network", "3:13", "write `10.0.0.0/8`"),
     ("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.0/33\"]", "bad_network", "3:13", "no address or network"),
@@ -454,6 +484,68 @@ const ADDED: &[Bad] = &[
         "7:11",
         "is no duration",
     ),
+    // Authorities, and what rules ask of certificates.
+    ("[[authority]]\nname = \"a\"", "syntax", "1:1", "missing field `bundle`"),
+    ("[[authority]]\nname = \"a\"\nbundle = \"a\"\ncrl = \"maybe\"", "syntax", "4:7", "unknown variant `maybe`"),
+    ("[[authority]]\nname = \"pki\"\nbundle = \"a\"", "duplicate_name", "2:8", "authority `pki` is defined twice"),
+    ("[[authority]]\nname = \"a b\"\nbundle = \"a\"", "bad_name", "2:8", "`a b` cannot be a name"),
+    ("[[authority]]\nname = \"a\"\nbundle = \"\"", "bad_path", "3:10", "names no file"),
+    ("[[authority]]\nname = \"a\"\nbundle = \"a\"\ncrl_files = [\"b\", \"c/\"]", "bad_path", "4:19", "names no file"),
+    (
+        "[[authority]]\nname = \"a\"\nbundle = \"a\"\ntrust_domain = \"spiffe://a\"",
+        "bad_trust_domain",
+        "4:16",
+        "cannot be a trust domain",
+    ),
+    ("[[authority]]\nname = \"a\"\nbundle = \"a\"\ncrl = \"required\"", "no_crl_files", "4:7", "has none"),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nmtls = { authority = \"pki\" }",
+        "unused_mtls",
+        "5:8",
+        "requires none",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { authority = \"pky\" }",
+        "unknown_authority",
+        "6:22",
+        "no authority is called `pky`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { spiffe_id = [\"spiffe://example.org/a\", \"b\"] }",
+        "bad_spiffe_id",
+        "6:49",
+        "`b` is no SPIFFE ID",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { spiffe_id = \"spiffe://other.org/a\" }",
+        "foreign_spiffe_id",
+        "6:22",
+        "speaks for the trust domain",
+    ),
+    (
+        "[[authority]]\nname = \"a\"\nbundle = \"a\"\n[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { authority = \"a\", spiffe_id = \"spiffe://example.org/a\" }",
+        "foreign_spiffe_id",
+        "9:39",
+        "speaks for the trust domain",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { dns = \"*\" }",
+        "bad_dns",
+        "6:16",
+        "is no DNS name",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { subject = \"\" }",
+        "bad_subject",
+        "6:20",
+        "no distinguished name",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { dns = [] }",
+        "empty_mtls",
+        "6:16",
+        "names nobody",
+    ),
 ];
 
 /// Whole files.
@@ -464,6 +556,12 @@ const WHOLE: &[Bad] = &[
     ("trust_domain = \"\"", "bad_trust_domain", "1:16", "cannot be a trust domain"),
     ("trust_domain = \"a\"\nmode = \"monitor\"", "syntax", "2:8", "unknown variant `monitor`"),
     ("trust_domain = [\"a\"]", "syntax", "1:16", "invalid type"),
+    (
+        "trust_domain = \"a\"\n[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\n[[rule]]\nname = \"r\"\nfrom = [\"w\"]\nto = [\"any\"]\nrequire = [\"mtls\"]",
+        "no_authority",
+        "10:12",
+        "no authority vouches for any",
+    ),
 ];
 
 /// What is wrong with what is said of a bad policy, if anything is.
@@ -709,6 +807,78 @@ fn the_readmes_policy_is_good() {
     assert_eq!(read(text).diagnostics.len(), 0);
 }
 
+/// Everything that a policy can say of certificates.
+const CERTIFICATES: &str = r#"[[authority]]
+name = "partners"
+bundle = "/etc/partners.pem"
+trust_domain = "partner.example"
+crl_files = ["partners.crl", "/var/lib/partners.crl"]
+crl = "required"
+[[authority]]
+name = "plain"
+bundle = "plain.pem"
+crl_files = ["plain.crl"]
+[[peer]]
+name = "billing"
+spiffe_id = "spiffe://partner.example/billing"
+dns = "*.Partner.example"
+[[peer]]
+name = "printer"
+subject = "CN=printer\\, 2nd floor,O=Acme+OU=IT,1.2.3=#0500"
+[[rule]]
+name = "billing-api"
+from = ["billing", "printer"]
+to = ["api"]
+require = ["mtls"]
+mtls = { authority = "partners", spiffe_id = ["spiffe://partner.example/billing", "spiffe://partner.example/b"], dns = "a.partner.example", subject = "CN=x" }
+[[rule]]
+name = "anybodys"
+from = ["web"]
+to = ["db"]
+require = ["mtls"]
+"#;
+
+#[test]
+fn what_is_said_of_certificates_is_in_the_model() {
+    use authd::proofs::x509::crl::CrlPolicy;
+    let model = model(&format!("{BASE}{CERTIFICATES}"));
+    let authorities: Vec<_> = model
+        .authorities
+        .iter()
+        .map(|a| (a.name.as_str(), a.bundle.to_str().unwrap(), a.trust_domain.as_ref().map(|d| d.as_str()), a.crl))
+        .collect();
+    assert_eq!(
+        authorities,
+        [
+            ("pki", "pki/ca.pem", Some("example.org"), CrlPolicy::IfPresent),
+            ("partners", "/etc/partners.pem", Some("partner.example"), CrlPolicy::Required),
+            ("plain", "plain.pem", None, CrlPolicy::IfPresent),
+        ]
+    );
+    assert_eq!(model.authorities[1].crl_files.len(), 2);
+    let (billing, printer) = (&model.peers[1], &model.peers[2]);
+    assert_eq!(billing.spiffe_id.as_ref().unwrap().as_str(), "spiffe://partner.example/billing");
+    assert_eq!(billing.dns.as_ref().unwrap().to_string(), "*.partner.example");
+    assert_eq!(printer.subject.as_deref(), Some("CN=printer\\, 2nd floor,O=Acme+OU=IT,1.2.3=#0500"));
+    assert!(billing.has_certificate() && !model.peers[0].has_certificate());
+    let rule = |name: &str| model.rules.iter().find(|rule| rule.name == name).unwrap();
+    let mtls = rule("billing-api").mtls.as_ref().unwrap();
+    assert_eq!((mtls.authority, mtls.spiffe_ids.len(), mtls.dns.len(), mtls.subjects.len()), (Some(1), 2, 1, 1));
+    assert!(rule("anybodys").mtls.is_none());
+}
+
+#[test]
+fn peers_that_certificates_name_do_not_make_each_others_rules_pointless() {
+    let peer =
+        |name: &str, id: &str| format!("[[peer]]\nname = \"{name}\"\nspiffe_id = \"spiffe://example.org/{id}\"\n");
+    let rule = |peer: &str| {
+        format!("[[rule]]\nname = \"of-{peer}\"\nfrom = [\"{peer}\"]\nto = [\"api\"]\nrequire = [\"mtls\"]\n")
+    };
+    let text = format!("{BASE}{}{}{}{}", peer("p", "p"), peer("q", "q"), rule("p"), rule("q"));
+    let found = lint(&model(&text));
+    assert!(!found.iter().any(|warning| warning.code == "pointless"), "{found:?}");
+}
+
 /// Everything that is done with a policy before it comes into force.
 fn exercise(text: &str) {
     let policy = read(text);
@@ -734,7 +904,7 @@ fn exercise(text: &str) {
 
 /// A good policy with everything in it, to be broken.
 fn rich() -> String {
-    let mut text = format!("{BASE}{OFFICE_HOURS}");
+    let mut text = format!("{BASE}{CERTIFICATES}{OFFICE_HOURS}");
     for (added, ..) in ADDED.iter().filter(|case| case.1 == "boundary") {
         let (name, number) = (format!("name = \"q{}\"\nacross_tenants = true", added.len()), added.len());
         text += &added.replace("name = \"r\"", &name).replace("\"s\"", &format!("\"s{number}\""));

@@ -28,8 +28,10 @@ const SHORT: [(&str, &str); 11] = [
 /// RFC 4514, 2: the last part of the name stands first. `None` if a value has no encoding of its own to be written down.
 pub fn rfc4514(name: &X509Name<'_>) -> Option<String> {
     let part = |rdn: &RelativeDistinguishedName<'_>| {
-        let attributes: Option<Vec<String>> = rdn.iter().map(attribute).collect();
-        Some(attributes?.join("+"))
+        let mut attributes: Vec<String> = rdn.iter().map(attribute).collect::<Option<_>>()?;
+        // In which order is free (RFC 4514, 2.2). OpenSSL turns these around as well.
+        attributes.reverse();
+        Some(attributes.join("+"))
     };
     let mut parts: Vec<String> = name.iter_rdn().map(part).collect::<Option<_>>()?;
     parts.reverse();
