@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::policy::explain::{To, ToError};
 
@@ -87,12 +87,68 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check tokens as the daemon does, without it
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
     PanicOpen {
         /// Do it without asking
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Say of each token whether it would be accepted; exit with 0 only if all are
+    Verify(TokenQuestion),
+    /// Print header and claims of each token as they are, without checking anything
+    Inspect {
+        /// One token a line; `-` is standard input
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct TokenQuestion {
+    /// One token a line; `-` is standard input
+    pub file: PathBuf,
+    /// Policy directory that defines the issuers [default: the daemon's]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// The issuer, as the policy calls it [default: the one that the token names]
+    #[arg(long, value_name = "NAME")]
+    pub issuer: Option<String>,
+    /// Take the issuer's keys from this file
+    #[arg(long, value_name = "FILE", requires = "issuer")]
+    pub jwks: Option<PathBuf>,
+    /// Who the token has to be for
+    #[arg(long)]
+    pub audience: Option<String>,
+    /// A scope that the token must have; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub scopes: Vec<String>,
+    /// A subject that is accepted; may be repeated [default: any]
+    #[arg(long = "subject", value_name = "SUBJECT")]
+    pub subjects: Vec<String>,
+    /// Refuse tokens that are not bound to a certificate or a DPoP key
+    #[arg(long)]
+    pub bound: bool,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<jiff::Timestamp>,
+    /// The certificate that the client showed, in PEM
+    #[arg(long, value_name = "PEM")]
+    pub cert: Option<PathBuf>,
+    /// The DPoP proof that came with the token
+    #[arg(long, value_name = "PROOF", requires_all = ["method", "url"])]
+    pub dpop: Option<String>,
+    /// Method of the request that the proof is for
+    #[arg(long, requires = "dpop")]
+    pub method: Option<String>,
+    /// URL of the request that the proof is for
+    #[arg(long, requires = "dpop")]
+    pub url: Option<String>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

@@ -6,6 +6,8 @@ pub mod config;
 
 pub mod policy;
 
+pub mod proofs;
+
 pub mod dataplane;
 
 pub mod audit;

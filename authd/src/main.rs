@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use authd::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, TokenCommand},
     cmd,
 };
 use clap::Parser;
@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Command::Schema { of } => cmd::schema::run(of),
         Command::Status { json, prometheus } => cmd::status::run(config, json, prometheus),
         Command::Flows { follow, last, json } => cmd::flows::run(config, follow, last, json),
+        Command::Token(TokenCommand::Verify(question)) => cmd::token::verify(config, question),
+        Command::Token(TokenCommand::Inspect { file }) => cmd::token::inspect(&file),
         Command::PanicOpen { yes } => cmd::panic_open::run(config, yes),
     };
     result.unwrap_or_else(|error| {

@@ -9,6 +9,7 @@ pub mod panic_open;
 pub mod run;
 pub mod schema;
 pub mod status;
+pub mod token;
 
 use std::{
     io::{self, IsTerminal},

@@ -1,6 +1,6 @@
 //! The policy with every name resolved and every value in range: what the builder makes, and the compiler reads.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::{
     diagnostic::Place,
@@ -8,6 +8,10 @@ use super::{
     network::{Network, Ports},
     pattern::{Pattern, Patterns},
     schedule::Schedule,
+};
+use crate::proofs::{
+    claims::{IssuerPolicy, Leeway},
+    jws::Algorithm,
 };
 
 #[derive(Clone, Debug)]
@@ -17,6 +21,7 @@ pub struct Model {
     pub workloads: Vec<Workload>,
     pub peers: Vec<Peer>,
     pub services: Vec<Service>,
+    pub issuers: Vec<Issuer>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -88,6 +93,75 @@ impl Service {
     }
 }
 
+/// Who issues tokens.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    pub name: String,
+    /// The `iss` claim, to the letter.
+    pub issuer: String,
+    pub check: TokenCheck,
+    pub max_ttl: Option<Duration>,
+    pub leeway: Leeway,
+    /// RFC 9068 tokens only.
+    pub access_token_type: bool,
+    /// Whether its URLs may lead to private addresses.
+    pub allow_private: bool,
+    pub place: Place,
+}
+
+/// How tokens of an issuer are checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TokenCheck {
+    Jwt {
+        keys: Keys,
+        algorithms: Vec<Algorithm>,
+    },
+    Introspection {
+        url: String,
+        client_id: String,
+        /// Relative to the policy directory. Without one, the client's TLS certificate says who asks.
+        client_secret_file: Option<PathBuf>,
+    },
+}
+
+/// Where an issuer's public keys are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Keys {
+    /// Relative to the policy directory.
+    File(PathBuf),
+    Url(String),
+}
+
+impl Issuer {
+    /// What is asked of each of its tokens.
+    pub fn policy(&self) -> IssuerPolicy {
+        let algorithms = match &self.check {
+            TokenCheck::Jwt { algorithms, .. } => algorithms.clone(),
+            TokenCheck::Introspection { .. } => Vec::new(),
+        };
+        IssuerPolicy {
+            name: self.name.clone(),
+            issuer: self.issuer.clone(),
+            algorithms,
+            max_ttl: self.max_ttl,
+            leeway: self.leeway,
+            require_at_jwt: self.access_token_type,
+        }
+    }
+}
+
+/// What a rule asks of tokens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TokenRequirement {
+    /// By index.
+    pub issuer: usize,
+    pub audience: Option<String>,
+    pub scopes: Vec<String>,
+    pub bound: bool,
+    /// Any, if there are none.
+    pub subjects: Vec<String>,
+}
+
 /// Who a rule is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Subject {
@@ -115,6 +189,8 @@ pub struct Rule {
     pub deny: bool,
     pub observe: bool,
     pub require: Vec<Proof>,
+    /// There exactly if a token is required.
+    pub token: Option<TokenRequirement>,
     pub grant_ttl: Option<Duration>,
     pub when: Option<Schedule>,
     pub place: Place,
@@ -130,6 +206,7 @@ impl Rule {
             deny: false,
             observe: false,
             require: Vec::new(),
+            token: None,
             grant_ttl: None,
             when: None,
             place: Place::nowhere(),
