@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use jiff::{SignedDuration, Span, Timestamp, tz::TimeZone};
 
 use crate::{
@@ -107,6 +107,30 @@ pub enum Command {
         #[command(subcommand)]
         command: CertCommand,
     },
+    /// Check tokens as the daemon does, without it
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Show proofs for a rule, and get a grant: connections that it allows pass until the grant ends
+    Grant(GrantQuestion),
+    /// Say who the daemon takes the caller for, and which grants it holds
+    Whoami {
+        #[command(flatten)]
+        caller: CallerArgs,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a credential, a caller or a grant: at once, to the packet
+    Revoke(RevokeQuestion),
+    /// The process that talks to callers; the daemon starts it by itself
+    #[command(hide = true)]
+    Control {
+        #[arg(long)]
+        uid: u32,
+        #[arg(long)]
+        gid: u32,
+        #[arg(long)]
+        root: PathBuf,
+    },
     /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
     PanicOpen {
         /// Do it without asking
@@ -163,6 +187,17 @@ pub enum CertCommand {
     },
 }
 
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Say of each token whether it would be accepted; exit with 0 only if all are
+    Verify(TokenQuestion),
+    /// Print header and claims of each token as they are, without checking anything
+    Inspect {
+        /// One token a line; `-` is standard input
+        file: PathBuf,
+    },
+}
+
 #[derive(clap::Args)]
 pub struct Verify {
     /// Anchors in PEM, in place of those of the policy
@@ -199,10 +234,117 @@ pub enum CertUsage {
     Server,
 }
 
+#[derive(Args)]
+pub struct TokenQuestion {
+    /// One token a line; `-` is standard input
+    pub file: PathBuf,
+    /// Policy directory that defines the issuers [default: the daemon's]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// The issuer, as the policy calls it [default: the one that the token names]
+    #[arg(long, value_name = "NAME")]
+    pub issuer: Option<String>,
+    /// Take the issuer's keys from this file
+    #[arg(long, value_name = "FILE", requires = "issuer")]
+    pub jwks: Option<PathBuf>,
+    /// Who the token has to be for
+    #[arg(long)]
+    pub audience: Option<String>,
+    /// A scope that the token must have; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub scopes: Vec<String>,
+    /// A subject that is accepted; may be repeated [default: any]
+    #[arg(long = "subject", value_name = "SUBJECT")]
+    pub subjects: Vec<String>,
+    /// Refuse tokens that are not bound to a certificate or a DPoP key
+    #[arg(long)]
+    pub bound: bool,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<jiff::Timestamp>,
+    /// The certificate that the client showed, in PEM
+    #[arg(long, value_name = "PEM")]
+    pub cert: Option<PathBuf>,
+    /// The DPoP proof that came with the token
+    #[arg(long, value_name = "PROOF", requires_all = ["method", "url"])]
+    pub dpop: Option<String>,
+    /// Method of the request that the proof is for
+    #[arg(long, requires = "dpop")]
+    pub method: Option<String>,
+    /// URL of the request that the proof is for
+    #[arg(long, requires = "dpop")]
+    pub url: Option<String>,
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum SchemaOf {
     Policy,
     Config,
+    /// The HTTP interface, as OpenAPI
+    Api,
+}
+
+/// What is shown, and where.
+#[derive(Args)]
+pub struct CallerArgs {
+    /// Where authd listens: https://HOST:PORT [default: this node's socket]
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Authorities that the certificate of `--url` may be of, in PEM
+    #[arg(long, value_name = "PEM", requires = "url")]
+    pub ca: Option<PathBuf>,
+    /// The client's certificate chain, in PEM
+    #[arg(long, value_name = "PEM", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Its key, in PEM
+    #[arg(long, value_name = "PEM", requires = "cert")]
+    pub key: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct GrantQuestion {
+    /// The rule whose proofs are shown
+    #[arg(long)]
+    pub rule: String,
+    #[command(flatten)]
+    pub caller: CallerArgs,
+    /// File with an access token, such as a systemd credential
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Key (PKCS#8 PEM, P-256) that the token is bound to by DPoP
+    #[arg(long, value_name = "PEM", requires = "token_file")]
+    pub dpop_key: Option<PathBuf>,
+    /// File with an API key
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// How long the grant should live, in seconds [default: as long as the rule allows]
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u32>,
+    /// Go on, and show the proofs again before the grant ends; files are read anew each time
+    #[arg(long)]
+    pub keep: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct RevokeQuestion {
+    /// token, token-hash, key, certificate, serial, spki, spiffe-id, workload, instance, peer, agent, issuer, grant, or `list`
+    pub kind: String,
+    /// What is revoked; two values with a space between them for `token` (ISSUER JTI) and `serial` (HASH SERIAL)
+    #[arg(required_unless_present = "list")]
+    pub value: Vec<String>,
+    /// Why, for the record
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// Take the revocation back: what is issued from now on counts again
+    #[arg(long)]
+    pub undo: bool,
+    /// Show what is revoked
+    #[arg(long)]
+    pub list: bool,
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Both go to the daemon as they are written; what they cannot be is said before.

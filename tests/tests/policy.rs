@@ -1,6 +1,8 @@
 //! Policy files: what is refused, where and with which words; what is warned of; and that nothing that anybody can write
 //! into a file makes the reader fall over.
 
+use std::time::Duration;
+
 use authd::policy::{
     compile::{CompileError, Moment, Options, Registry, compile},
     diagnostic::{Diagnostic, Source},
@@ -8,8 +10,9 @@ use authd::policy::{
     explain::{From, Policy, To},
     lint::lint,
     load::{self, texts},
-    model::Model,
+    model::{Keys, Model, TokenCheck},
 };
+use authd::proofs::jws::Algorithm;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
@@ -473,10 +476,149 @@ const ADDED: &[Bad] = &[
         "is no https URL",
     ),
     (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"HS256\"]",
+        "bad_algorithm",
+        "6:15",
+        "everybody who can check a token can make one",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\", \"es384\"]",
+        "bad_algorithm",
+        "6:24",
+        "`es384` is no signature algorithm",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\", \"ES256\"]",
+        "duplicate_algorithm",
+        "6:24",
+        "`ES256` stands here twice",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\njwks_url = \"https://k\"\nalgorithms = [\"ES256\"]",
+        "issuer_keys",
+        "2:8",
+        "either `jwks_url` or `jwks_file`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"\"\nalgorithms = [\"ES256\"]",
+        "issuer_keys",
+        "2:8",
+        "either `jwks_url` or `jwks_file`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_url = \"http://10.0.0.1/k\"\nalgorithms = [\"ES256\"]",
+        "bad_url",
+        "5:12",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_url = \"https://u:p@k\"\nalgorithms = [\"ES256\"]",
+        "bad_url",
+        "5:12",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nleeway = \"61s\"",
+        "long_leeway",
+        "7:10",
+        "would live that much longer",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nleeway = \"-5s\"",
+        "bad_duration",
+        "7:10",
+        "is no duration",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nallow_private = true",
+        "unused_setting",
+        "7:17",
+        "`allow_private` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nintrospection_url = \"https://k\"",
+        "unused_setting",
+        "7:21",
+        "`introspection_url` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nclient_id = \"a\"",
+        "unused_setting",
+        "7:13",
+        "`client_id` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nclient_secret_file = \"a\"",
+        "unused_setting",
+        "7:22",
+        "`client_secret_file` has no use here",
+    ),
+    (
         "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"",
         "issuer_introspection",
         "2:8",
         "has no `introspection_url`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"",
+        "issuer_client",
+        "2:8",
+        "has no `client_id`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"http://i\"\nclient_id = \"a\"",
+        "bad_url",
+        "5:21",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\njwks_url = \"https://k\"",
+        "unused_setting",
+        "7:12",
+        "`jwks_url` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\njwks_file = \"k\"",
+        "unused_setting",
+        "7:13",
+        "`jwks_file` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\nalgorithms = [\"ES256\"]",
+        "unused_setting",
+        "7:15",
+        "`algorithms` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\naccess_token_type = true",
+        "unused_setting",
+        "7:21",
+        "`access_token_type` has no use here",
+    ),
+    // What rules ask of tokens.
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", audience = \"\" }",
+        "bad_audience",
+        "6:39",
+        "cannot be empty",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", scopes = [\"a\", \"b c\"] }",
+        "bad_scope",
+        "6:43",
+        "`b c` is no scope",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", subjects = [] }",
+        "bad_subject",
+        "6:39",
+        "no token has such a subject",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", subjects = [\"a\", \"\"] }",
+        "bad_subject",
+        "6:45",
+        "no token has such a subject",
     ),
     (
         "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nmax_ttl = \"soon\"",
@@ -662,6 +804,7 @@ fn lints_find_what_is_hardly_meant() {
         format!("[[rule]]\nname = \"{name}\"\nfrom = [\"{from}\"]\nto = [\"{to}\"]\n{more}\n")
     };
     let all = rule("a", "any", "db", "");
+    let token = |audience| format!("require = [\"token\"]\ntoken = {{ issuer = \"corp\", audience = \"{audience}\" }}");
     let cases = [
         (rule("a", "web", "db", "") + &rule("b", "any", "db", "action = \"deny\""), Some(("unreachable", "rule `a` never allows"))),
         (rule("a", "web", "db", "") + &rule("b", "agent", "db", "action = \"deny\""), None),
@@ -681,6 +824,15 @@ fn lints_find_what_is_hardly_meant() {
             "[[service]]\nname = \"idle\"\naddresses = [\"10.1.0.1\"]\nports = [\"tcp/1\"]\n".to_owned() + &all,
             Some(("unused", "no rule names service `idle`")),
         ),
+        (
+            rule("a", "web", "db", "require = [\"token\"]\ntoken = { issuer = \"corp\" }"),
+            Some(("any_audience", "rule `a` takes tokens for any audience")),
+        ),
+        (rule("a", "web", "db", &token("a")) + &rule("b", "web", "db", &token("b")), None),
+        (
+            rule("a", "web", "db", &token("a")) + &rule("b", "web", "db", &token("a")),
+            Some(("pointless", "rule `b` makes no difference: rule `a`")),
+        ),
     ];
     for (text, expected) in cases {
         let text = format!("{BASE}{}{text}", rule("office", "office", "api", ""));
@@ -694,6 +846,33 @@ fn lints_find_what_is_hardly_meant() {
             }
         }
     }
+}
+
+#[test]
+fn issuers_and_what_rules_ask_of_their_tokens_are_in_the_model() {
+    let model = model(&format!(
+        "{BASE}leeway = \"10s\"\naccess_token_type = true\nmax_ttl = \"15m\"\n\
+         [[issuer]]\nname = \"local\"\nkind = \"introspection\"\nissuer = \"http://127.0.0.1:4000\"\n\
+         introspection_url = \"http://127.0.0.1:4000/introspect\"\nclient_id = \"authd\"\nclient_secret_file = \"s\"\n\
+         allow_private = true\n\
+         [[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\n\
+         token = {{ issuer = \"local\", audience = \"db\", scopes = [\"w\", \"r\"], bound = true, subjects = [\"x\"] }}\n"
+    ));
+    let [corp, local] = &model.issuers[..] else { panic!("{:?}", model.issuers) };
+    let keys = Keys::File("/etc/authd/jwks.json".into());
+    assert_eq!(corp.check, TokenCheck::Jwt { keys, algorithms: vec![Algorithm::Es256] });
+    let policy = corp.policy();
+    assert_eq!((policy.max_ttl, policy.leeway.get()), (Some(Duration::from_secs(900)), Duration::from_secs(10)));
+    assert!(policy.require_at_jwt && !corp.allow_private && local.allow_private);
+    let expected = TokenCheck::Introspection {
+        url: "http://127.0.0.1:4000/introspect".into(),
+        client_id: "authd".into(),
+        client_secret_file: Some("s".into()),
+    };
+    assert_eq!((&local.check, local.policy().leeway.get()), (&expected, Duration::from_secs(30)));
+    let token = model.rules[0].token.as_ref().unwrap();
+    assert_eq!((token.issuer, token.audience.as_deref(), token.bound), (1, Some("db"), true));
+    assert_eq!((&token.scopes[..], &token.subjects[..]), (&["r".into(), "w".into()][..], &["x".into()][..]));
 }
 
 fn moment(text: &str) -> Moment {

@@ -266,15 +266,24 @@ pub struct Issuer {
     pub name: Spanned<String>,
     /// `jwt` or `introspection`.
     pub kind: IssuerKind,
-    /// The `iss` claim (RFC 7519, 4.1.1): an https URL.
+    /// The `iss` claim (RFC 7519, 4.1.1): an https URL, to the letter.
     #[schemars(with = "String")]
     pub issuer: Spanned<String>,
+    /// Where its public keys are published (RFC 7517, 5).
     #[schemars(with = "Option<String>")]
     pub jwks_url: Option<Spanned<String>>,
+    /// The same as a file, in the policy directory unless the path is absolute.
     #[schemars(with = "Option<String>")]
     pub jwks_file: Option<Spanned<String>>,
+    /// Where it says whether a token is active (RFC 7662).
     #[schemars(with = "Option<String>")]
     pub introspection_url: Option<Spanned<String>>,
+    /// As whom authd introspects.
+    #[schemars(with = "Option<String>")]
+    pub client_id: Option<Spanned<String>>,
+    /// File with that client's secret. Without it, authd shows its TLS certificate (RFC 8705, 2).
+    #[schemars(with = "Option<String>")]
+    pub client_secret_file: Option<Spanned<String>>,
     /// Algorithms that are accepted (RFC 7518, 3.1).
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
@@ -282,6 +291,15 @@ pub struct Issuer {
     /// Longest lifetime that a token may have, such as `15m`.
     #[schemars(with = "Option<String>")]
     pub max_ttl: Option<Spanned<String>>,
+    /// How much its clock may be off, up to `60s`. Default: `30s`.
+    #[schemars(with = "Option<String>")]
+    pub leeway: Option<Spanned<String>>,
+    /// Take only tokens of type `at+jwt`, with all claims that RFC 9068 requires. Keeps its ID tokens out.
+    #[schemars(with = "Option<bool>")]
+    pub access_token_type: Option<Spanned<bool>>,
+    /// Whether its URLs may lead to private addresses.
+    #[schemars(with = "Option<bool>")]
+    pub allow_private: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
@@ -364,11 +382,19 @@ pub enum Pending {
 pub struct Token {
     #[schemars(with = "String")]
     pub issuer: Spanned<String>,
-    pub audience: Option<String>,
+    /// One of its audiences (`aud`).
+    #[schemars(with = "Option<String>")]
+    pub audience: Option<Spanned<String>>,
+    /// Scopes that it must have; all of them.
     #[serde(default)]
-    pub scopes: Vec<String>,
+    #[schemars(with = "Vec<String>")]
+    pub scopes: Vec<Spanned<String>>,
+    /// Whether it has to be bound to a certificate (RFC 8705) or a DPoP key (RFC 9449).
     #[serde(default)]
     pub bound: bool,
+    /// Subjects (`sub`) that are accepted. Default: any.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub subjects: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// What a certificate has to say. Each key that is there must fit; of several texts in one, one has to.

@@ -9,10 +9,14 @@ use super::{
     pattern::{Pattern, Patterns},
     schedule::Schedule,
 };
-use crate::proofs::x509::{
-    crl::CrlPolicy,
-    identity::{DnsPattern, VerifiedCertificate},
-    spiffe::{SpiffeId, TrustDomain},
+use crate::proofs::{
+    claims::{IssuerPolicy, Leeway},
+    jws::Algorithm,
+    x509::{
+        crl::CrlPolicy,
+        identity::{DnsPattern, VerifiedCertificate},
+        spiffe::{SpiffeId, TrustDomain},
+    },
 };
 
 /// Names become path segments of SPIFFE IDs and words of command lines.
@@ -21,7 +25,7 @@ pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.chars().all(allowed) && text.starts_with(char::is_alphanumeric)
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Model {
     pub trust_domain: String,
     pub observe: bool,
@@ -29,6 +33,7 @@ pub struct Model {
     pub peers: Vec<Peer>,
     pub services: Vec<Service>,
     pub authorities: Vec<Authority>,
+    pub issuers: Vec<Issuer>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -162,6 +167,75 @@ impl Service {
     }
 }
 
+/// Who issues tokens.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    pub name: String,
+    /// The `iss` claim, to the letter.
+    pub issuer: String,
+    pub check: TokenCheck,
+    pub max_ttl: Option<Duration>,
+    pub leeway: Leeway,
+    /// RFC 9068 tokens only.
+    pub access_token_type: bool,
+    /// Whether its URLs may lead to private addresses.
+    pub allow_private: bool,
+    pub place: Place,
+}
+
+/// How tokens of an issuer are checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TokenCheck {
+    Jwt {
+        keys: Keys,
+        algorithms: Vec<Algorithm>,
+    },
+    Introspection {
+        url: String,
+        client_id: String,
+        /// Relative to the policy directory. Without one, the client's TLS certificate says who asks.
+        client_secret_file: Option<PathBuf>,
+    },
+}
+
+/// Where an issuer's public keys are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Keys {
+    /// Relative to the policy directory.
+    File(PathBuf),
+    Url(String),
+}
+
+impl Issuer {
+    /// What is asked of each of its tokens.
+    pub fn policy(&self) -> IssuerPolicy {
+        let algorithms = match &self.check {
+            TokenCheck::Jwt { algorithms, .. } => algorithms.clone(),
+            TokenCheck::Introspection { .. } => Vec::new(),
+        };
+        IssuerPolicy {
+            name: self.name.clone(),
+            issuer: self.issuer.clone(),
+            algorithms,
+            max_ttl: self.max_ttl,
+            leeway: self.leeway,
+            require_at_jwt: self.access_token_type,
+        }
+    }
+}
+
+/// What a rule asks of tokens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TokenRequirement {
+    /// By index.
+    pub issuer: usize,
+    pub audience: Option<String>,
+    pub scopes: Vec<String>,
+    pub bound: bool,
+    /// Any, if there are none.
+    pub subjects: Vec<String>,
+}
+
 /// Who a rule is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Subject {
@@ -191,6 +265,8 @@ pub struct Rule {
     pub require: Vec<Proof>,
     /// What the certificate has to say where `require` has `mtls`.
     pub mtls: Option<MtlsRequirement>,
+    /// There exactly if a token is required.
+    pub token: Option<TokenRequirement>,
     pub grant_ttl: Option<Duration>,
     /// Connections wait for their proofs, instead of being refused at once.
     pub hold: bool,
@@ -209,6 +285,7 @@ impl Rule {
             observe: false,
             require: Vec::new(),
             mtls: None,
+            token: None,
             grant_ttl: None,
             hold: false,
             when: None,

@@ -4,6 +4,7 @@
 //! Never: tables.
 
 mod certificates;
+mod issuers;
 mod rules;
 
 use std::{collections::HashMap, ops::Range, time::Duration};
@@ -13,7 +14,7 @@ use toml::Spanned;
 use super::{
     diagnostic::{Diagnostic, Place, Source},
     file::{self, Inbound, Kind, Mode, Texts},
-    model::{Model, Peer, Service, Subject, Workload, is_name},
+    model::{Issuer, Model, Peer, Service, Subject, Workload, is_name},
     network::{Network, Ports},
     pattern::Pattern,
 };
@@ -59,8 +60,8 @@ struct Builder {
     diagnostics: Vec<Diagnostic>,
     callers: HashMap<String, (Subject, Place)>,
     services: HashMap<String, (usize, Place)>,
-    issuers: HashMap<String, Place>,
     authorities: HashMap<String, (usize, Place)>,
+    issuers: HashMap<String, (usize, Place)>,
 }
 
 impl Builder {
@@ -68,8 +69,10 @@ impl Builder {
         let Raw { trust_domain, mode, workloads, peers, services, issuers, authorities, rules } = raw;
         let trust_domain = self.trust_domain(trust_domain);
         let authorities = self.authorities(authorities);
-        for (source, issuer) in issuers {
-            self.issuer(&source, issuer.into_inner());
+        let issuers: Vec<Issuer> =
+            issuers.into_iter().filter_map(|(source, issuer)| self.issuer(&source, issuer.into_inner())).collect();
+        for (index, issuer) in issuers.iter().enumerate() {
+            self.issuers.insert(issuer.name.clone(), (index, issuer.place.clone()));
         }
         // Names first: a rule may stand before what it names.
         for (index, (source, workload)) in workloads.iter().enumerate() {
@@ -100,6 +103,7 @@ impl Builder {
             peers,
             services,
             authorities,
+            issuers,
             rules: Vec::new(),
         };
         let mut names: HashMap<String, Place> = HashMap::new();
@@ -211,70 +215,6 @@ impl Builder {
             );
         }
         Some(label)
-    }
-
-    fn issuer(&mut self, source: &Source, raw: file::Issuer) {
-        let file::Issuer { name, kind, issuer, jwks_url, jwks_file, introspection_url, algorithms, max_ttl } = raw;
-        let at = place(source, name.span());
-        self.name(&at, name.as_ref());
-        if let Some(first) = self.issuers.get(name.as_ref()) {
-            self.duplicate(&at, &first.clone(), "issuer", name.as_ref());
-        }
-        if !issuer.as_ref().starts_with("https://") {
-            self.error(
-                "bad_issuer",
-                &place(source, issuer.span()),
-                format!("issuer `{}` is no https URL", issuer.as_ref()),
-                "write the `iss` claim exactly as the issuer's tokens carry it (RFC 8414, 2)",
-            );
-        }
-        for url in [&jwks_url, &introspection_url].into_iter().flatten() {
-            if !url.as_ref().starts_with("https://") {
-                self.error(
-                    "bad_url",
-                    &place(source, url.span()),
-                    format!("`{}` is no https URL", url.as_ref()),
-                    "keys and answers must not come over a connection that anybody can change",
-                );
-            }
-        }
-        match kind {
-            file::IssuerKind::Jwt if jwks_url.is_none() == jwks_file.is_none() => self.error(
-                "issuer_keys",
-                &at,
-                format!("issuer `{}` needs either `jwks_url` or `jwks_file`", name.as_ref()),
-                "say where its public keys are, in one way",
-            ),
-            file::IssuerKind::Jwt if algorithms.is_empty() => self.error(
-                "issuer_algorithms",
-                &at,
-                format!("issuer `{}` accepts no algorithm", name.as_ref()),
-                "list what it signs with, such as `algorithms = [\"ES256\"]`",
-            ),
-            file::IssuerKind::Introspection if introspection_url.is_none() => self.error(
-                "issuer_introspection",
-                &at,
-                format!("issuer `{}` has no `introspection_url`", name.as_ref()),
-                "say where tokens are introspected (RFC 7662)",
-            ),
-            _ => {}
-        }
-        // RFC 7518, 3.1, and RFC 8037: asymmetric ones only. A shared secret would let every verifier sign.
-        const KNOWN: [&str; 9] = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
-        for algorithm in &algorithms {
-            if !KNOWN.contains(&algorithm.as_ref().as_str()) {
-                self.error(
-                    "bad_algorithm",
-                    &place(source, algorithm.span()),
-                    format!("`{}` is no signature algorithm that authd accepts", algorithm.as_ref()),
-                    format!("use some of {}", KNOWN.join(", ")),
-                );
-            }
-        }
-        if let Some(max_ttl) = max_ttl {
-            self.duration(source, &max_ttl);
-        }
-        self.issuers.insert(name.into_inner(), at);
     }
 
     fn workload(&mut self, source: &Source, raw: file::Workload) -> Workload {
