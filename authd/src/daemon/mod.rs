@@ -8,6 +8,7 @@ pub mod cgroupfs;
 pub mod clock;
 pub mod control;
 pub mod granting;
+mod keys;
 pub mod names;
 pub mod settings;
 pub mod state;
@@ -32,7 +33,7 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use self::{
-    admin::{Answer, Applied, Explained},
+    admin::{Applied, Explained},
     candidate::{Candidate, Prepared},
     cgroupfs::{Base, CgroupError},
     granting::Ledger,
@@ -40,7 +41,7 @@ use self::{
     state::{Persistent, State, StateError},
     status::GrantTotals,
     status::{Count, Events, Fill, Flows, Program, Refused, Reload, Status},
-    trust::{KeyError, NewKey, Trust},
+    trust::Trust,
 };
 use crate::{
     audit::{
@@ -61,7 +62,6 @@ use crate::{
         explain::{From, Policy},
         pattern::Patterns,
     },
-    proofs::api_key::text::KeyId,
     store::StoreError,
 };
 
@@ -404,15 +404,6 @@ impl Daemon {
         Ok(())
     }
 
-    /// Writes what could wait of the store.
-    fn settle(&mut self) {
-        if let Ok(trust) = &mut self.trust
-            && let Err(error) = trust.settle()
-        {
-            tracing::error!(%error, "what could wait of the store cannot be written");
-        }
-    }
-
     /// Whether every program is still where it was put.
     fn verify(&mut self) {
         let links = attach::links_directory(&self.config.pins);
@@ -535,43 +526,6 @@ impl Daemon {
         let mut explanation = policy.explain(from, to);
         explanation.generation = Some(self.generation());
         Ok(Explained::new(&explanation))
-    }
-
-    pub fn create_key(&mut self, by: u32, new: NewKey) -> Answer {
-        let model = &self.active.prepared.model;
-        let created = trusted(&mut self.trust).and_then(|trust| trust.create_key(Timestamp::now(), by, model, new));
-        match created {
-            Ok(key) => {
-                let message = format!("`{}` until {}: {}", key.name, key.expires, key.scope);
-                self.report_key("api_key_created", key.id, by, message);
-                Answer::KeyCreated(Box::new(key))
-            }
-            Err(error) => Answer::Error { message: error.to_string() },
-        }
-    }
-
-    pub fn list_keys(&mut self) -> Answer {
-        match trusted(&mut self.trust) {
-            Ok(trust) => Answer::Keys { keys: trust.keys() },
-            Err(error) => Answer::Error { message: error.to_string() },
-        }
-    }
-
-    pub fn revoke_key(&mut self, by: u32, id: KeyId) -> Answer {
-        match trusted(&mut self.trust).and_then(|trust| trust.revoke_key(Timestamp::now(), by, id)) {
-            Ok(key) => {
-                self.report_key("api_key_revoked", id, by, format!("`{}`", key.name));
-                Answer::KeyRevoked(Box::new(key))
-            }
-            Err(error) => Answer::Error { message: error.to_string() },
-        }
-    }
-
-    fn report_key(&mut self, event: &str, id: KeyId, by: u32, message: String) {
-        let mut record = Record::about(event, message);
-        record.key_id = Some(id.to_string());
-        record.uid = Some(by);
-        self.report(record);
     }
 
     pub fn status(&self) -> Result<Status, DaemonError> {
@@ -733,10 +687,6 @@ impl Daemon {
         record.generation = Some(generation);
         self.report(record);
     }
-}
-
-fn trusted(trust: &mut Result<Trust, StoreError>) -> Result<&mut Trust, KeyError> {
-    trust.as_mut().map_err(|error| KeyError::Unusable(error.to_string()))
 }
 
 /// The policy to begin with: the directory's, or, if that is bad, the one that was in force last.

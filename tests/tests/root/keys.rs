@@ -169,13 +169,18 @@ fn without_its_store() -> Result<Verdict> {
     daemon.terminate()?;
     let path = sandbox.directory().join("state/store.redb");
     let whole = fs::read(&path)?;
+    // As the error asks for it: with the mode that it had.
+    let put_back = || -> Result<()> {
+        fs::write(&path, &whole)?;
+        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?)
+    };
     let damages: [(&str, &dyn Fn() -> Result<()>); 3] = [
         ("store_damaged", &|| Ok(fs::write(&path, &whole[..whole.len() / 2])?)),
         ("store_damaged", &|| spoil(&path)),
         ("store_missing", &|| Ok(fs::remove_file(&path)?)),
     ];
     for (reason, damage) in damages {
-        fs::write(&path, &whole)?;
+        put_back()?;
         damage()?;
         let mut daemon = sandbox.start()?;
         let seen =
@@ -198,7 +203,7 @@ fn without_its_store() -> Result<Verdict> {
         }
         daemon.terminate()?;
     }
-    fs::write(&path, &whole)?;
+    put_back()?;
     let daemon = sandbox.start()?;
     ensure!(list(&daemon)?.len() == 1, "with the copy back, all is as before");
     ensure!(daemon.status()?.store_error.is_none());
