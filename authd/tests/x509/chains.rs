@@ -675,6 +675,70 @@ fn a_flipped_bit_anywhere_is_refused() {
     }
 }
 
+/// Peers and rules of a policy, each with the certificates that it should mean: of `web`, of `printer`.
+#[test]
+fn policies_mean_the_certificates_that_they_name() {
+    use authd::policy::{diagnostic::Source, load};
+    let pki = base();
+    let extensions = format!("{LEAF}\nsubjectAltName=DNS:*.example.org,DNS:a.b.example.org");
+    let subject = "/O=Acme, Inc/CN=printer";
+    pki.make(Make { name: "printer", subject, issuer: Some("root"), extensions: &extensions, ..Make::default() });
+    let authority = corp(&pki, "root.pem");
+    let of = |files: &[&str]| judge(&authority, &chain(&pki, files)).unwrap();
+    let (web, printer) = (of(&["web.pem", "int.pem"]), of(&["printer.pem"]));
+    let cases = [
+        (r#"spiffe_id = "spiffe://example.org/web""#, true, false),
+        (r#"spiffe_id = "spiffe://example.org/webb""#, false, false),
+        (r#"dns = "WEB.example.org""#, true, false),
+        (r#"dns = "*.example.org""#, true, false),
+        (r#"dns = "*.b.example.org""#, false, true),
+        (r#"dns = "b.example.org""#, false, false),
+        (r#"subject = "CN=printer,O=Acme\\, Inc""#, false, true),
+        (r#"subject = "CN=printer""#, false, false),
+        // Every key has to fit.
+        (
+            "spiffe_id = \"spiffe://example.org/web\"\ndns = \"web.example.org\"\nsubject = \"CN=web,O=Example\"",
+            true,
+            false,
+        ),
+        ("spiffe_id = \"spiffe://example.org/web\"\ndns = \"other.example.org\"", false, false),
+        ("subject = \"CN=web,O=Example\"\ndns = \"*.b.example.org\"", false, false),
+    ];
+    let model = |text: String| {
+        let text = format!(
+            "trust_domain = \"example.org\"\n[[authority]]\nname = \"other\"\nbundle = \"o\"\ntrust_domain = \"example.org\"\n\
+             [[authority]]\nname = \"corp\"\nbundle = \"c\"\ntrust_domain = \"example.org\"\n\
+             [[workload]]\nname = \"w\"\nkind = \"service\"\ncgroup = \"/w\"\n{text}"
+        );
+        let policy = load::texts(vec![Source { name: "p".into(), text: text.as_str().into() }]);
+        let shown: Vec<String> = policy.diagnostics.iter().map(|d| d.render(false)).collect();
+        policy.model.unwrap_or_else(|| panic!("{}", shown.join("\n")))
+    };
+    let rule = |mtls: &str| {
+        format!("[[rule]]\nname = \"r\"\nfrom = [\"w\"]\nto = [\"any\"]\nrequire = [\"mtls\"]\nmtls = {{ {mtls} }}\n")
+    };
+    for (keys, means_web, means_printer) in cases {
+        let model = model(format!("[[peer]]\nname = \"p\"\n{keys}\n{}", rule(&keys.replace('\n', ", "))));
+        let (peer, mtls) = (&model.peers[0], model.rules[0].mtls.as_ref().unwrap());
+        for (certificate, meant) in [(&web, means_web), (&printer, means_printer)] {
+            assert_eq!(peer.is_named_by(certificate), meant, "peer {keys} {}", certificate.subject);
+            assert_eq!(mtls.is_met_by(certificate, &model.authorities), meant, "rule {keys} {}", certificate.subject);
+        }
+    }
+    for (mtls, met) in [
+        (r#"authority = "corp""#, true),
+        (r#"authority = "other""#, false),
+        (r#"authority = "other", spiffe_id = "spiffe://example.org/web""#, false),
+        (r#"spiffe_id = ["spiffe://example.org/a", "spiffe://example.org/web"]"#, true),
+        (r#"dns = ["a.example.org", "b.example.org"]"#, false),
+    ] {
+        let model = model(rule(mtls));
+        assert_eq!(model.rules[0].mtls.as_ref().unwrap().is_met_by(&web, &model.authorities), met, "{mtls}");
+    }
+    let plain = model("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.1\"]\n".to_owned());
+    assert!(!plain.peers[0].is_named_by(&web), "a peer of whose certificate nothing is said");
+}
+
 /// Reads and judges whatever this is, as each of the things that come from outside.
 fn exercise(der: &[u8]) {
     let pki = &*BASE;
