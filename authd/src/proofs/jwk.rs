@@ -284,7 +284,7 @@ fn rsa(jwk: &Map<String, Value>) -> Result<Parsed, JwkError> {
     let bits = modulus.len() * 8 - modulus.first().map_or(0, |first| first.leading_zeros() as usize);
     let odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
     // FIPS 186-5, A.1.1: odd, from 65537. Longer than 32 bits only serves to make verifying slow.
-    let fold = |value, byte: &u8| (value << 8) | u64::from(*byte);
+    let fold = |value: u64, byte: &u8| (value << 8) | u64::from(*byte);
     let usual = exponent.len() <= 4 && exponent.iter().fold(0, fold) >= 65537 && odd(&exponent);
     if !RSA_BITS.contains(&bits) || !odd(&modulus) || !usual {
         return Err(JwkError::WeakRsa);
