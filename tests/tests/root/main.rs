@@ -8,6 +8,7 @@ mod lifecycle;
 mod modes;
 mod reload;
 mod remote;
+mod sockets;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -43,6 +44,7 @@ fn main() {
         remote::trials(),
         reload::trials(),
         lifecycle::trials(),
+        sockets::trials(),
     ]
     .into_iter()
     .flatten()

@@ -91,7 +91,8 @@ impl SocketError {
 #[derive(Clone, Debug, Default)]
 pub struct Destroyed {
     pub destroyed: usize,
-    /// Sockets that were not there any more.
+    /// Sockets that were not there any more. If something floods the namespace's socket with datagrams so that answers are
+    /// lost, some of them are those just destroyed.
     pub gone: usize,
     pub failed: Vec<(Flow, SocketError)>,
 }
