@@ -52,13 +52,13 @@ const LOOPBACK: u32 = 1;
 /// A type that nobody uses (IEEE 802, local experiments): newer kernels refuse to run what claims to be IP and is short.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
-/// This process in another cgroup, for as long as this lives: sockets of test runs belong to it.
-struct Moved {
+/// This process in another cgroup, for as long as this lives: its new sockets, and those of test runs, belong to it.
+pub struct Moved {
     back: PathBuf,
 }
 
 impl Moved {
-    fn to(cgroup: &Path) -> Result<Self> {
+    pub fn to(cgroup: &Path) -> Result<Self> {
         let mount = authd::daemon::cgroupfs::mount_point().context("cgroup v2 is mounted")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("a process has a cgroup")?;

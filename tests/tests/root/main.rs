@@ -9,6 +9,7 @@ mod lifecycle;
 mod modes;
 mod reload;
 mod remote;
+mod sockets;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -45,6 +46,7 @@ fn main() {
         reload::trials(),
         lifecycle::trials(),
         keys::trials(),
+        sockets::trials(),
     ]
     .into_iter()
     .flatten()

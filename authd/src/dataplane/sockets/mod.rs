@@ -91,7 +91,8 @@ impl SocketError {
 #[derive(Clone, Debug, Default)]
 pub struct Destroyed {
     pub destroyed: usize,
-    /// Sockets that were not there any more.
+    /// Sockets that were not there any more. If something floods the namespace's socket with datagrams so that answers are
+    /// lost, some of them are those just destroyed.
     pub gone: usize,
     pub failed: Vec<(Flow, SocketError)>,
 }
@@ -102,7 +103,8 @@ pub struct Found {
     pub flow: Flow,
     /// [`message::state`]
     pub state: u8,
-    /// What the map holds for it.
+    /// What the map holds for it. Never for UDP: the kernel shows no storage of sockets without a connection's state
+    /// (`inet_sk_diag_fill`, net/ipv4/inet_diag.c). The table of conversations has the cookies of those.
     pub tag: Option<Box<[u8]>>,
 }
 
@@ -225,7 +227,8 @@ impl Sockets {
                 result.failed.push((namespace, NamespaceError::NotFound.into()));
                 return;
             };
-            let listed = diag.list(family, protocol, protocol.flow_states(), Some(map));
+            let map = (protocol == Protocol::Tcp).then_some(map);
+            let listed = diag.list(family, protocol, protocol.flow_states(), map);
             let broken = diag.is_broken();
             match listed {
                 Ok(listed) => result.found.extend(listed.into_iter().map(|l| Found {
