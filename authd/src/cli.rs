@@ -190,7 +190,7 @@ pub enum CertCommand {
 #[derive(Subcommand)]
 pub enum TokenCommand {
     /// Say of each token whether it would be accepted; exit with 0 only if all are
-    Verify(TokenQuestion),
+    Verify(Box<TokenQuestion>),
     /// Print header and claims of each token as they are, without checking anything
     Inspect {
         /// One token a line; `-` is standard input

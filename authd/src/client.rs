@@ -133,8 +133,7 @@ async fn tls<S: AsyncRead + AsyncWrite + Unpin>(
     let chain = CertificateDer::pem_slice_iter(&identity.certificates)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| ClientError::Pem { what: "certificate", error })?;
-    let key =
-        PrivateKeyDer::from_pem_slice(&identity.key).map_err(|error| ClientError::Pem { what: "key", error })?;
+    let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(|error| ClientError::Pem { what: "key", error })?;
     connect(config.with_client_auth_cert(chain, key)?, host, stream).await
 }
 

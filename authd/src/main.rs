@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Command::Flows { follow, last, json } => cmd::flows::run(config, follow, last, json),
         Command::Key { command } => cmd::key::run(config, command),
         Command::Cert { command } => cmd::cert::run(config, command),
-        Command::Token(TokenCommand::Verify(question)) => cmd::token::verify(config, question),
+        Command::Token(TokenCommand::Verify(question)) => cmd::token::verify(config, *question),
         Command::Token(TokenCommand::Inspect { file }) => cmd::token::inspect(&file),
         Command::Grant(question) => cmd::grant::run(config, question),
         Command::Whoami { caller, json } => cmd::whoami::run(config, &caller, json),

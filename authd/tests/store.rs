@@ -10,10 +10,13 @@ use std::{
     time::Duration,
 };
 
-use authd::store::{
-    Store,
-    grants::{Grant, GrantId, Holder},
-    revocations::{Revocation, Revocations, Revoked},
+use authd::{
+    grants::{Given, Holder, Id},
+    store::{
+        Store,
+        grants::Grant,
+        revocations::{Revocation, Revocations, Revoked},
+    },
 };
 use jiff::Timestamp;
 
@@ -25,19 +28,17 @@ fn peer(number: usize) -> Revoked {
 }
 
 fn grant(number: usize) -> Grant {
-    Grant {
-        id: GrantId::from_random((number as u128).to_be_bytes()),
+    let given = Given {
+        id: Id((number as u128).to_be_bytes()),
         rule: "r".to_owned(),
-        rule_number: 0,
-        holder: Holder::Workload { workload: 1 },
-        slot: number as u32,
-        serial: 1,
+        holder: Holder::Workload { name: "w".to_owned(), cgroup: "/w".to_owned(), instance: 1 },
+        proofs: Vec::new(),
+        terms: 0,
         issued: Timestamp::UNIX_EPOCH,
-        expires: Timestamp::UNIX_EPOCH,
-        max_expires: Timestamp::UNIX_EPOCH,
-        boot: "b".to_owned(),
-        proofs: serde_json::Value::Null,
-    }
+        until: Timestamp::UNIX_EPOCH,
+    };
+    let slot = number as u32;
+    Grant { given, rule_number: 0, workload_number: 1, slot, serial: 1, boot: "b".to_owned() }
 }
 
 /// Writes without end, and says of each change when it is acknowledged: `+N` a revocation, `-N` its end.

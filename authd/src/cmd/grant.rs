@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context, bail};
 use aws_lc_rs::{
-    encoding::AsBigEndian,
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
 };
@@ -171,9 +170,8 @@ impl DpopKey {
             Target::Peer { host, port, .. } if host.contains(':') => format!("https://[{host}]:{port}{PATH}"),
             Target::Peer { host, port, .. } => format!("https://{host}:{port}{PATH}"),
         };
-        let point = self.pair.public_key().as_big_endian()?;
         // An uncompressed point: a byte 4, then both coordinates (SEC 1, 2.3.3).
-        let point: &[u8] = point.as_ref();
+        let point: &[u8] = self.pair.public_key().as_ref();
         let (x, y) = point.get(1..).and_then(|both| both.split_at_checked(32)).context("a P-256 point")?;
         let jwk = json!({ "kty": "EC", "crv": "P-256", "x": base64url::encode(x), "y": base64url::encode(y) });
         let header = json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": jwk });
@@ -181,13 +179,11 @@ impl DpopKey {
         aws_lc_rs::rand::fill(&mut jti)?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let ath = base64url::encode(Digest::of(token.as_bytes()).as_bytes());
-        let mut claims =
-            json!({ "jti": base64url::encode(jti), "htm": "POST", "htu": url, "iat": now, "ath": ath });
+        let mut claims = json!({ "jti": base64url::encode(jti), "htm": "POST", "htu": url, "iat": now, "ath": ath });
         if let Some(nonce) = nonce {
             claims["nonce"] = nonce.into();
         }
-        let signed =
-            format!("{}.{}", base64url::encode(header.to_string()), base64url::encode(claims.to_string()));
+        let signed = format!("{}.{}", base64url::encode(header.to_string()), base64url::encode(claims.to_string()));
         let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes())?;
         Ok(format!("{signed}.{}", base64url::encode(signature.as_ref())))
     }

@@ -193,8 +193,7 @@ async fn post_grant(
             return Err(problem);
         }
     };
-    let wanted =
-        Wanted { rule: asked.rule, proofs: proven.shown, api_key: proven.api_key, seconds: asked.seconds };
+    let wanted = Wanted { rule: asked.rule, proofs: proven.shown, api_key: proven.api_key, seconds: asked.seconds };
     let connection = session.connection;
     match session.shared.ask(|question| FromControl::Grant { question, connection, wanted }).await {
         Answer::Granted(grant) => Ok((StatusCode::CREATED, Json(GrantAnswer::from(grant))).into_response()),

@@ -96,8 +96,7 @@ impl Resolve for Public {
         let allow_private = self.allow_private;
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> =
-                found.filter(|address| allow_private || !is_special(address.ip())).collect();
+            let allowed: Vec<SocketAddr> = found.filter(|address| allow_private || !is_special(address.ip())).collect();
             if allowed.is_empty() {
                 return Err("the name has no address on the Internet".into());
             }
@@ -109,11 +108,9 @@ impl Resolve for Public {
 /// https anywhere, http only to this machine; and addresses written as such are checked like those of names.
 fn check(url: &Url, allow_private: bool) -> Result<(), FetchError> {
     let wrong = || FetchError::Url(url.to_string());
-    let address = match url.host().ok_or_else(wrong)? {
-        url::Host::Domain(_) => None,
-        url::Host::Ipv4(v4) => Some(IpAddr::V4(v4)),
-        url::Host::Ipv6(v6) => Some(IpAddr::V6(v6)),
-    };
+    // The URL parser has made an address of everything that could be one.
+    let host = url.host_str().ok_or_else(wrong)?;
+    let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     match url.scheme() {
         "https" => {}
         "http" if allow_private && address.is_some_and(|address| address.is_loopback()) => {}

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{OriginalUri, Path, Request},
-    http::{HeaderMap, HeaderValue, StatusCode, Uri, header, header::HeaderName},
+    extract::{OriginalUri, Path},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, header::HeaderName},
     response::{IntoResponse, Response},
 };
 use percent_encoding::percent_decode_str;
@@ -26,7 +26,7 @@ use crate::{
     grants::proof::Shown,
     ipc::{Caller, FromControl, Wanted},
     policy::model::{Model, Object, Rule},
-    proofs::dpop::target::Target,
+    proofs::dpop::Target,
 };
 
 /// What nginx says of the original request.
@@ -59,27 +59,33 @@ pub async fn forward_auth(
     Extension(session): Extension<Arc<Session>>,
     Path(parameters): Path<Vec<(String, String)>>,
     OriginalUri(uri): OriginalUri,
-    request: Request,
+    method: Method,
+    headers: HeaderMap,
 ) -> Response {
     let name = parameters.into_iter().find(|(name, _)| name == "rule").map(|(_, rule)| rule).unwrap_or_default();
-    match decide(&session, &name, &uri, &request).await {
+    match decide(&session, &name, &uri, &method, &headers).await {
         Ok(response) => response,
         Err(problem) => for_proxies(problem).into_response(),
     }
 }
 
-async fn decide(session: &Session, name: &str, uri: &Uri, request: &Request) -> Result<Response, Problem> {
+async fn decide(
+    session: &Session,
+    name: &str,
+    uri: &Uri,
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let verifier = prove::verifier_of(session)?;
     let rule = prove::rule_named(&verifier, name)?;
     if !is_offered_by(rule, &verifier.model, &session.caller) {
         let detail = "only a workload of this node that offers a service of the rule may ask";
         return Err(Problem::forbidden("proxy_not_allowed", detail));
     }
-    let headers = request.headers();
     let prefix = format!("/v1/forward-auth/{name}");
     let after = uri.path_and_query().and_then(|path| path.as_str().strip_prefix(&prefix)).unwrap_or_default();
     let path = text(headers, ORIGINAL_URI)?.unwrap_or(if after.is_empty() { "/" } else { after });
-    let method = text(headers, ORIGINAL_METHOD)?.unwrap_or(request.method().as_str());
+    let method = text(headers, ORIGINAL_METHOD)?.unwrap_or(method.as_str());
     let scheme = text(headers, FORWARDED_PROTO)?.unwrap_or("https");
     let host = match text(headers, FORWARDED_HOST)? {
         Some(host) => Some(host),
@@ -95,15 +101,13 @@ async fn decide(session: &Session, name: &str, uri: &Uri, request: &Request) -> 
         Err(failed) => {
             let reason = Some(failed.problem.reason.clone());
             let rule = name.to_owned();
-            let refused =
-                FromControl::Forwarded { connection, rule, reason, proofs: failed.shown, request: told };
+            let refused = FromControl::Forwarded { connection, rule, reason, proofs: failed.shown, request: told };
             session.shared.tell(refused).await;
             return Err(failed.problem);
         }
     };
     let shown = proven.shown.clone();
-    let wanted =
-        Wanted { rule: name.to_owned(), proofs: proven.shown, api_key: proven.api_key, seconds: None };
+    let wanted = Wanted { rule: name.to_owned(), proofs: proven.shown, api_key: proven.api_key, seconds: None };
     let asked = |question| FromControl::Forward { question, connection, wanted, request: told };
     match session.shared.ask(asked).await {
         Answer::Returned => Ok((StatusCode::OK, identity(name, &shown)).into_response()),

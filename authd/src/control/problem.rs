@@ -66,9 +66,7 @@ impl Problem {
             "rule_unknown" | "grant_unknown" => StatusCode::NOT_FOUND,
             "grants_full" | "too_many_grants" | "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
             "api_key_rate_limited" => StatusCode::TOO_MANY_REQUESTS,
-            "api_key_malformed" | "api_key_unknown" | "api_key_expired" | "api_key_revoked" => {
-                StatusCode::UNAUTHORIZED
-            }
+            "api_key_malformed" | "api_key_unknown" | "api_key_expired" | "api_key_revoked" => StatusCode::UNAUTHORIZED,
             _ => StatusCode::FORBIDDEN,
         };
         Self::new(status, &refusal.reason, refusal.message)

@@ -27,9 +27,10 @@ use crate::{
         model::{Rule, TokenRequirement},
     },
     proofs::{
+        access::{self, AccessError},
         api_key::text,
-        binding::{self, Presented},
-        dpop::{self, DpopError, ProofPolicy, target::Target},
+        binding::{self, Met},
+        dpop::{DpopError, ProofPolicy, Target},
         introspection::{self, IntrospectionError},
         jwk::SelectError,
         jwt::{self, Expected, TokenError, VerifiedToken},
@@ -83,16 +84,16 @@ pub async fn for_request(
 }
 
 pub fn verifier_of(session: &Session) -> Result<Arc<Verifier>, Problem> {
-    session.shared.verifier().ok_or_else(|| {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "there are no settings yet")
-    })
+    session
+        .shared
+        .verifier()
+        .ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "there are no settings yet"))
 }
 
 pub fn rule_named<'a>(verifier: &'a Verifier, name: &str) -> Result<&'a Rule, Problem> {
     let rule = verifier.model.rules.iter().find(|rule| rule.name == name);
-    let rule = rule.ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, "rule_unknown", "the policy has no such rule")
-    })?;
+    let rule =
+        rule.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "rule_unknown", "the policy has no such rule"))?;
     if rule.is_grantable() {
         Ok(rule)
     } else {
@@ -184,22 +185,24 @@ async fn token(
     let issuer = verifier.issuers.get(requirement.issuer).ok_or_else(misconfigured)?;
     let values: Vec<&[u8]> = asked.headers.get_all(header::AUTHORIZATION).iter().map(|v| v.as_bytes()).collect();
     let challenge = |problem: Problem| Box::new(problem.with(header::WWW_AUTHENTICATE, &bearer(None)));
-    let Credentials { scheme, token } = scheme::parse(&values)
-        .map_err(|error| challenge(Problem::unauthorized(error.reason(), error.to_string())))?;
-    let verified = verify(verifier, issuer, requirement, &rule.name, token, now).await?;
-    let dpop_key = match scheme {
-        Scheme::Bearer => None,
-        Scheme::Dpop => Some(proof_of_possession(verifier, asked, target, token, now)?),
-    };
-    let presented = Presented {
-        scheme,
-        certificate: chain.first().map(|leaf| binding::certificate_hash(leaf)),
-        dpop_key,
-    };
-    let met = binding::check(&verified.confirmation, &presented, requirement.bound).map_err(|error| {
-        let refused = Problem::unauthorized(error.reason(), error.to_string());
-        Box::new(refused.with(header::WWW_AUTHENTICATE, &bearer(Some(error.oauth_error()))))
-    })?;
+    let credentials =
+        scheme::parse(&values).map_err(|error| challenge(Problem::unauthorized(error.reason(), error.to_string())))?;
+    let verified = verify(verifier, issuer, requirement, &rule.name, credentials.token, now).await?;
+    let met = in_right_hands(verifier, &verified, credentials, chain, asked, target, requirement.bound, now).map_err(
+        |error| {
+            let oauth = error.oauth_error();
+            let problem = Problem::unauthorized(error.reason(), error.to_string());
+            Box::new(match error {
+                AccessError::Binding(_) => problem.with(header::WWW_AUTHENTICATE, &bearer(Some(oauth))),
+                AccessError::Dpop(_) => {
+                    let problem = problem.with(header::WWW_AUTHENTICATE, &dpop_challenge(oauth));
+                    // RFC 9449, 8: the next proof has to carry it.
+                    let nonce = lock(verifier.nonces()).issue(now);
+                    if oauth == "use_dpop_nonce" { problem.with(DPOP_NONCE, &nonce) } else { problem }
+                }
+            })
+        },
+    )?;
     let bound = [(met.certificate, Binding::Certificate), (met.dpop, Binding::Dpop)];
     let VerifiedToken { issuer_name, issuer, subject, client_id, audience, scopes, jti, key_id, .. } =
         (*verified).clone();
@@ -248,16 +251,12 @@ async fn verify(
             }
             result.map_err(|failure| match failure {
                 TokenFailure::Token(error) => of_token(error),
-                TokenFailure::Keys(error) => Box::new(Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    error.reason(),
-                    error.to_string(),
-                )),
+                TokenFailure::Keys(error) => {
+                    Box::new(Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.reason(), error.to_string()))
+                }
             })?
         }
-        Method::Introspection { url, client } => {
-            ask_issuer(issuer, url, client, token, &expected, now).await?
-        }
+        Method::Introspection { url, client } => ask_issuer(issuer, url, client, token, &expected, now).await?,
         Method::Unusable(_) => {
             let message = "the issuer's settings are wrong; the log says how";
             return Err(Box::new(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "issuer_misconfigured", message)));
@@ -297,43 +296,53 @@ async fn ask_issuer(
         let problem = Problem::unauthorized(error.reason(), error.to_string());
         Box::new(problem.with(header::WWW_AUTHENTICATE, &bearer(Some(error.oauth_error()))))
     };
-    let failed = |error: FetchError| {
-        Box::new(Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.reason(), error.to_string()))
-    };
+    let failed =
+        |error: FetchError| Box::new(Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.reason(), error.to_string()));
     let request = introspection::request(token, auth).map_err(refused)?;
     let client = issuer.client.as_ref().ok_or_else(|| failed(FetchError::Url(url.to_owned())))?;
     let answer = fetch::introspect(client, url, issuer.allow_private, request).await.map_err(failed)?;
     introspection::verify(token, &answer, &issuer.policy, expected, TOKEN_CACHE, now).map_err(refused)
 }
 
-/// The key that a DPoP proof shows possession of, for this request and this token.
-fn proof_of_possession(
+/// Whether who presents the token has the keys that it is bound to; a DPoP proof is good for this request only.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the request consists of")]
+fn in_right_hands(
     verifier: &Verifier,
+    token: &VerifiedToken,
+    credentials: Credentials<'_>,
+    chain: &[CertificateDer<'static>],
     asked: &Asked<'_>,
     target: Option<&Target>,
-    token: &str,
+    bound: bool,
     now: Timestamp,
-) -> Result<[u8; 32], Refused> {
-    let refused = |error: DpopError| {
-        let oauth = error.oauth_error();
-        let problem = Problem::unauthorized(error.reason(), error.to_string())
-            .with(header::WWW_AUTHENTICATE, &dpop_challenge(oauth));
-        // RFC 9449, 8: the next proof has to carry it.
-        let nonce = lock(verifier.nonces()).issue(now);
-        Box::new(if oauth == "use_dpop_nonce" { problem.with(DPOP_NONCE, &nonce) } else { problem })
+) -> Result<Met, AccessError> {
+    let proofs: Vec<&[u8]> = asked.headers.get_all("dpop").iter().map(|v| v.as_bytes()).collect();
+    let nowhere;
+    let target = match (target, credentials.scheme) {
+        (Some(target), _) => target,
+        // A host that is not this listener's: the proof was made for somebody else.
+        (None, Scheme::Dpop) => return Err(DpopError::Target.into()),
+        (None, Scheme::Bearer) => {
+            nowhere = Target::parse("https://invalid/").map_err(|_| DpopError::Target)?;
+            &nowhere
+        }
     };
-    let values: Vec<&[u8]> = asked.headers.get_all("dpop").iter().map(|v| v.as_bytes()).collect();
-    let proof = dpop::single(&values).map_err(refused)?;
-    // A host that is not this listener's: the proof was made for somebody else.
-    let target = target.ok_or_else(|| refused(DpopError::Target))?;
-    let nonces = lock(verifier.nonces());
-    let request =
-        dpop::Request { method: asked.method, target, access_token: Some(token), nonces: Some(&nonces) };
-    let verified = dpop::verify(proof, &request, &ProofPolicy::default(), now);
-    drop(nonces);
-    let verified = verified.map_err(refused)?;
-    lock(verifier.replays()).admit(&verified, now).map_err(|error| refused(error.into()))?;
-    Ok(verified.jkt)
+    let access = {
+        let nonces = lock(verifier.nonces());
+        let shown = access::Shown {
+            credentials,
+            certificate: chain.first().map(|leaf| binding::certificate_hash(leaf)),
+            proofs: &proofs,
+            method: asked.method,
+            target,
+            nonces: Some(&nonces),
+        };
+        access::check(token, &shown, bound, &ProofPolicy::default(), now)?
+    };
+    if let Some(proof) = &access.proof {
+        lock(verifier.replays()).admit(proof, now).map_err(DpopError::from)?;
+    }
+    Ok(access.met)
 }
 
 const DPOP_NONCE: header::HeaderName = header::HeaderName::from_static("dpop-nonce");
@@ -360,9 +369,10 @@ fn target_of(verifier: &Verifier, caller: &Caller, uri: &Uri, headers: &HeaderMa
         Caller::Local { .. } => Target::parse(&format!("http://{LOCAL_HOST}{path}")).ok(),
         Caller::Remote { .. } => {
             // HTTP/2 has it in the request, HTTP/1.1 in a header.
-            let host = uri.authority().map(|authority| authority.as_str().to_owned()).or_else(|| {
-                headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned)
-            })?;
+            let host = uri
+                .authority()
+                .map(|authority| authority.as_str().to_owned())
+                .or_else(|| headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned))?;
             let authority: axum::http::uri::Authority = host.parse().ok()?;
             let name = authority.host().trim_start_matches('[').trim_end_matches(']');
             verifier.is_called(name).then(|| Target::parse(&format!("https://{host}{path}")).ok()).flatten()

@@ -11,7 +11,9 @@ use std::{
 };
 
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 
 /// Who to be, and where.
 #[derive(Clone, Debug)]

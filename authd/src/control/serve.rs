@@ -3,7 +3,9 @@
 //! Enters: a descriptor that dataplane accepted, and who it belongs to. Leaves: requests for [`super::api`]. Never: patience
 //! with a caller who is slow, or a buffer that a caller can fill without end.
 
-use std::{io, net::TcpStream as StdTcp, os::fd::OwnedFd, os::unix::net::UnixStream as StdUnix, sync::Arc, time::Duration};
+use std::{
+    io, net::TcpStream as StdTcp, os::fd::OwnedFd, os::unix::net::UnixStream as StdUnix, sync::Arc, time::Duration,
+};
 
 use axum::{Router, body::Body};
 use hyper::{Request, body::Incoming, service::service_fn};
@@ -96,10 +98,9 @@ async fn serve_any(
     let mut stream = UnixStream::from_std(stream)?;
     // A Unix stream cannot be looked into: the first byte is taken, and given back in front of the others.
     let mut first = [0; 1];
-    match timeout(HANDSHAKE, stream.read(&mut first)).await {
-        Err(_) => return Err(ServeError::SlowHandshake),
-        Ok(length) if length? == 0 => return Ok(()),
-        Ok(_) => {}
+    let length = timeout(HANDSHAKE, stream.read(&mut first)).await.map_err(|_| ServeError::SlowHandshake)??;
+    if length == 0 {
+        return Ok(());
     }
     let stream = Prefixed { first: Some(first[0]), stream };
     if first[0] == TLS_HANDSHAKE {

@@ -23,9 +23,8 @@ use crate::{
     ipc::{Caller, Settings},
     policy::{
         diagnostic::Source,
-        file::IssuerKind,
         load::texts,
-        model::{self, Model},
+        model::{self, Keys, Model, TokenCheck},
     },
     proofs::{
         api_key::rate::{Bucket, Rate},
@@ -227,57 +226,50 @@ fn read_authority(authority: &model::Authority, file: ReadFile<'_>) -> Option<bu
     Some(bundle::Authority::new(name.clone(), anchors, authority.trust_domain.clone(), lists, authority.crl))
 }
 
-fn read_issuer(
-    issuer: &model::Issuer,
-    file: ReadFile<'_>,
-    roots: Option<&[u8]>,
-    before: Option<&Verifier>,
-) -> Issuer {
+fn read_issuer(issuer: &model::Issuer, file: ReadFile<'_>, roots: Option<&[u8]>, before: Option<&Verifier>) -> Issuer {
     let policy = issuer.policy();
+    let allow_private = issuer.allow_private;
+    let made = |method, client| Issuer { policy: policy.clone(), method, client, allow_private };
     let unusable = |why: String| {
         tracing::error!(issuer = issuer.name, why, "tokens of this issuer are refused");
-        Issuer { policy: issuer.policy(), method: Method::Unusable(why), client: None, allow_private: false }
+        made(Method::Unusable(why), None)
     };
-    if issuer.kind == IssuerKind::Jwt
-        && let Some(path) = &issuer.jwks_file
-    {
-        return match file(path).map(|bytes| KeySet::parse(&bytes)) {
-            Some(Ok(keys)) => Issuer { policy, method: Method::Keys(Arc::new(keys)), client: None, allow_private: false },
+    let client = || fetch::client(allow_private, roots);
+    match &issuer.check {
+        TokenCheck::Jwt { keys: Keys::File(path), .. } => match file(path).map(|bytes| KeySet::parse(&bytes)) {
+            Some(Ok(keys)) => made(Method::Keys(Arc::new(keys)), None),
             Some(Err(error)) => unusable(format!("{}: {error}", path.display())),
             None => unusable(format!("{} cannot be read", path.display())),
-        };
-    }
-    let client = match fetch::client(issuer.allow_private, roots) {
-        Ok(client) => client,
-        Err(error) => return unusable(error.to_string()),
-    };
-    let method = match issuer.kind {
-        IssuerKind::Jwt => {
-            let url = issuer.jwks_url.clone().unwrap_or_default();
+        },
+        TokenCheck::Jwt { keys: Keys::Url(url), .. } => {
             let known = before.and_then(|before| {
                 before.issuers.iter().find_map(|known| match &known.method {
-                    Method::Published(published) if published.is_of(&url, issuer.allow_private) => {
-                        Some(published.clone())
-                    }
+                    Method::Published(published) if published.is_of(url, allow_private) => Some(published.clone()),
                     _ => None,
                 })
             });
-            Method::Published(
-                known.unwrap_or_else(|| Arc::new(Published::new(url, issuer.allow_private, client.clone()))),
-            )
+            match (known, client()) {
+                (Some(known), _) => made(Method::Published(known), None),
+                (None, Ok(client)) => {
+                    let published = Published::new(url.clone(), allow_private, client);
+                    made(Method::Published(Arc::new(published)), None)
+                }
+                (None, Err(error)) => unusable(error.to_string()),
+            }
         }
-        IssuerKind::Introspection => {
-            let secret = issuer.client_secret_file.as_deref().and_then(file);
-            let secret = secret.and_then(|bytes| String::from_utf8(bytes).ok());
-            let (Some(id), Some(secret)) = (issuer.client_id.clone(), secret) else {
-                return unusable("`client_id` and a readable `client_secret_file` are needed to ask it".to_owned());
+        TokenCheck::Introspection { url, client_id, client_secret_file } => {
+            let secret = client_secret_file.as_deref().and_then(file);
+            let Some(secret) = secret.and_then(|bytes| String::from_utf8(bytes).ok()) else {
+                return unusable("a readable `client_secret_file` is needed to ask it".to_owned());
             };
-            let secret = secret.trim_end_matches(['\r', '\n']).to_owned();
-            let url = issuer.introspection_url.clone().unwrap_or_default();
-            Method::Introspection { url, client: ClientAuth::Basic { id, secret } }
+            let auth =
+                ClientAuth::Basic { id: client_id.clone(), secret: secret.trim_end_matches(['\r', '\n']).to_owned() };
+            match client() {
+                Ok(client) => made(Method::Introspection { url: url.clone(), client: auth }, Some(client)),
+                Err(error) => unusable(error.to_string()),
+            }
         }
-    };
-    Issuer { policy, method, client: Some(client), allow_private: issuer.allow_private }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -299,7 +291,8 @@ fn listener(
 ) -> Result<(Arc<ServerConfig>, CertificateDer<'static>), ListenerError> {
     let (chain, key) = match &settings.identity {
         Some(identity) => {
-            let chain = CertificateDer::pem_slice_iter(identity.certificates.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+            let chain =
+                CertificateDer::pem_slice_iter(identity.certificates.as_bytes()).collect::<Result<Vec<_>, _>>()?;
             (chain, PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?)
         }
         None => {

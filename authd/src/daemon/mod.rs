@@ -146,13 +146,12 @@ impl Daemon {
         let state = State::open(&config.state)?;
         let mut persistent = state.persistent()?;
         let trust = Trust::open(&config.state);
-        let serials = writer.slots().iter().map(|slot| slot.serial).collect();
-        let ledger = Ledger::new(serials)?;
         let (prepared, last_reload) = first_policy(&config, &state, &persistent)?;
         let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
         let mut object = object::load(&config.pins, &config.sizes)?;
         let maps = object.take_maps();
         let mut writer = Writer::new(maps, config.sizes)?;
+        let ledger = Ledger::new(writer.slots().iter().map(|slot| slot.serial).collect())?;
         let mut tree = Tree::new(&base.path).map_err(DaemonError::Tree)?;
         let patterns = prepared.patterns();
         tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;

@@ -12,7 +12,7 @@ use std::{
 use super::Daemon;
 use crate::{
     ipc::{Identity, Settings},
-    policy::model::Model,
+    policy::model::{Keys, Model, TokenCheck},
 };
 
 /// No file that a policy names is larger.
@@ -89,7 +89,11 @@ pub const SERVER_AUTHORITIES: &str = "/server-authorities";
 /// Files that a policy names, relative to its directory.
 fn named(model: &Model) -> Vec<PathBuf> {
     let authorities = model.authorities.iter().flat_map(|a| std::iter::once(&a.bundle).chain(&a.crl_files));
-    let issuers = model.issuers.iter().flat_map(|i| i.jwks_file.iter().chain(&i.client_secret_file));
+    let issuers = model.issuers.iter().filter_map(|issuer| match &issuer.check {
+        TokenCheck::Jwt { keys: Keys::File(path), .. } => Some(path),
+        TokenCheck::Jwt { keys: Keys::Url(_), .. } => None,
+        TokenCheck::Introspection { client_secret_file, .. } => client_secret_file.as_ref(),
+    });
     authorities.chain(issuers).cloned().collect()
 }
 

@@ -213,7 +213,7 @@ pub fn digest(rule: &Rule, model: &Model) -> u64 {
     }
     if let Some(token) = &rule.token {
         let TokenRequirement { issuer, audience, scopes, bound, subjects } = token;
-        let issuer = model.issuers.get(*issuer).map(|issuer| (&issuer.name, &issuer.issuer, &issuer.algorithms));
+        let issuer = model.issuers.get(*issuer).map(|issuer| (&issuer.name, &issuer.issuer, &issuer.check));
         let _ = write!(text, "token {issuer:?} {audience:?} {scopes:?} {bound} {subjects:?} ");
     }
     if let Some(mtls) = &rule.mtls {

@@ -176,8 +176,11 @@ pub fn parse<'a>(token: &'a str, allowed: &[Algorithm], key: KeyInHeader) -> Res
     Ok(Compact { header, payload: decode(payload)?, signature: decode(signature)?, signed })
 }
 
+/// A JSON object.
+pub type Object = Map<String, Value>;
+
 /// Header and payload as they are, for people. Nothing of it is true because it stands there.
-pub fn inspect(token: &str) -> Result<(Map<String, Value>, Map<String, Value>), JwsError> {
+pub fn inspect(token: &str) -> Result<(Object, Object), JwsError> {
     let (header, _, payload, _) = split(token)?;
     let read = |part| json::object(&decode(part)?, json::CLAIMS).map_err(JwsError::Header);
     Ok((read(header)?, read(payload)?))

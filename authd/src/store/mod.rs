@@ -12,7 +12,7 @@ mod file;
 pub mod grants;
 pub mod keys;
 pub mod revocations;
-mod revoked;
+pub mod revoked;
 
 use std::{
     fmt::Display,
@@ -36,8 +36,9 @@ const SCHEMA_KEY: &str = "schema";
 const CHANGES_KEY: &str = "changes";
 /// Raised with every change of the tables or of what is in them.
 const SCHEMA: u64 = 1;
+type Migration = fn(&WriteTransaction) -> Result<(), Fault>;
 /// The n-th makes schema n + 1 of schema n, inside the transaction in which the version is raised.
-const MIGRATIONS: [fn(&WriteTransaction) -> Result<(), Fault>; SCHEMA as usize - 1] = [];
+const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [];
 
 /// Entries are small and read once, at the start: redb's own default is a gigabyte.
 const CACHE_BYTES: usize = 8 << 20;
