@@ -56,7 +56,7 @@ fn child() {
             .revoke(&store, vec![Revocation::new(peer(number), Timestamp::UNIX_EPOCH, 0, "x".repeat(500))])
             .unwrap();
         writeln!(out, "\n+{number}").unwrap();
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             revocations.undo(&store, &peer(number), None).unwrap();
             writeln!(out, "\n-{number}").unwrap();
         }
@@ -101,7 +101,7 @@ fn what_was_acknowledged_is_there_after_a_kill() {
             let found = revocations.find(&peer(number), None).is_some();
             if ended.contains(&number) {
                 assert!(!found, "kill {kill}: {number} was undone");
-            } else if number != last || number % 3 != 0 {
+            } else if number != last || !number.is_multiple_of(3) {
                 assert!(found, "kill {kill}: {number} is lost");
             }
         }

@@ -3,6 +3,7 @@
 
 mod basics;
 mod bypass;
+mod grants;
 mod kernel;
 mod keys;
 mod lifecycle;
@@ -46,6 +47,7 @@ fn main() {
         reload::trials(),
         lifecycle::trials(),
         keys::trials(),
+        grants::trials(),
         sockets::trials(),
     ]
     .into_iter()
