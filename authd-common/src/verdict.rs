@@ -327,12 +327,13 @@ fn entry_of(tables: &impl Tables, root: &Root, workload: u32) -> Result<Workload
 /// node and workload, and whether proofs were shown, on the grants of the caller (`holder`, without a rule).
 #[inline(always)]
 fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell, mut holder: GrantKey) -> Verdict {
-    let mut phase = cell.first;
+    // Not copied: the frames of a kernel program share 512 bytes.
+    let mut phase = &cell.first;
     let mut until = cell.first_until;
     if until != 0 {
         let now = tables.now();
         if now >= until {
-            phase = cell.second;
+            phase = &cell.second;
             until = cell.second_until;
             if until != 0 && now >= until {
                 return Verdict { rule: cell.second.rule, ..Verdict::refuse(Reason::ScheduleStale, root, workload) };
