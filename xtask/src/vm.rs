@@ -24,8 +24,8 @@ use crate::{
 pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
 /// Modules of the tests, and (by modules.dep) what they need.
 const MODULES: [&str; 5] = ["veth", "inet_diag", "tcp_diag", "udp_diag", "dummy"];
-/// A machine that says nothing for so long hangs.
-const SILENCE: Duration = Duration::from_secs(600);
+/// A machine that runs for longer hangs.
+const LONGEST: Duration = Duration::from_secs(3000);
 /// Both processors of a machine take turns on one thread. On a thread each, one now and then runs an instruction that the
 /// other one patched long ago, and the kernel panics ("Oops: int3"): QEMU's fault, not the kernel's.
 const ACCELERATION: &str = "tcg,thread=single";
@@ -209,7 +209,7 @@ poweroff -f
 /// The exit code of the tests; `None` if the machine ended without one.
 fn boot(image: &Image, initramfs: &Path, kernel: &str, outcome: &mut Outcome) -> Result<Option<i32>> {
     let mut child = Command::new("timeout")
-        .arg(format!("{}", SILENCE.as_secs() * 3))
+        .arg(LONGEST.as_secs().to_string())
         .args(["qemu-system-x86_64", "-accel", ACCELERATION, "-cpu", "max", "-smp", "2", "-m", "2048"])
         .arg("-kernel")
         .arg(&image.kernel)
