@@ -167,7 +167,7 @@ struct Effort {
 }
 
 const FULL: Effort = Effort { slices: 100, connects: 1_000, exchanges: 4_000, datagrams: 4_000, pairs: 400 };
-const QUICK: Effort = Effort { slices: 30, connects: 500, exchanges: 2_000, datagrams: 2_000, pairs: 100 };
+const QUICK: Effort = Effort { slices: 30, connects: 400, exchanges: 2_000, datagrams: 2_000, pairs: 60 };
 
 /// Types and attach types of include/uapi/linux/bpf.h.
 const EMPTY: [(&str, u32, u32); 6] = [
