@@ -4,7 +4,7 @@ use authd_common::{
     address::Address,
     identity::resolve,
     tables::{IPPROTO_TCP, LocalKey, Root, Tables, Tag, UNMANAGED},
-    verdict::FarEnd,
+    verdict::{FarEnd, Opener},
 };
 
 use crate::{
@@ -35,11 +35,12 @@ pub fn local_key(
 /// Returns whether it is on this node.
 #[inline(never)]
 pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
-    *far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: false };
+    *far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: false, scope: tag.netns };
     if scene.skb.interface() != LOOPBACK {
         return false;
     }
     far.on_node = true;
+    far.scope = 0;
     if tag.netns == 0 {
         tag.netns = netns_of_far_end(scene);
     }
@@ -53,7 +54,9 @@ pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
     );
     if let Some(entry) = maps::local(&key) {
         far.cgroup = entry.cgroup;
-        far.workload = workload_now(&scene.root, entry.cgroup, entry.workload);
+        let now = known_now(&scene.root, entry.cgroup, entry.workload, entry.instance);
+        far.workload = now.workload;
+        far.scope = now.instance;
         return true;
     }
     // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
@@ -63,11 +66,13 @@ pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
 
 /// Whose a cgroup is under this generation: what was noted of it may be older.
 #[inline(always)]
-pub fn workload_now(root: &Root, cgroup: u64, noted: u32) -> u32 {
-    if cgroup == 0 {
-        return noted;
+pub fn known_now(root: &Root, cgroup: u64, workload: u32, instance: u64) -> Opener {
+    if cgroup != 0
+        && let Some(entry) = Kernel.identity(root, cgroup)
+    {
+        return Opener { workload: entry.workload, instance: entry.instance };
     }
-    Kernel.identity(root, cgroup).map_or(noted, |entry| entry.workload)
+    Opener { workload, instance }
 }
 
 /// Whose the socket at the far end of a loopback flow is, by the cgroup in which it was made. Returns whether there is one.
@@ -84,6 +89,7 @@ fn far_socket(scene: &Scene, far: &mut FarEnd) -> bool {
         let who = resolve(&Kernel, &scene.root, &sock);
         far.cgroup = who.cgroup;
         far.workload = who.workload;
+        far.scope = who.instance;
     });
     found.is_some()
 }

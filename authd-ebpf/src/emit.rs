@@ -102,6 +102,7 @@ pub fn refused(what: &Refused, verdict: &Verdict, task: &Task) {
     e.packets_in = 0;
     e.duration = 0;
     e.count = represented;
+    e.grant = verdict.grant;
     e.remote = what.remote;
     e.generation = what.generation;
     e.workload = what.workload;

@@ -446,6 +446,31 @@ impl SockOps {
         unsafe { helpers::generated::bpf_get_netns_cookie(self.0.cast()) }
     }
 
+    /// What the kernel asked for.
+    #[inline(always)]
+    pub fn reply(self, value: u32) {
+        // SAFETY: a context is writable in this member.
+        unsafe { (*self.0).__bindgen_anon_1.reply = value }
+    }
+
+    /// Lets the SYN be sent again more often than usual before the connection counts as failed: it starts early.
+    #[inline(always)]
+    pub fn retry_often(self) {
+        const IPPROTO_TCP: i32 = 6;
+        const TCP_SYNCNT: i32 = 7;
+        let mut times: u32 = 12;
+        // SAFETY: the helper takes the context and reads the four bytes of the option. If it fails, the wait is shorter.
+        unsafe {
+            helpers::generated::bpf_setsockopt(
+                self.0.cast(),
+                IPPROTO_TCP,
+                TCP_SYNCNT,
+                (&raw mut times).cast(),
+                size_of::<u32>() as i32,
+            );
+        }
+    }
+
     /// Asks to be told of every later change of this socket's state.
     #[inline(always)]
     pub fn watch_states(self) {

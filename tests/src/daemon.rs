@@ -121,6 +121,16 @@ impl Daemon {
         self.child.as_ref().map_or(0, Child::id)
     }
 
+    /// The daemon's control process.
+    pub fn control_pid(&self) -> Result<i32> {
+        let parent = format!("PPid:\t{}", self.pid());
+        let is_child = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.lines().any(|l| l == parent))
+        };
+        let pids = fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        pids.filter(is_child).max().context("the daemon has a control process")
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }

@@ -7,3 +7,4 @@ pub mod meaning;
 pub mod netns;
 pub mod probe;
 pub mod sandbox;
+pub mod trust;

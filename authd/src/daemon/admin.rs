@@ -12,8 +12,16 @@ use tokio::{
     sync::{broadcast, mpsc, oneshot},
 };
 
-use super::status::Status;
-use crate::policy::explain::Explanation;
+use super::{
+    granting::Effect,
+    status::Status,
+    trust::{ListedKey, NewKey},
+};
+use crate::{
+    policy::explain::Explanation,
+    proofs::api_key::text::KeyId,
+    store::{revocations::Revocation, revoked::Revoked},
+};
 
 /// No request is longer.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -34,6 +42,19 @@ pub enum Request {
         to: String,
         at: Option<String>,
     },
+    KeyCreate(Box<NewKey>),
+    KeyList,
+    KeyRevoke {
+        id: KeyId,
+    },
+    Revoke {
+        what: Revoked,
+        text: String,
+    },
+    Reinstate {
+        what: Revoked,
+    },
+    Revocations,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +63,18 @@ pub enum Answer {
     Status(Box<Status>),
     Applied(Applied),
     Explanation(Box<Explained>),
+    KeyCreated(Box<ListedKey>),
+    Keys {
+        keys: Vec<ListedKey>,
+    },
+    KeyRevoked(Box<ListedKey>),
+    Revoked(Effect),
+    Reinstated {
+        found: bool,
+    },
+    Revocations {
+        revocations: Vec<Revocation>,
+    },
     /// The request could not be met.
     Error {
         message: String,
@@ -81,6 +114,8 @@ impl Explained {
 /// A request on its way to the daemon, with where the answer goes.
 pub struct Call {
     pub request: Request,
+    /// User who asks, as the kernel says.
+    pub uid: u32,
     pub answer: oneshot::Sender<Reply>,
 }
 
@@ -92,7 +127,8 @@ pub enum Reply {
 
 /// Serves one connection. Errors concern nobody but the caller.
 pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
-    if stream.peer_cred()?.uid() != 0 {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 {
         return Ok(());
     }
     let mut line = String::new();
@@ -106,7 +142,7 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Res
         }
     };
     let (answer, reply) = oneshot::channel();
-    if calls.send(Call { request, answer }).await.is_err() {
+    if calls.send(Call { request, uid, answer }).await.is_err() {
         return Ok(());
     }
     match reply.await {

@@ -35,6 +35,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
+    /// A program, to its end; says what it printed.
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// Echo server. Says what it received, line by line.
     ServeTcp {
         at: SocketAddr,
@@ -234,6 +239,10 @@ fn main() -> Result<()> {
         Action::Counter { family, name } => return counter(&family, &name),
         Action::Uring { to } => uring_connect(to),
         Action::UringSend { to } => uring_send(to),
+        Action::Run { command } => {
+            say(&run(&command)?);
+            return Ok(());
+        }
         Action::Crafted { to, shape } => crafted(to, shape),
         Action::UseSocket { path, to } => use_socket(&path, to),
         Action::MoveThenConnect { cgroup, to } => move_then_connect(&cgroup, to),
@@ -407,6 +416,14 @@ fn hold_tcp(connected: Result<TcpStream, Failure>) -> Result<()> {
         say(&outcome_of(exchange(&mut stream, WAIT)));
     }
     Ok(())
+}
+
+fn run(command: &[String]) -> Result<Outcome> {
+    let (program, arguments) = command.split_first().context("a program")?;
+    let output = Command::new(program).args(arguments).output()?;
+    let detail = [output.stdout, output.stderr].concat();
+    let detail = String::from_utf8_lossy(&detail).into_owned();
+    Ok(Outcome { ok: output.status.success(), detail, ..Outcome::default() })
 }
 
 /// Counts of connections that worked; the detail names every error that came up, with its number.

@@ -27,7 +27,7 @@ use authd_common::{
     event::{Event, direction, kind},
     parse::{Packet, packet_flags, parse},
     tables::{Counter, DenialKey, IPPROTO_UDP, IdentityEntry, PENDING, Tables, UNMANAGED, identity_flags, port_flags},
-    verdict::{Caller, Verdict, decide_packet_in, decide_packet_out},
+    verdict::{FarEnd, Opener, Verdict, decide_packet_in, decide_packet_out},
 };
 use authd_tests::{frames, meaning, netns::Netns, sandbox::Sandbox};
 use aya::programs::{Program, TestRun, TestRunOptions};
@@ -52,13 +52,13 @@ const LOOPBACK: u32 = 1;
 /// A type that nobody uses (IEEE 802, local experiments): newer kernels refuse to run what claims to be IP and is short.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
-/// This process in another cgroup, for as long as this lives: sockets of test runs belong to it.
-struct Moved {
+/// This process in another cgroup, for as long as this lives: its new sockets, and those of test runs, belong to it.
+pub struct Moved {
     back: PathBuf,
 }
 
 impl Moved {
-    fn to(cgroup: &Path) -> Result<Self> {
+    pub fn to(cgroup: &Path) -> Result<Self> {
         let mount = authd::daemon::cgroupfs::mount_point().context("cgroup v2 is mounted")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("a process has a cgroup")?;
@@ -159,13 +159,14 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
             _ => Who::Managed(number),
         };
         let identities: HashMap<u64, IdentityEntry> = match who {
-            Who::Managed(workload) => HashMap::from([(cgroup, IdentityEntry { workload, flags: 0 })]),
+            Who::Managed(workload) => HashMap::from([(cgroup, IdentityEntry { workload, flags: 0, instance: 0 })]),
             Who::Unmanaged => HashMap::new(),
-            Who::Pending => {
-                HashMap::from([(base.id()?, IdentityEntry { workload: UNMANAGED, flags: identity_flags::OPEN })])
-            }
+            Who::Pending => HashMap::from([(
+                base.id()?,
+                IdentityEntry { workload: UNMANAGED, flags: identity_flags::OPEN, instance: 0 },
+            )]),
         };
-        bench.writer.load(&image, &identities, base.level)?;
+        bench.writer.load(&image, &identities, base.level, 0)?;
         for n in 0..FRAMES_PER_POLICY.min(2 * frames - compared) {
             let packet = if n % 2 == 0 { frames::random(&mut random) } else { frames::structured(&mut random) };
             let outbound = random.random_bool(0.5);
@@ -310,7 +311,8 @@ impl Bench {
         let verdict = if outbound {
             let guarded = |flow: &Flow| view.port(&root, IPPROTO_UDP, flow.3).flags & port_flags::GUARDED != 0;
             self.sent.extend(flow.filter(guarded));
-            decide_packet_out(&view, &root, who.number(), &parsed)
+            let opener = Opener { workload: who.number(), instance: 0 };
+            decide_packet_out(&view, &root, &opener, &parsed)
         } else {
             // Without ports nobody can tell a call from an answer: it passes, and opens nothing.
             if sound.is_some_and(|packet| packet.protocol != IPPROTO_UDP) {
@@ -319,9 +321,9 @@ impl Bench {
             let source = sound.map_or(Address::UNSPECIFIED, |packet| packet.source);
             let own = flow.is_some_and(|flow| self.sent.contains(&flow));
             let caller = match (on_loopback, own) {
-                (false, _) => Caller::Remote(source),
-                (true, false) => Caller::Local(UNMANAGED),
-                (true, true) => Caller::Local(who.number()),
+                (false, _) => FarEnd::remote(source, 0),
+                (true, false) => FarEnd::local(UNMANAGED, 0),
+                (true, true) => FarEnd::local(who.number(), 0),
             };
             decide_packet_in(&view, &root, who.number(), &parsed, &caller)
         };

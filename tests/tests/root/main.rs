@@ -3,11 +3,14 @@
 
 mod basics;
 mod bypass;
+mod grants;
 mod kernel;
+mod keys;
 mod lifecycle;
 mod modes;
 mod reload;
 mod remote;
+mod sockets;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -43,6 +46,9 @@ fn main() {
         remote::trials(),
         reload::trials(),
         lifecycle::trials(),
+        keys::trials(),
+        grants::trials(),
+        sockets::trials(),
     ]
     .into_iter()
     .flatten()
