@@ -496,7 +496,8 @@ pub trait Tables {
     fn workload(&self, root: &Root, workload: u32) -> Option<WorkloadEntry>;
     fn address_class(&self, root: &Root, address: &Address) -> u32;
     fn port(&self, root: &Root, protocol: u8, port: u16) -> PortEntry;
-    fn cell(&self, key: &CellKey) -> Option<Cell>;
+    /// In place: a copy would take too much of the kernel's stack.
+    fn cell(&self, key: &CellKey) -> Option<&Cell>;
     /// The grant that was last given for a key, alive or not.
     fn grant(&self, key: &GrantKey) -> Option<Grant>;
     fn slot(&self, slot: u32) -> Option<Slot>;

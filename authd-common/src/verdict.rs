@@ -180,12 +180,12 @@ pub fn decide_out(
     };
     let Some(cell) = most_exact(tables, &mut key, at) else { return Verdict::refuse(Reason::NoRule, root, &entry) };
     let holder = GrantKey { rule: NO_RULE, workload, scope: opener.instance, address: Address::UNSPECIFIED };
-    current(tables, root, &entry, &cell, holder)
+    current(tables, root, &entry, cell, holder)
 }
 
 /// From the workload's own cells to everybody's, each from the most exact to the least: the first there is holds.
 #[inline(always)]
-fn most_exact(tables: &impl Tables, key: &mut CellKey, at: u16) -> Option<Cell> {
+fn most_exact<'a>(tables: &'a impl Tables, key: &mut CellKey, at: u16) -> Option<&'a Cell> {
     let object = key.object;
     if let Some(cell) = tables.cell(key) {
         return Some(cell);
@@ -257,7 +257,7 @@ pub fn decide_in(tables: &impl Tables, root: &Root, workload: u32, far: &FarEnd,
         cell = tables.cell(&key);
     }
     match cell {
-        Some(cell) => current(tables, root, &entry, &cell, holder),
+        Some(cell) => current(tables, root, &entry, cell, holder),
         None => Verdict::refuse(Reason::NoRule, root, &entry),
     }
 }
@@ -327,7 +327,6 @@ fn entry_of(tables: &impl Tables, root: &Root, workload: u32) -> Result<Workload
 /// node and workload, and whether proofs were shown, on the grants of the caller (`holder`, without a rule).
 #[inline(always)]
 fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell, mut holder: GrantKey) -> Verdict {
-    // Not copied: the frames of a kernel program share 512 bytes.
     let mut phase = &cell.first;
     let mut until = cell.first_until;
     if until != 0 {

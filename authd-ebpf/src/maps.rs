@@ -162,8 +162,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn cell(&self, key: &CellKey) -> Option<Cell> {
-        raw::copy(CELLS.get_ptr(key))
+    fn cell(&self, key: &CellKey) -> Option<&Cell> {
+        raw::in_place(CELLS.get_ptr(key))
     }
 
     #[inline(always)]

@@ -28,6 +28,13 @@ pub fn copy<T: Copy>(value: Option<*const T>) -> Option<T> {
     value.map(|p| unsafe { *p })
 }
 
+/// A map's value where it lies. For values that are not overwritten while in use.
+#[inline(always)]
+pub fn in_place<'a, T>(value: Option<*const T>) -> Option<&'a T> {
+    // SAFETY: as for `copy`; the value lives until the program ends, which no reference outlives.
+    value.map(|p| unsafe { &*p })
+}
+
 /// One load of a word that another CPU may write.
 #[inline(always)]
 pub fn volatile<T: Copy>(value: &T) -> T {

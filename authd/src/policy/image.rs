@@ -91,8 +91,8 @@ impl Tables for View<'_> {
         self.image.ports.get(&port_slot(protocol, port)).copied().unwrap_or_default()
     }
 
-    fn cell(&self, key: &CellKey) -> Option<Cell> {
-        self.image.cells.get(&CellKey { epoch: 0, ..*key }).copied()
+    fn cell(&self, key: &CellKey) -> Option<&Cell> {
+        self.image.cells.get(&CellKey { epoch: 0, ..*key })
     }
 
     fn grant(&self, key: &GrantKey) -> Option<Grant> {
