@@ -25,7 +25,7 @@ use nix::{
 use crate::sandbox::Sandbox;
 
 /// Nothing takes as long, even in an emulated machine that shares its processors with another one.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(if option_env!("AUTHD_IMPATIENT").is_some() { 15 } else { 300 });
 
 pub struct Daemon {
     child: Option<Child>,

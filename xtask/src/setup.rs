@@ -22,7 +22,7 @@ const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-c
 /// For network namespaces.
 const RUNNING: [&str; 1] = ["iproute2"];
 /// For virtual machines.
-const TESTING: [&str; 6] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
+const TESTING: [&str; 7] = ["python3", "qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
 
 pub fn run(purpose: For) -> Result<()> {
     if Toolchain::find().is_err() {

@@ -132,7 +132,7 @@ impl Scene {
         fs::write(sandbox.policy_directory().join("ca.crt"), authority.pem())?;
         sandbox.write_policy(POLICY)?;
         let daemon = sandbox.start()?;
-        wait_until("the control process", || Ok(daemon.status()?.control_ready))?;
+        wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
         let mut servers = Vec::new();
         for port in 7101..=7105 {
             servers.push(sandbox.spawn("/servers", &["serve-tcp", &format!("127.0.0.1:{port}")])?);
