@@ -329,8 +329,9 @@ pub struct GrantQuestion {
 
 #[derive(Args)]
 pub struct RevokeQuestion {
-    /// token, token-hash, key, certificate, serial, spki, spiffe-id, workload, instance, peer, agent, issuer, grant, or `list`
-    pub kind: String,
+    /// token, token-hash, key, cert, serial, spki, spiffe-id, workload, instance, peer, agent, issuer or grant
+    #[arg(required_unless_present = "list")]
+    pub kind: Option<String>,
     /// What is revoked; two values with a space between them for `token` (ISSUER JTI) and `serial` (HASH SERIAL)
     #[arg(required_unless_present = "list")]
     pub value: Vec<String>,

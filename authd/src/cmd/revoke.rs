@@ -7,6 +7,7 @@ use anyhow::Context;
 use super::{ask, settings, unexpected};
 use crate::{
     cli::RevokeQuestion,
+    config::Config,
     daemon::admin::{Answer, Request},
     store::revoked::Revoked,
 };
@@ -17,23 +18,7 @@ pub fn run(config: Option<&Path>, question: RevokeQuestion) -> anyhow::Result<Ex
         Err(code) => return Ok(code),
     };
     let RevokeQuestion { kind, value, reason, undo, list, json } = question;
-    if list || (kind == "list" && value.is_empty()) {
-        let Answer::Revocations { revocations } = (match ask(&config, &Request::Revocations)? {
-            answer @ Answer::Revocations { .. } => answer,
-            other => return Err(unexpected(other)),
-        }) else {
-            return Ok(ExitCode::SUCCESS);
-        };
-        if json {
-            println!("{}", serde_json::to_string(&revocations)?);
-            return Ok(ExitCode::SUCCESS);
-        }
-        for entry in revocations {
-            let since = entry.not_before.map_or(String::new(), |time| format!(", what was issued before {time}"));
-            println!("{} at {} by uid {}{since}  {}", entry.what, entry.at, entry.by, entry.text);
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
+    let Some(kind) = kind.filter(|_| !list) else { return show(&config, json) };
     let what = Revoked::parse(&kind, &value.join(" ")).context("nothing was revoked")?;
     let request = if undo { Request::Reinstate { what } } else { Request::Revoke { what, text: reason } };
     match ask(&config, &request)? {
@@ -61,4 +46,20 @@ pub fn run(config: Option<&Path>, question: RevokeQuestion) -> anyhow::Result<Ex
         }
         other => Err(unexpected(other)),
     }
+}
+
+fn show(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let revocations = match ask(config, &Request::Revocations)? {
+        Answer::Revocations { revocations } => revocations,
+        other => return Err(unexpected(other)),
+    };
+    if json {
+        println!("{}", serde_json::to_string(&revocations)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    for entry in revocations {
+        let since = entry.not_before.map_or(String::new(), |time| format!(", what was issued before {time}"));
+        println!("{} at {} by uid {}{since}  {}", entry.what, entry.at, entry.by, entry.text);
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -133,7 +133,7 @@ impl Revoked {
                 "key",
                 "give its id, 10 characters, as `authd key list` shows it",
             ),
-            "certificate" => digest("certificate").map(Self::Certificate),
+            "certificate" | "cert" => digest("certificate").map(Self::Certificate),
             "serial" => {
                 let parse = |(issuer, serial): (&str, &str)| {
                     Some(Self::Serial { issuer: issuer.parse().ok()?, serial: Serial::parse(serial)? })

@@ -357,7 +357,7 @@ fn revocation_ends_what_rests_on_it_and_nothing_else() -> Result<Verdict> {
     scene.is_closed(TWO, 7101)?;
     let third = scene.token(&json!({}))?;
     scene.refused(TWO, "token", &["--token-file", third.to_str().context("a path")?], "issuer_revoked")?;
-    let listed = scene.daemon.command(&["revoke", "list"])?;
+    let listed = scene.daemon.command(&["revoke", "--list"])?;
     let listed = String::from_utf8(listed.stdout)?;
     ensure!(listed.contains("issuer https://idp.example.org"), "{listed}");
     Ok(Verdict::Ran)
@@ -478,7 +478,7 @@ fn no_secret_is_written_anywhere() -> Result<Verdict> {
         scene.ask(ONE, rule, &[option, file.to_str().context("a path")?])?;
         fs::remove_file(file)?;
     }
-    scene.daemon.status()?;
+    scene.daemon.wait_for("the refusal", |r| r.reason.as_deref() == Some("signature_invalid"))?;
     let secret_part = key.rsplit('_').next().context("a key has parts")?.to_owned();
     let signature = token.rsplit('.').next().context("a token has parts")?.to_owned();
     let bad_signature = refused.rsplit('.').next().context("a token has parts")?.to_owned();

@@ -30,7 +30,7 @@ pub fn trial(name: &'static str, body: Body) -> Trial {
             println!("\nSKIP {name}: {why}");
             Ok(Completion::ignored_with(why))
         }
-        Err(error) => Err(Failed::from(format!("{error:#}"))),
+        Err(error) => Err(Failed::from(format!("{error:?}"))),
     })
 }
 
