@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use super::{BAD_CONFIG, FAILED, print_diagnostics, settings};
 use crate::{
     cli::TokenQuestion,
+    digest::Digest,
     policy::{
         load,
         model::{Issuer, Keys, Model, TokenCheck},
     },
     proofs::{
         access::{self, AccessError, Shown},
-        base64url, binding,
+        binding,
         claims::{Expected, VerifiedToken},
         dpop::{ProofPolicy, Target},
         jwk::{JwksError, KeySet},
@@ -99,12 +100,23 @@ pub fn verify(config: Option<&Path>, question: TokenQuestion) -> anyhow::Result<
 
 pub fn inspect(file: &Path) -> anyhow::Result<ExitCode> {
     each_line(file, |line| {
-        let read = str::from_utf8(line).map_err(|_| jws::JwsError::Encoding).and_then(jws::inspect);
+        let text = str::from_utf8(line).map_err(|_| jws::JwsError::Encoding);
+        let read = text.and_then(|text| Ok((jws::inspect(text)?, jws::signing_input(text)?)));
         let answer = match &read {
-            Ok((header, claims)) => {
-                json!({ "verified": false, "note": "nothing was checked", "header": header, "claims": claims })
-            }
-            Err(error) => json!({ "verified": false, "reason": error.reason(), "message": error.to_string() }),
+            Ok(((header, claims), signed)) => json!({
+                "verified": false,
+                "note": "nothing was checked",
+                "header": header,
+                "claims": claims,
+                "token_sha256": Digest::of(signed.as_bytes()),
+            }),
+            Err(error) => json!({
+                "verified": false,
+                "reason": error.reason(),
+                "message": error.to_string(),
+                // As an opaque token.
+                "token_sha256": Digest::of(line),
+            }),
         };
         (answer, read.is_ok())
     })
@@ -120,7 +132,7 @@ fn accepted(token: &VerifiedToken) -> Value {
         "audience": token.audience,
         "scopes": token.scopes,
         "key_id": token.key_id,
-        "token_hash": base64url::encode(token.token_hash),
+        "token_sha256": Digest::from_bytes(token.token_hash),
         "not_after": token.not_after.to_string(),
     })
 }

@@ -331,11 +331,9 @@ fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &'static str, length: usize) -> Re
 
 fn descriptor(map: &Map) -> io::Result<OwnedFd> {
     match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::LpmTrie(data)
-        | Map::SkStorage(data) => data.fd().as_fd().try_clone_to_owned(),
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::SkStorage(data) => {
+            data.fd().as_fd().try_clone_to_owned()
+        }
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
 }

@@ -122,6 +122,26 @@ fn an_unsigned_token_is_refused() {
     assert_eq!(bench.verify(&bench.signed()), Err("token_malformed"));
 }
 
+/// Of an ECDSA signature (r, s) anybody can make a second one, (r, n - s): the token stays the one that was revoked.
+#[test]
+fn a_second_signature_makes_no_second_token() {
+    const ORDER: &str = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+    let bench = Bench::new(Algorithm::Es256);
+    let token = bench.signer.token(&claims());
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let mut signature = base64url::decode(signature).unwrap();
+    let mut borrow = 0;
+    for at in (0..32).rev() {
+        let order = i32::from(u8::from_str_radix(&ORDER[2 * at..2 * at + 2], 16).unwrap());
+        let difference = order - i32::from(signature[32 + at]) - borrow;
+        borrow = i32::from(difference < 0);
+        signature[32 + at] = difference.rem_euclid(256) as u8;
+    }
+    let other = format!("{signed}.{}", base64url::encode(signature));
+    assert_ne!(token, other);
+    assert_eq!(bench.verify(&other).unwrap().token_hash, bench.verify(&token).unwrap().token_hash);
+}
+
 #[test]
 fn a_key_that_the_token_brings_or_names_is_not_used() {
     let bench = Bench::new(Algorithm::Es256);

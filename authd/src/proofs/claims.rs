@@ -93,7 +93,8 @@ pub struct VerifiedToken {
     pub scopes: Vec<String>,
     pub jti: Option<String>,
     pub key_id: Option<String>,
-    /// SHA-256 of the token as it was sent: names it in records and revocations.
+    /// Names it in records and revocations: SHA-256 of a JWT's signing input (RFC 7515, 5.1), because whoever has one
+    /// signature can make others of it that verify too (ECDSA); of an opaque token's text.
     pub token_hash: [u8; 32],
     pub issued_at: Option<Timestamp>,
     /// `exp`; only an introspected token may have none.

@@ -186,6 +186,11 @@ pub fn inspect(token: &str) -> Result<(Object, Object), JwsError> {
     Ok((read(header)?, read(payload)?))
 }
 
+/// What was signed (RFC 7515, 5.1): the token without its signature.
+pub fn signing_input(token: &str) -> Result<&str, JwsError> {
+    split(token).map(|(_, signed, _, _)| signed)
+}
+
 /// Header, what was signed, payload, signature.
 fn split(token: &str) -> Result<(&str, &str, &str, &str), JwsError> {
     if token.len() > MAX_BYTES {

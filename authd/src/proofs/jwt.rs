@@ -74,7 +74,7 @@ pub fn verify(
     present(&claims, policy)?;
     claims.check(policy, expected, now)?;
     let not_after = claims.not_after(policy.leeway, now)?.ok_or(ClaimError::Missing("exp"))?;
-    Ok(claims.into_token(policy, key.kid.clone(), sha256(token.as_bytes()), not_after))
+    Ok(claims.into_token(policy, key.kid.clone(), sha256(compact.signed.as_bytes()), not_after))
 }
 
 /// The issuer that an unverified token names: to find the policy by, not to believe.
