@@ -12,7 +12,7 @@ use authd_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::{Verdict, reload::wait_until, trial};
+use crate::{Verdict, lifecycle::CAPABILITIES, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -20,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
         trial("layered_proofs_are_all_required", layered_proofs_are_all_required),
         trial("a_stolen_token_is_worth_nothing_elsewhere", a_stolen_token_is_worth_nothing_elsewhere),
         trial("revocation_ends_what_rests_on_it_and_nothing_else", revocation_ends_what_rests_on_it_and_nothing_else),
+        trial("the_units_capabilities_are_enough_for_grants", the_units_capabilities_are_enough_for_grants),
         trial("a_grant_ends_on_time_with_the_daemon_dead", a_grant_ends_on_time_with_the_daemon_dead),
         trial("grants_outlive_a_restart_and_can_be_revoked_after_it", grants_outlive_a_restart),
         trial("a_held_connection_goes_on_when_its_grant_appears", a_held_connection_goes_on),
@@ -124,6 +125,10 @@ impl Scene {
     }
 
     fn with_settings(settings: &str) -> Result<Self> {
+        Self::started(settings, Sandbox::start)
+    }
+
+    fn started(settings: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         sandbox.add_settings(settings)?;
         let issuer = Issuer::new("k1")?;
@@ -131,7 +136,7 @@ impl Scene {
         fs::write(sandbox.policy_directory().join("jwks.json"), issuer.jwks()?)?;
         fs::write(sandbox.policy_directory().join("ca.crt"), authority.pem())?;
         sandbox.write_policy(POLICY)?;
-        let daemon = sandbox.start()?;
+        let daemon = start(&sandbox)?;
         wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
         let mut servers = Vec::new();
         for port in 7101..=7105 {
@@ -322,6 +327,26 @@ fn a_stolen_token_is_worth_nothing_elsewhere() -> Result<Verdict> {
     scene.refused(ONE, "both", &all, "token_revoked")?;
     let ended = scene.daemon.wait_for("the end", |r| r.event == "grant_revoked")?;
     ensure!(ended.reason.as_deref() == Some("token_revoked"), "{ended:?}");
+    Ok(Verdict::Ran)
+}
+
+/// Another user's process, in another network namespace, and a daemon that may no more than its unit lets it.
+fn the_units_capabilities_are_enough_for_grants() -> Result<Verdict> {
+    let kept = CAPABILITIES.map(|(_, number)| number);
+    let scene = Scene::started("", |sandbox| Daemon::start_with_capabilities(sandbox, &kept))?;
+    let token = scene.token(&json!({ "jti": "a" }))?;
+    let token = token.to_str().context("a path")?;
+    scene.granted(ONE, "token", &["--token-file", token])?;
+    let mut held = scene.sandbox.spawn(ONE, &["hold-tcp", "127.0.0.1:7101"])?;
+    ensure!(held.again()?.ok);
+    let effect = scene.revoke(&["token", "https://idp.example.org", "a"])?;
+    ensure!(effect["destroyed"] == 1 && effect["left"] == 0, "{effect}\n{}", scene.daemon.log());
+    ensure!(!held.again()?.ok);
+    let status = fs::read_to_string(format!("/proc/{}/status", scene.daemon.control_pid()?))?;
+    for none in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        ensure!(status.contains(none), "control has {status}");
+    }
+    ensure!(!status.contains("Uid:\t0"), "control is root: {status}");
     Ok(Verdict::Ran)
 }
 
