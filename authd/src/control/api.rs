@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, forward, problem::Problem, prove};
+use super::{Answer, Shared, forward, problem::Problem, prove, verifier::Share};
 use crate::{
     grants::Id,
     ipc::{Caller, Connection, FromControl, Granted, Wanted},
@@ -103,7 +103,7 @@ struct WhoAmI {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "authd", description = "Shows proofs to authd, which lets the kernel carry the result."),
-    paths(post_grant, delete_grant, get_grants, who_am_i, health, ready, forward::forward_auth),
+    paths(post_grant, delete_grant, get_grants, who_am_i, health, ready, forward::envoy, forward::nginx),
     components(schemas(Problem))
 )]
 struct Description;
@@ -121,8 +121,9 @@ pub fn router() -> Router {
         .route("/v1/health", get(health))
         .route("/v1/ready", get(ready))
         .route("/v1/openapi.json", get(openapi))
-        .route("/v1/forward-auth/{rule}", any(forward::forward_auth))
-        .route("/v1/forward-auth/{rule}/{*path}", any(forward::forward_auth))
+        .route("/v1/forward-auth/envoy/{rule}", any(forward::envoy))
+        .route("/v1/forward-auth/envoy/{rule}/{*path}", any(forward::envoy))
+        .route("/v1/forward-auth/nginx/{rule}", any(forward::nginx))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods")
@@ -137,7 +138,11 @@ async fn in_time(Extension(session): Extension<Arc<Session>>, request: Request, 
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "there are no settings yet")
             .into_response();
     };
-    if !verifier.admit(&session.caller, Timestamp::now()) {
+    let share = match request.uri().path().starts_with("/v1/forward-auth/") {
+        true => Share::Proxy,
+        false => Share::Caller,
+    };
+    if !verifier.admit(&session.caller, share, Timestamp::now()) {
         return Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "ask less often")
             .with(header::RETRY_AFTER, "1")
             .into_response();

@@ -29,24 +29,80 @@ use crate::{
     proofs::dpop::Target,
 };
 
-/// What nginx says of the original request.
-const ORIGINAL_METHOD: &str = "x-original-method";
-const ORIGINAL_URI: &str = "x-original-uri";
-/// The scheme and host that the client used, of either proxy.
+/// The original request's scheme, of either proxy.
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
-const FORWARDED_HOST: &str = "x-forwarded-host";
-/// Client certificates: Envoy's header, and the one that the nginx example sets from `$ssl_client_escaped_cert`.
-const ENVOY_CERTIFICATE: &str = "x-forwarded-client-cert";
-const NGINX_CERTIFICATE: &str = "x-ssl-client-cert";
 const LONGEST: usize = 256;
 
-/// Ask whether a request meets a rule.
+/// Which proxy asks: each is believed in the headers that it sets itself, and in no others, which may be its client's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Proxy {
+    Envoy,
+    Nginx,
+}
+
+impl Proxy {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Envoy => "/v1/forward-auth/envoy/",
+            Self::Nginx => "/v1/forward-auth/nginx/",
+        }
+    }
+
+    /// The client's certificates, as this proxy says them.
+    fn chain(self, headers: &HeaderMap) -> Result<Vec<CertificateDer<'static>>, Problem> {
+        let pem = match self {
+            Self::Envoy => match text(headers, "x-forwarded-client-cert")? {
+                Some(xfcc) => certificate_of(xfcc)?,
+                None => None,
+            },
+            // As the example sets it from `$ssl_client_escaped_cert`.
+            Self::Nginx => text(headers, "x-ssl-client-cert")?.map(str::to_owned),
+        };
+        chain_of(pem.as_deref().unwrap_or_default())
+    }
+}
+
+/// The request that a proxy asks about.
+struct Original<'a> {
+    method: &'a str,
+    path: &'a str,
+    host: Option<&'a str>,
+}
+
+impl<'a> Original<'a> {
+    fn of(proxy: Proxy, rule: &str, uri: &'a Uri, method: &'a Method, headers: &'a HeaderMap) -> Result<Self, Problem> {
+        match proxy {
+            Proxy::Envoy => {
+                let path = uri.path_and_query().map_or("", |path| path.as_str());
+                let after = path.strip_prefix(proxy.prefix()).and_then(|path| path.strip_prefix(rule));
+                let path = after.filter(|path| path.starts_with('/')).unwrap_or("/");
+                // HTTP/2 has it in the request, HTTP/1.1 in a header.
+                let host = uri.authority().map(|authority| authority.as_str());
+                Ok(Self { method: method.as_str(), path, host: host.or(text(headers, header::HOST.as_str())?) })
+            }
+            Proxy::Nginx => {
+                let needed = |name: &str| {
+                    let missing = || Problem::forbidden("forwarded_header_missing", format!("{name} is not set"));
+                    text(headers, name)?.ok_or_else(missing)
+                };
+                Ok(Self {
+                    method: needed("x-original-method")?,
+                    path: needed("x-original-uri")?,
+                    host: text(headers, "x-forwarded-host")?,
+                })
+            }
+        }
+    }
+}
+
+/// Ask whether a request meets a rule: Envoy's ext_authz over HTTP, with this path (without the last part) as its prefix.
 ///
-/// Called by proxies, with the original request's `Authorization`, `DPoP` and `X-API-Key` headers. Envoy's ext_authz appends
-/// the original path and keeps the method; nginx names them in `X-Original-URI` and `X-Original-Method`. The proxy has to be
-/// a workload of this node that offers one of the rule's services.
+/// Method, path and `Host` are the original request's. `Authorization`, `DPoP`, `X-API-Key`, `X-Forwarded-Proto` and
+/// `X-Forwarded-Client-Cert` have to be among the allowed headers. The proxy has to be a workload of this node that offers
+/// one of the rule's services.
 #[utoipa::path(
-    get, path = "/v1/forward-auth/{rule}", params(("rule" = String, Path)),
+    get, path = "/v1/forward-auth/envoy/{rule}/{path}",
+    params(("rule" = String, Path), ("path" = String, Path, description = "Of the original request, and its query")),
     responses(
         (status = 200, description = "Allowed. X-Authd-Rule, X-Authd-Subject, X-Authd-Client-Id, X-Authd-Spiffe-Id, \
          X-Authd-Scopes and X-Authd-Proofs say who and why"),
@@ -55,7 +111,42 @@ const LONGEST: usize = 256;
         (status = 503, body = Problem, content_type = "application/problem+json"),
     )
 )]
-pub async fn forward_auth(
+pub async fn envoy(
+    session: Extension<Arc<Session>>,
+    parameters: Path<Vec<(String, String)>>,
+    uri: OriginalUri,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    answer(Proxy::Envoy, session, parameters, uri, method, headers).await
+}
+
+/// Ask whether a request meets a rule: nginx's `auth_request`.
+///
+/// The original request is in `X-Original-Method` and `X-Original-URI`, its host and scheme in `X-Forwarded-Host` and
+/// `X-Forwarded-Proto`, its client's certificate in `X-SSL-Client-Cert` (`$ssl_client_escaped_cert`). All of them have to be
+/// set by nginx: what it does not set, its clients can.
+#[utoipa::path(
+    get, path = "/v1/forward-auth/nginx/{rule}", params(("rule" = String, Path)),
+    responses(
+        (status = 200, description = "Allowed, with the same headers as for Envoy"),
+        (status = 401, body = Problem, content_type = "application/problem+json"),
+        (status = 403, body = Problem, content_type = "application/problem+json"),
+        (status = 503, body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub async fn nginx(
+    session: Extension<Arc<Session>>,
+    parameters: Path<Vec<(String, String)>>,
+    uri: OriginalUri,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
+    answer(Proxy::Nginx, session, parameters, uri, method, headers).await
+}
+
+async fn answer(
+    proxy: Proxy,
     Extension(session): Extension<Arc<Session>>,
     Path(parameters): Path<Vec<(String, String)>>,
     OriginalUri(uri): OriginalUri,
@@ -63,13 +154,14 @@ pub async fn forward_auth(
     headers: HeaderMap,
 ) -> Response {
     let name = parameters.into_iter().find(|(name, _)| name == "rule").map(|(_, rule)| rule).unwrap_or_default();
-    match decide(&session, &name, &uri, &method, &headers).await {
+    match decide(proxy, &session, &name, &uri, &method, &headers).await {
         Ok(response) => response,
         Err(problem) => for_proxies(problem).into_response(),
     }
 }
 
 async fn decide(
+    proxy: Proxy,
     session: &Session,
     name: &str,
     uri: &Uri,
@@ -82,20 +174,14 @@ async fn decide(
         let detail = "only a workload of this node that offers a service of the rule may ask";
         return Err(Problem::forbidden("proxy_not_allowed", detail));
     }
-    let prefix = format!("/v1/forward-auth/{name}");
-    let after = uri.path_and_query().and_then(|path| path.as_str().strip_prefix(&prefix)).unwrap_or_default();
-    let path = text(headers, ORIGINAL_URI)?.unwrap_or(if after.is_empty() { "/" } else { after });
-    let method = text(headers, ORIGINAL_METHOD)?.unwrap_or(method.as_str());
+    let original = Original::of(proxy, name, uri, method, headers)?;
     let scheme = text(headers, FORWARDED_PROTO)?.unwrap_or("https");
-    let host = match text(headers, FORWARDED_HOST)? {
-        Some(host) => Some(host),
-        None => text(headers, header::HOST.as_str())?,
-    };
-    let target = host.and_then(|host| Target::parse(&format!("{scheme}://{host}{path}")).ok());
-    let chain = forwarded_chain(headers)?;
-    let asked = Asked { method, uri, headers };
+    let target = original.host.and_then(|host| Target::parse(&format!("{scheme}://{host}{}", original.path)).ok());
+    let chain = proxy.chain(headers)?;
+    let asked = Asked { method: original.method, uri, headers };
     let connection = session.connection;
-    let told = format!("{} {}", shortened(method), shortened(path.split('?').next().unwrap_or_default()));
+    let path = original.path.split('?').next().unwrap_or_default();
+    let told = format!("{} {}", shortened(original.method), shortened(path));
     let proven = match prove::for_request(&verifier, rule, &chain, &asked, target).await {
         Ok(proven) => proven,
         Err(failed) => {
@@ -138,24 +224,13 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Probl
     }
 }
 
-/// The client's certificates, as the proxy says them.
-fn forwarded_chain(headers: &HeaderMap) -> Result<Vec<CertificateDer<'static>>, Problem> {
-    let pem = match (text(headers, ENVOY_CERTIFICATE)?, text(headers, NGINX_CERTIFICATE)?) {
-        (None, None) => return Ok(Vec::new()),
-        (Some(_), Some(_)) => {
-            return Err(Problem::forbidden("forwarded_header_ambiguous", "two headers about client certificates"));
-        }
-        (None, Some(escaped)) => escaped.to_owned(),
-        (Some(xfcc), None) => match certificate_of(xfcc)? {
-            Some(escaped) => escaped,
-            None => return Ok(Vec::new()),
-        },
-    };
-    if pem.is_empty() {
+/// Certificates in PEM, percent-encoded; nothing means that the client showed none.
+fn chain_of(escaped: &str) -> Result<Vec<CertificateDer<'static>>, Problem> {
+    if escaped.is_empty() {
         return Ok(Vec::new());
     }
     let malformed = || Problem::forbidden("forwarded_certificate_malformed", "the client certificate is no PEM");
-    let pem = percent_decode_str(&pem).decode_utf8().map_err(|_| malformed())?;
+    let pem = percent_decode_str(escaped).decode_utf8().map_err(|_| malformed())?;
     let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
     chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(malformed)
 }
@@ -236,6 +311,35 @@ mod tests {
         assert_eq!(found("Hash=ab").as_deref(), None);
         assert_eq!(found(r#"Cert="a";Chain="a%0Ab""#).as_deref(), Some("a%0Ab"));
         assert!(certificate_of("By=x;Hash=a,By=y;Hash=b").is_err());
+    }
+
+    #[test]
+    fn each_proxy_is_believed_in_its_own_headers_only() {
+        let mut headers = HeaderMap::new();
+        let put = |headers: &mut HeaderMap, name: &'static str, value: &str| {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        };
+        // A client of nginx writes what Envoy would, and the other way round.
+        let pem = "-----BEGIN%20CERTIFICATE-----%0AMAA=%0A-----END%20CERTIFICATE-----%0A";
+        put(&mut headers, "x-forwarded-client-cert", &format!("Cert=\"{pem}\""));
+        assert!(Proxy::Nginx.chain(&headers).unwrap().is_empty());
+        assert_eq!(Proxy::Envoy.chain(&headers).unwrap().len(), 1);
+        headers.clear();
+        put(&mut headers, "x-ssl-client-cert", pem);
+        assert!(Proxy::Envoy.chain(&headers).unwrap().is_empty());
+        assert_eq!(Proxy::Nginx.chain(&headers).unwrap().len(), 1);
+        put(&mut headers, "x-original-uri", "/admin");
+        put(&mut headers, "x-original-method", "DELETE");
+        put(&mut headers, "x-forwarded-host", "other.example.org");
+        put(&mut headers, "host", "api.example.org");
+        let uri: Uri = "/v1/forward-auth/envoy/rule/a/b?c=d".parse().unwrap();
+        let original = Original::of(Proxy::Envoy, "rule", &uri, &Method::GET, &headers).unwrap();
+        assert_eq!((original.method, original.path, original.host), ("GET", "/a/b?c=d", Some("api.example.org")));
+        let original = Original::of(Proxy::Nginx, "rule", &uri, &Method::GET, &headers).unwrap();
+        assert_eq!((original.method, original.path, original.host), ("DELETE", "/admin", Some("other.example.org")));
+        headers.remove("x-original-uri");
+        let reason = Original::of(Proxy::Nginx, "rule", &uri, &Method::GET, &headers).err().map(|p| p.reason);
+        assert_eq!(reason.as_deref(), Some("forwarded_header_missing"));
     }
 
     #[test]

@@ -44,10 +44,20 @@ const NONCE_WINDOW: Duration = Duration::from_secs(300);
 const TOKENS: usize = 16_384;
 /// How long at most: a key that an issuer withdrew verifies nothing after this.
 pub const TOKEN_CACHE: Duration = Duration::from_secs(60);
-/// Requests of one caller.
+/// Requests of one caller for itself.
 const REQUESTS_PER_MINUTE: u32 = 6_000;
+/// Requests of one proxy: about each of its clients' requests there is one.
+const PROXIED_PER_MINUTE: u32 = 1_000_000;
 /// Callers whose requests are counted.
 const CALLERS: usize = 65_536;
+
+/// What a caller's requests are counted as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    Caller,
+    /// About somebody else's request.
+    Proxy,
+}
 
 /// How an issuer's tokens are verified.
 pub enum Method {
@@ -166,13 +176,18 @@ impl Verifier {
     }
 
     /// Whether a caller may ask once more now.
-    pub fn admit(&self, caller: &Caller, now: Timestamp) -> bool {
-        let Some(rate) = Rate::per_minute(REQUESTS_PER_MINUTE) else { return true };
-        let key = match caller {
-            Caller::Local { workload: Some(workload), .. } => workload.cgroup.clone(),
-            Caller::Local { workload: None, uid } => format!("uid {uid}"),
-            Caller::Remote { address } => address.ip().to_string(),
+    pub fn admit(&self, caller: &Caller, share: Share, now: Timestamp) -> bool {
+        let (rate, key) = match (caller, share) {
+            (Caller::Local { workload: Some(workload), .. }, Share::Proxy) => {
+                (PROXIED_PER_MINUTE, format!("proxy {}", workload.cgroup))
+            }
+            (Caller::Local { workload: Some(workload), .. }, Share::Caller) => {
+                (REQUESTS_PER_MINUTE, workload.cgroup.clone())
+            }
+            (Caller::Local { workload: None, uid }, _) => (REQUESTS_PER_MINUTE, format!("uid {uid}")),
+            (Caller::Remote { address }, _) => (REQUESTS_PER_MINUTE, address.ip().to_string()),
         };
+        let Some(rate) = Rate::per_minute(rate) else { return false };
         let mut callers = lock(&self.memory.callers);
         if callers.len() >= CALLERS && !callers.contains_key(&key) {
             callers.clear();
