@@ -7,7 +7,10 @@ use std::{
     io::{self, Read, Write},
     mem::offset_of,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     sync::mpsc,
     thread::{self, sleep},
     time::{Duration, Instant},
@@ -479,10 +482,12 @@ fn privileges() -> Result<Verdict> {
     let result = without(&[CAP_SYS_ADMIN], || Ok(Sockets::new()?.destroy(&[other_flow], Instant::now())))?;
     ensure!(result.failed == [(other_flow, NamespaceError::MayNotEnter.into())], "{result:?}");
     // Only a process shows it now, one with more privileges.
-    let mut resident = std::process::Command::new("nsenter")
-        .arg(format!("--net={}", netns.path().display()))
-        .args(["sleep", "1000"])
-        .spawn()?;
+    let inner = File::open(netns.path())?;
+    let mut resident = std::process::Command::new("sleep");
+    resident.arg("1000");
+    // SAFETY: setns(2) is a system call that allocates nothing, which is what a forked child may do.
+    unsafe { resident.pre_exec(move || Ok(setns(&inner, CloneFlags::CLONE_NEWNET)?)) };
+    let mut resident = resident.spawn()?;
     let entered = Instant::now();
     let link = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));
     while link(&resident.id().to_string())? == link("self")? {
@@ -738,7 +743,9 @@ impl Ends for UdpSocket {
 
 fn raise_descriptor_limit() -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const ENOUGH: u64 = 16_384;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let most = most.max(ENOUGH);
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
