@@ -7,11 +7,15 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
 };
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns},
     sys::{
         socket::{
             AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, getsockopt, recv, sendto, socket,
@@ -88,7 +92,8 @@ fn attest_by_number(connection: BorrowedFd<'_>) -> Result<Attested, AttestError>
     let pid = u32::try_from(credentials.pid()).ok().filter(|pid| *pid != 0).ok_or(AttestError::Gone)?;
     let process = open_process(pid)?;
     let own = fstat(connection).map_err(io::Error::from)?.st_ino;
-    let other = other_end(own).map_err(AttestError::Unknown)?.ok_or(AttestError::Gone)?;
+    let netlink = diagnostics(connection).map_err(AttestError::Unknown)?;
+    let other = other_end(netlink.as_fd(), own).map_err(AttestError::Unknown)?.ok_or(AttestError::Gone)?;
     if !holds(pid, other)? {
         return Err(AttestError::NotTheHolder);
     }
@@ -159,8 +164,35 @@ fn holds(pid: u32, socket: u64) -> Result<bool, AttestError> {
         .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == link.as_str())))
 }
 
-/// The inode number of the socket that a Unix socket is connected to, by sock_diag(7). `None` if it is closed.
-fn other_end(own: u64) -> io::Result<Option<u64>> {
+/// A socket of sock_diag(7) in the network namespace of a connection. Both ends of a Unix connection are in the one of who
+/// connected, and are told of in no other.
+fn diagnostics(connection: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // include/uapi/linux/sockios.h
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    let open = || {
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)
+            .map_err(io::Error::from)
+    };
+    // SAFETY: takes no argument, returns a descriptor.
+    let fd = unsafe { libc::ioctl(connection.as_raw_fd(), SIOCGSKNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
+    if fstat(&namespace)?.st_ino == fs::metadata("/proc/self/ns/net")?.ino() {
+        return open();
+    }
+    // A thread that entered another namespace is no use for anything else.
+    let inside = std::thread::Builder::new().spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        open()
+    })?;
+    inside.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+}
+
+/// The inode number of the socket that a Unix socket is connected to. `None` if it is closed.
+fn other_end(netlink: BorrowedFd<'_>, own: u64) -> io::Result<Option<u64>> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const NLM_F_REQUEST: u16 = 1;
     const NLMSG_ERROR: u16 = 2;
@@ -180,7 +212,6 @@ fn other_end(own: u64) -> io::Result<Option<u64>> {
     request.extend(own.to_ne_bytes());
     request.extend(UDIAG_SHOW_PEER.to_ne_bytes());
     request.extend([0xff; 8]);
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     sendto(netlink.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut answer = [0; 4096];
     let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
@@ -284,7 +315,8 @@ mod tests {
         let listening = Listening::new("other");
         let client = UnixStream::connect(&listening.1).unwrap();
         let (server, _) = listening.0.accept().unwrap();
-        let other = other_end(fstat(server.as_fd()).unwrap().st_ino).unwrap().unwrap();
+        let netlink = diagnostics(server.as_fd()).unwrap();
+        let other = other_end(netlink.as_fd(), fstat(server.as_fd()).unwrap().st_ino).unwrap().unwrap();
         assert!(holds(std::process::id(), other).unwrap());
         assert!(!holds(1, other).unwrap_or(false));
         drop(client);
