@@ -22,9 +22,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
+    daemon::granting::Effect,
     digest::Digest,
     grants::{Id, proof::Shown},
     proofs::api_key::text::KeyId,
+    store::revoked::Revoked,
 };
 
 /// No message is longer.
@@ -47,6 +49,8 @@ pub enum Caller {
     Local { workload: Option<Workload>, uid: u32 },
     /// Somebody elsewhere, at an address.
     Remote { address: SocketAddr },
+    /// An operator, on the operators' socket.
+    Admin { uid: u32 },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -83,6 +87,10 @@ pub enum ToControl {
     Holds {
         question: Question,
         grants: Vec<Granted>,
+    },
+    Revoked {
+        question: Question,
+        effect: Effect,
     },
     /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
     Forget {
@@ -136,6 +144,13 @@ pub enum FromControl {
         reason: Option<String>,
         proofs: Vec<Shown>,
         request: String,
+    },
+    /// An operator revokes something.
+    Revoke {
+        question: Question,
+        connection: Connection,
+        what: Revoked,
+        text: String,
     },
     Forgotten {
         question: Question,

@@ -22,8 +22,10 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::{Answer, Shared, forward, problem::Problem, prove, verifier::Share};
 use crate::{
+    daemon::granting::Effect,
     grants::Id,
     ipc::{Caller, Connection, FromControl, Granted, Wanted},
+    store::revoked::Revoked,
 };
 
 /// The body of a request.
@@ -58,6 +60,17 @@ struct GrantRequest {
     rule: String,
     /// How long the grant should live; at most as long as the rule says.
     seconds: Option<u32>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RevocationRequest {
+    /// As for `authd revoke`: `token`, `cert`, `spiffe-id` and so on.
+    kind: String,
+    /// Two values with a space between them for `token` (issuer, id) and `serial` (hash of the issuer, number).
+    value: String,
+    /// For the record.
+    reason: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -103,7 +116,17 @@ struct WhoAmI {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "authd", description = "Shows proofs to authd, which lets the kernel carry the result."),
-    paths(post_grant, delete_grant, get_grants, who_am_i, health, ready, forward::envoy, forward::nginx),
+    paths(
+        post_grant,
+        delete_grant,
+        get_grants,
+        post_revocation,
+        who_am_i,
+        health,
+        ready,
+        forward::envoy,
+        forward::nginx
+    ),
     components(schemas(Problem))
 )]
 struct Description;
@@ -117,6 +140,7 @@ pub fn router() -> Router {
     Router::new()
         .route("/v1/grants", post(post_grant).get(get_grants))
         .route("/v1/grants/{id}", delete(delete_grant))
+        .route("/v1/revocations", post(post_revocation))
         .route("/v1/whoami", get(who_am_i))
         .route("/v1/health", get(health))
         .route("/v1/ready", get(ready))
@@ -203,7 +227,7 @@ async fn post_grant(
     match session.shared.ask(|question| FromControl::Grant { question, connection, wanted }).await {
         Answer::Granted(grant) => Ok((StatusCode::CREATED, Json(GrantAnswer::from(grant))).into_response()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Returned | Answer::Holds(_) => Err(confused()),
+        Answer::Returned | Answer::Holds(_) | Answer::Revoked(_) => Err(confused()),
     }
 }
 
@@ -222,7 +246,34 @@ async fn delete_grant(
     match session.shared.ask(|question| FromControl::Return { question, connection, grant }).await {
         Answer::Returned => Ok(StatusCode::NO_CONTENT),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Holds(_) => Err(confused()),
+        Answer::Granted(_) | Answer::Holds(_) | Answer::Revoked(_) => Err(confused()),
+    }
+}
+
+/// Revoke something, on the operators' socket: at once, to the packet. Answered when it is in force and on disk.
+#[utoipa::path(
+    post, path = "/v1/revocations", request_body = RevocationRequest,
+    responses(
+        (status = 201, body = Effect),
+        (status = 400, body = Problem, content_type = "application/problem+json"),
+        (status = 403, body = Problem, description = "Not an operator", content_type = "application/problem+json"),
+    )
+)]
+async fn post_revocation(Extension(session): Extension<Arc<Session>>, body: Bytes) -> Result<Response, Problem> {
+    if !matches!(session.caller, Caller::Admin { .. }) {
+        return Err(Problem::forbidden("not_an_operator", "only operators revoke, on their own socket"));
+    }
+    let bad = |detail: String| Problem::bad_request("bad_request", detail);
+    let RevocationRequest { kind, value, reason } = serde_json::from_slice(&body)
+        .map_err(|error| bad(format!("the body is no request for a revocation: {error}")))?;
+    let what =
+        Revoked::parse(&kind, &value).map_err(|error| Problem::bad_request(error.reason(), error.to_string()))?;
+    let text = reason.unwrap_or_default();
+    let connection = session.connection;
+    match session.shared.ask(|question| FromControl::Revoke { question, connection, what, text }).await {
+        Answer::Revoked(effect) => Ok((StatusCode::CREATED, Json(effect)).into_response()),
+        Answer::Refused(refusal) => Err(Problem::of(refusal)),
+        Answer::Granted(_) | Answer::Returned | Answer::Holds(_) => Err(confused()),
     }
 }
 
@@ -253,6 +304,7 @@ async fn who_am_i(Extension(session): Extension<Arc<Session>>) -> Result<Json<Wh
             answer.cgroup = Some(workload.cgroup.clone());
         }
         Caller::Local { workload: None, .. } => {}
+        Caller::Admin { .. } => answer.caller = "admin",
         Caller::Remote { address } => {
             answer.caller = "peer";
             answer.address = Some(address.ip().to_string());
@@ -285,7 +337,7 @@ async fn held(session: &Session) -> Result<Vec<GrantAnswer>, Problem> {
     match session.shared.ask(|question| FromControl::Held { question, connection }).await {
         Answer::Holds(grants) => Ok(grants.into_iter().map(GrantAnswer::from).collect()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Returned => Err(confused()),
+        Answer::Granted(_) | Answer::Returned | Answer::Revoked(_) => Err(confused()),
     }
 }
 

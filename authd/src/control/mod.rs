@@ -25,7 +25,10 @@ use std::{
 use tokio::{sync::oneshot, time::timeout};
 
 use self::verifier::Verifier;
-use crate::ipc::{Channel, FromControl, Granted, IpcError, Question, Refusal, Settings, ToControl};
+use crate::{
+    daemon::granting::Effect,
+    ipc::{Channel, FromControl, Granted, IpcError, Question, Refusal, Settings, ToControl},
+};
 
 /// What the Unix socket is called in requests.
 pub const LOCAL_HOST: &str = "authd.local";
@@ -38,6 +41,7 @@ pub enum Answer {
     Refused(Refusal),
     Returned,
     Holds(Vec<Granted>),
+    Revoked(Effect),
 }
 
 /// What all connections share.
@@ -128,6 +132,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             ToControl::NotGranted { question, refusal } => shared.answer(question, Answer::Refused(refusal)),
             ToControl::Returned { question } => shared.answer(question, Answer::Returned),
             ToControl::Holds { question, grants } => shared.answer(question, Answer::Holds(grants)),
+            ToControl::Revoked { question, effect } => shared.answer(question, Answer::Revoked(effect)),
             ToControl::Forget { question } => {
                 if let Some(verifier) = shared.verifier() {
                     verifier.forget();

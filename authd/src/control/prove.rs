@@ -366,7 +366,7 @@ fn dpop_challenge(error: &str) -> String {
 fn target_of(verifier: &Verifier, caller: &Caller, uri: &Uri, headers: &HeaderMap) -> Option<Target> {
     let path = uri.path();
     match caller {
-        Caller::Local { .. } => Target::parse(&format!("http://{LOCAL_HOST}{path}")).ok(),
+        Caller::Local { .. } | Caller::Admin { .. } => Target::parse(&format!("http://{LOCAL_HOST}{path}")).ok(),
         Caller::Remote { .. } => {
             // HTTP/2 has it in the request, HTTP/1.1 in a header.
             let host = uri

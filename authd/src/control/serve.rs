@@ -45,8 +45,8 @@ pub enum ServeError {
     SlowHandshake,
     #[error("TLS: {0}")]
     Tls(io::Error),
-    #[error("the caller speaks neither TLS nor HTTP")]
-    NotTls,
+    #[error("the caller asks for another server")]
+    WrongName,
     #[error("HTTP: {0}")]
     Http(Box<dyn std::error::Error + Send + Sync>),
     #[error("there are no settings yet")]
@@ -61,7 +61,7 @@ impl ServeError {
         match self {
             Self::SlowHandshake => Some("handshake_timeout"),
             Self::Tls(_) => Some("handshake_failed"),
-            Self::NotTls => Some("not_tls"),
+            Self::WrongName => Some("wrong_server_name"),
             Self::NoSettings | Self::Http(_) | Self::Io(_) => None,
         }
     }
@@ -120,9 +120,16 @@ async fn serve_tls(
     connection: Connection,
     caller: Caller,
 ) -> Result<(), ServeError> {
-    let config = shared.verifier().and_then(|verifier| verifier.tls()).ok_or(ServeError::NoSettings)?;
+    let verifier = shared.verifier().ok_or(ServeError::NoSettings)?;
+    let config = verifier.tls().ok_or(ServeError::NoSettings)?;
+    let is_remote = matches!(caller, Caller::Remote { .. });
     let handshake = async {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(ServeError::Tls)?;
+        // Who asks for another server was led here, or tries what there is.
+        let is_meant = start.client_hello().server_name().is_none_or(|name| verifier.is_called(name));
+        if is_remote && !is_meant {
+            return Err(ServeError::WrongName);
+        }
         start.into_stream(config).await.map_err(ServeError::Tls)
     };
     let stream = timeout(HANDSHAKE, handshake).await.map_err(|_| ServeError::SlowHandshake)??;

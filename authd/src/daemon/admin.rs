@@ -1,13 +1,20 @@
 //! The operators' socket: what can be asked, and what is answered.
 //!
-//! One request per connection, one JSON line; the answer is one JSON line, or many for a stream. Only root can connect: the
-//! socket lies in a directory of root's, with mode 0600, and the peer's credentials are compared too.
+//! One request per connection, one JSON line; the answer is one JSON line, or many for a stream. Who begins with anything but
+//! an object speaks HTTP, and is handed to the control process. Only root can connect: the socket lies in a directory of
+//! root's, with mode 0600, and the peer's credentials are compared too.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use nix::sys::socket::{MsgFlags, recv};
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     sync::{broadcast, mpsc, oneshot},
 };
@@ -111,6 +118,16 @@ impl Explained {
     }
 }
 
+/// What an operator's connection turned out to be.
+pub enum Asked {
+    Call(Call),
+    /// One that speaks HTTP, unread.
+    Http {
+        connection: OwnedFd,
+        uid: u32,
+    },
+}
+
 /// A request on its way to the daemon, with where the answer goes.
 pub struct Call {
     pub request: Request,
@@ -126,10 +143,19 @@ pub enum Reply {
 }
 
 /// Serves one connection. Errors concern nobody but the caller.
-pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
+pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Asked>) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     if uid != 0 {
         return Ok(());
+    }
+    match first_byte(&stream).await? {
+        None => return Ok(()),
+        Some(b'{') => {}
+        Some(_) => {
+            let connection = OwnedFd::from(stream.into_std()?);
+            let _ = calls.send(Asked::Http { connection, uid }).await;
+            return Ok(());
+        }
     }
     let mut line = String::new();
     let (reader, mut writer) = stream.split();
@@ -142,7 +168,7 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Res
         }
     };
     let (answer, reply) = oneshot::channel();
-    if calls.send(Call { request, uid, answer }).await.is_err() {
+    if calls.send(Asked::Call(Call { request, uid, answer })).await.is_err() {
         return Ok(());
     }
     match reply.await {
@@ -165,6 +191,14 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Res
         }
         Err(_) => Ok(()),
     }
+}
+
+/// Looks at what comes first, and leaves it there. `None`: nothing comes.
+async fn first_byte(stream: &UnixStream) -> io::Result<Option<u8>> {
+    let mut first = [0; 1];
+    let length =
+        stream.async_io(Interest::READABLE, || Ok(recv(stream.as_raw_fd(), &mut first, MsgFlags::MSG_PEEK)?)).await?;
+    Ok((length > 0).then_some(first[0]))
 }
 
 async fn write_line(writer: &mut (impl AsyncWriteExt + Unpin), line: &str) -> io::Result<()> {

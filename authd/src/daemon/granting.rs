@@ -62,7 +62,8 @@ pub struct Ledger {
 }
 
 /// What a revocation did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Effect {
     pub grants: usize,
     pub flows: usize,
@@ -595,6 +596,9 @@ impl Daemon {
                     kind: None,
                 })
             }
+            Who::Admin { .. } => {
+                Err(refusal("caller_unmanaged", "operators hold no grants; workloads ask on the workloads' socket"))
+            }
             Who::Local(attested) => {
                 let unmanaged = || refusal("caller_unmanaged", "no workload of the policy matches the caller's cgroup");
                 let path = self.base.below(&attested.cgroup).ok_or_else(unmanaged)?;
@@ -628,6 +632,7 @@ impl Daemon {
     pub fn introduce(&self, who: &Who) -> crate::ipc::Caller {
         match who {
             Who::Remote(address) => crate::ipc::Caller::Remote { address: *address },
+            Who::Admin { uid } => crate::ipc::Caller::Admin { uid: *uid },
             Who::Local(attested) => {
                 let workload = self.known(who).ok().and_then(|known| match (known.holder, known.claimant) {
                     (Holder::Workload { name, cgroup, .. }, Owned::Workload { spiffe_id, .. }) => {
@@ -646,6 +651,7 @@ impl Daemon {
                 record.remote_address = Some(address.ip());
                 record.remote_port = Some(address.port());
             }
+            Who::Admin { uid } => record.uid = Some(*uid),
             Who::Local(attested) => {
                 record.pid = Some(attested.pid);
                 record.uid = Some(attested.uid);

@@ -31,10 +31,10 @@ use tokio::{
 
 use super::{
     Daemon, DaemonError,
-    admin::{self, Answer, Applied, Call, Reply, Request},
+    admin::{self, Answer, Applied, Asked, Call, Reply, Request},
     candidate::Candidate,
     clock,
-    control::{Control, Happened},
+    control::{Control, Happened, Who},
     settings::Files,
 };
 use crate::{
@@ -65,7 +65,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
 
-    let (calls, mut requests) = mpsc::channel::<Call>(MAX_CONNECTIONS);
+    let (calls, mut requests) = mpsc::channel::<Asked>(MAX_CONNECTIONS);
     let socket = daemon.config().socket.clone();
     // Operators are root alone.
     let listener = bind(&socket, 0o600).map_err(|error| DaemonError::Socket(socket.clone(), error))?;
@@ -91,9 +91,12 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => reload.ask(None),
-            Some(call) = requests.recv() => {
-                answer(&mut daemon, &mut reload, &mut control, &mut forgetting, call);
-            }
+            Some(asked) = requests.recv() => match asked {
+                Asked::Call(call) => answer(&mut daemon, &mut reload, &mut control, &mut forgetting, call),
+                Asked::Http { connection, uid } => {
+                    control.hand_over(connection, Who::Admin { uid }, ipc::Caller::Admin { uid });
+                }
+            },
             Ok((stream, _)) = listener.accept() => {
                 if let Ok(permit) = connections.clone().try_acquire_owned() {
                     let calls = calls.clone();
@@ -255,31 +258,49 @@ impl Reload {
 #[derive(Default)]
 struct Forgetting {
     next: ipc::Question,
-    waiting: HashMap<ipc::Question, (oneshot::Sender<Reply>, Reply)>,
+    waiting: HashMap<ipc::Question, Waiting>,
+}
+
+/// Who waits, and for what.
+enum Waiting {
+    Operator(oneshot::Sender<Reply>, Reply),
+    /// An operator who asks through control.
+    Caller(ToControl),
+}
+
+impl Waiting {
+    fn answer(self, control: &mut Control) {
+        match self {
+            Self::Operator(answer, reply) => {
+                // Who asked has gone: nobody misses the answer.
+                let _ = answer.send(reply);
+            }
+            Self::Caller(message) => control.tell(&message, None),
+        }
+    }
 }
 
 impl Forgetting {
     /// Answers when control has forgotten, or at once if nobody is there to forget.
-    fn then(&mut self, control: &mut Control, answer: oneshot::Sender<Reply>, reply: Reply) {
+    fn then(&mut self, control: &mut Control, waiting: Waiting) {
         if !control.is_ready() {
-            let _ = answer.send(reply);
-            return;
+            return waiting.answer(control);
         }
         self.next += 1;
-        self.waiting.insert(self.next, (answer, reply));
+        self.waiting.insert(self.next, waiting);
         control.tell(&ToControl::Forget { question: self.next }, None);
     }
 
-    fn forgotten(&mut self, question: ipc::Question) {
-        if let Some((answer, reply)) = self.waiting.remove(&question) {
-            let _ = answer.send(reply);
+    fn forgotten(&mut self, control: &mut Control, question: ipc::Question) {
+        if let Some(waiting) = self.waiting.remove(&question) {
+            waiting.answer(control);
         }
     }
 
     /// A process that ended remembers nothing.
-    fn all(&mut self) {
-        for (_, (answer, reply)) in self.waiting.drain() {
-            let _ = answer.send(reply);
+    fn all(&mut self, control: &mut Control) {
+        for (_, waiting) in self.waiting.drain() {
+            waiting.answer(control);
         }
     }
 }
@@ -302,7 +323,7 @@ fn serve(
             }
         },
         Happened::Ended(how) => {
-            forgetting.all();
+            forgetting.all(control);
             daemon.control_ended(&how);
         }
         Happened::Accepted(fd, who) => match who {
@@ -377,7 +398,23 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
                 daemon.forwarded(&who, rule, reason, &proofs, request);
             }
         }
-        FromControl::Forgotten { question } => forgetting.forgotten(question),
+        FromControl::Revoke { question, connection, what, text } => {
+            let refusal = match control.who(connection) {
+                Some(Who::Admin { uid }) => match daemon.revoke(what, *uid, &text) {
+                    Ok(effect) => {
+                        return forgetting.then(control, Waiting::Caller(ToControl::Revoked { question, effect }));
+                    }
+                    Err(message) => Refusal { reason: "store_unusable".to_owned(), message },
+                },
+                Some(_) => Refusal {
+                    reason: "not_an_operator".to_owned(),
+                    message: "only operators revoke, on their own socket".to_owned(),
+                },
+                None => unknown(),
+            };
+            control.tell(&ToControl::NotGranted { question, refusal }, None);
+        }
+        FromControl::Forgotten { question } => forgetting.forgotten(control, question),
         FromControl::Closed { connection } => control.forget(connection),
     }
 }
@@ -410,7 +447,7 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
                 Ok(effect) => Answer::Revoked(effect),
                 Err(message) => Answer::Error { message },
             });
-            return forgetting.then(control, answer, reply);
+            return forgetting.then(control, Waiting::Operator(answer, reply));
         }
         Request::Reinstate { what } => Reply::One(daemon.reinstate(&what, uid)),
         Request::Revocations => Reply::One(daemon.revocations()),

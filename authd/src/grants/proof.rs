@@ -41,7 +41,7 @@ pub struct Token {
     pub scopes: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
-    /// SHA-256 of the whole token.
+    /// [`crate::proofs::claims::VerifiedToken::token_hash`].
     pub hash: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_id: Option<String>,

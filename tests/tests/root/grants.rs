@@ -108,12 +108,12 @@ token = { issuer = "corp", audience = "ledger" }
 pending = "hold"
 "#;
 
-const ONE: &str = "/callers/one";
-const TWO: &str = "/callers/two";
+pub const ONE: &str = "/callers/one";
+pub const TWO: &str = "/callers/two";
 
-struct Scene {
-    sandbox: Sandbox,
-    daemon: Daemon,
+pub struct Scene {
+    pub sandbox: Sandbox,
+    pub daemon: Daemon,
     issuer: Issuer,
     authority: Authority,
     _servers: Vec<authd_tests::probe::Running>,
@@ -128,7 +128,7 @@ impl Scene {
         Self::started(settings, Sandbox::start)
     }
 
-    fn started(settings: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
+    pub fn started(settings: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         sandbox.add_settings(settings)?;
         let issuer = Issuer::new("k1")?;
@@ -178,13 +178,13 @@ impl Scene {
         self.sandbox.probe(cgroup, &["tcp", &format!("127.0.0.1:{port}")])
     }
 
-    fn opens(&self, cgroup: &str, port: u16) -> Result<()> {
+    pub fn opens(&self, cgroup: &str, port: u16) -> Result<()> {
         let outcome = self.tcp(cgroup, port)?;
         ensure!(outcome.ok, "{cgroup} to {port}: {outcome:?}\n{}", self.daemon.log());
         Ok(())
     }
 
-    fn is_closed(&self, cgroup: &str, port: u16) -> Result<()> {
+    pub fn is_closed(&self, cgroup: &str, port: u16) -> Result<()> {
         let outcome = self.tcp(cgroup, port)?;
         ensure!(outcome.is_eperm(), "{cgroup} to {port}: {outcome:?}");
         Ok(())
@@ -198,7 +198,7 @@ impl Scene {
         Ok((path("pem"), path("key"), fingerprint))
     }
 
-    fn revoke(&self, arguments: &[&str]) -> Result<Value> {
+    pub fn revoke(&self, arguments: &[&str]) -> Result<Value> {
         let output = self.daemon.command(&[&["revoke", "--json"], arguments].concat())?;
         ensure!(output.status.success(), "{output:?}");
         Ok(serde_json::from_slice(&output.stdout)?)

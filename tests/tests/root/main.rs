@@ -11,6 +11,7 @@ mod modes;
 mod reload;
 mod remote;
 mod sockets;
+mod takeover;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -48,6 +49,7 @@ fn main() {
         lifecycle::trials(),
         keys::trials(),
         grants::trials(),
+        takeover::trials(),
         sockets::trials(),
     ]
     .into_iter()

@@ -11,6 +11,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::process::CommandExt,
     },
+    path::Path,
     sync::mpsc,
     thread::{self, sleep},
     time::{Duration, Instant},
@@ -42,7 +43,7 @@ use nix::{
     },
 };
 
-use crate::{Verdict, kernel::Moved, trial};
+use crate::{Verdict, kernel::Moved, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -408,15 +409,15 @@ fn namespaces() -> Result<Verdict> {
     let (near, _far) = pair()?;
     let flow = flow_of(&near, Protocol::Tcp)?;
     let (leave, left) = mpsc::channel::<()>();
-    let (arrived, arrival) = mpsc::channel::<()>();
+    let (arrived, arrival) = mpsc::channel();
     let path = netns.path().to_owned();
     let resident = thread::spawn(move || -> Result<()> {
         setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
-        arrived.send(())?;
+        arrived.send(nix::unistd::gettid())?;
         let _ = left.recv();
         Ok(())
     });
-    arrival.recv()?;
+    let task = format!("/proc/self/task/{}", arrival.recv()?);
     drop(netns);
     for pid in [std::process::id(), 0] {
         let mut sockets = Sockets::new()?;
@@ -428,6 +429,8 @@ fn namespaces() -> Result<Verdict> {
     // And then nobody does.
     drop(leave);
     resident.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+    // The kernel shows it for a moment longer.
+    wait_until("the thread is gone", || Ok(!Path::new(&task).exists()))?;
     let mut sockets = Sockets::new()?;
     let own = tcp_pair("127.0.0.1:0".parse()?, "127.0.0.1:0".parse()?)?;
     let result = sockets.destroy(&[flow, flow_of(&own.0, Protocol::Tcp)?], Instant::now());

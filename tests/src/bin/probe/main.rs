@@ -1,6 +1,8 @@
 //! Tries things from inside a cgroup and a network namespace, each the way that an attacker or an application would, and says
 //! in one line of JSON how it went.
 
+mod takeover;
+
 use std::{
     fs::{self, File},
     io::{self, BufRead, IoSlice, IoSliceMut, Read, Write},
@@ -10,7 +12,7 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -35,6 +37,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
+    /// As authd's control process, if somebody took it over.
+    Control {
+        #[arg(long)]
+        uid: u32,
+        #[arg(long)]
+        gid: u32,
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// Writes a line to a Unix socket; the detail is the line that comes back.
+    Say {
+        socket: PathBuf,
+        line: String,
+    },
     /// A program, to its end; says what it printed.
     Run {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -239,6 +255,11 @@ fn main() -> Result<()> {
         Action::Counter { family, name } => return counter(&family, &name),
         Action::Uring { to } => uring_connect(to),
         Action::UringSend { to } => uring_send(to),
+        Action::Control { uid, gid, root } => return takeover::run(uid, gid, root),
+        Action::Say { socket, line } => {
+            say(&say_to(&socket, &line)?);
+            return Ok(());
+        }
         Action::Run { command } => {
             say(&run(&command)?);
             return Ok(());
@@ -424,6 +445,14 @@ fn run(command: &[String]) -> Result<Outcome> {
     let detail = [output.stdout, output.stderr].concat();
     let detail = String::from_utf8_lossy(&detail).into_owned();
     Ok(Outcome { ok: output.status.success(), detail, ..Outcome::default() })
+}
+
+fn say_to(socket: &Path, line: &str) -> Result<Outcome> {
+    let mut stream = UnixStream::connect(socket)?;
+    writeln!(stream, "{line}")?;
+    let mut answer = String::new();
+    io::BufReader::new(stream).read_line(&mut answer)?;
+    Ok(Outcome { ok: !answer.is_empty(), detail: answer, ..Outcome::default() })
 }
 
 /// Counts of connections that worked; the detail names every error that came up, with its number.
