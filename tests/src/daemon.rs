@@ -88,6 +88,16 @@ impl Daemon {
         Self::start_command(sandbox, command)
     }
 
+    /// In the sandbox's network namespace, where its peers can reach it.
+    pub fn start_inside(sandbox: &Sandbox) -> Result<Self> {
+        let netns = File::open(sandbox.netns.path())?;
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(sandbox.settings()).arg("run");
+        // SAFETY: setns(2) is a system call that allocates nothing, which is what a forked child may do.
+        unsafe { command.pre_exec(move || Ok(nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?)) };
+        Self::start_command(sandbox, command)
+    }
+
     fn start_command(sandbox: &Sandbox, mut command: Command) -> Result<Self> {
         let log = sandbox.directory().join("log");
         let output = File::options().create(true).append(true).open(&log)?;

@@ -121,11 +121,15 @@ impl Sandbox {
 
     /// Runs authd's own command line in a cgroup. What it prints is the outcome's detail.
     pub fn authd_in(&self, cgroup: &str, arguments: &[&str]) -> Result<Outcome> {
+        self.authd_in_netns(cgroup, &self.netns, arguments)
+    }
+
+    pub fn authd_in_netns(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Outcome> {
         let (binary, settings) = (crate::daemon::binary(), self.settings());
         let binary = binary.to_str().context("a path")?;
         let settings = settings.to_str().context("a path")?;
         let command = [&["run", "--", binary, "--config", settings], arguments].concat();
-        self.probe(cgroup, &command)
+        self.probe_in(cgroup, netns, &command)
     }
 
     /// Starts something that goes on, such as a server, and waits until it is ready.

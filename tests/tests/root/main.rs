@@ -8,6 +8,7 @@ mod kernel;
 mod keys;
 mod lifecycle;
 mod modes;
+mod peers;
 mod reload;
 mod remote;
 mod sockets;
@@ -49,6 +50,7 @@ fn main() {
         lifecycle::trials(),
         keys::trials(),
         grants::trials(),
+        peers::trials(),
         takeover::trials(),
         sockets::trials(),
     ]

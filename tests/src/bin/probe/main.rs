@@ -78,6 +78,8 @@ enum Action {
     /// Connect once; then, for every line of input, send and wait for the echo.
     HoldTcp {
         to: SocketAddr,
+        #[arg(long)]
+        from: Option<SocketAddr>,
     },
     /// Connect and close as often as possible until the input ends. Says how often it worked.
     Hammer {
@@ -239,7 +241,7 @@ fn main() -> Result<()> {
         Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
         Action::ServeSink { at } => return serve_sink(at),
-        Action::HoldTcp { to } => return hold_tcp(TcpStream::connect_timeout(&to, WAIT).step("connect")),
+        Action::HoldTcp { to, from } => return hold_tcp(connect(to, from, WAIT)),
         Action::RetryTcp { to } => return retry_tcp(to),
         Action::HoldMptcp { to } => return hold_tcp(connect_mptcp(to)),
         Action::HoldUdp { to } => return hold_udp(to),
@@ -411,16 +413,15 @@ fn exchange(stream: &mut TcpStream, wait: Duration) -> Attempt {
 }
 
 fn tcp(to: SocketAddr, from: Option<SocketAddr>, timeout: Duration) -> Attempt {
-    let mut stream = match from {
-        None => TcpStream::connect_timeout(&to, timeout).step("connect")?,
-        Some(from) => {
-            let socket = new_socket(to, libc::SOCK_STREAM, 0)?;
-            bind_fd(socket.as_raw_fd(), from).step("bind")?;
-            connect_fd(socket.as_raw_fd(), to).step("connect")?;
-            TcpStream::from(socket)
-        }
-    };
-    exchange(&mut stream, timeout)
+    exchange(&mut connect(to, from, timeout)?, timeout)
+}
+
+fn connect(to: SocketAddr, from: Option<SocketAddr>, timeout: Duration) -> Result<TcpStream, Failure> {
+    let Some(from) = from else { return TcpStream::connect_timeout(&to, timeout).step("connect") };
+    let socket = new_socket(to, libc::SOCK_STREAM, 0)?;
+    bind_fd(socket.as_raw_fd(), from).step("bind")?;
+    connect_fd(socket.as_raw_fd(), to).step("connect")?;
+    Ok(TcpStream::from(socket))
 }
 
 fn hold_tcp(connected: Result<TcpStream, Failure>) -> Result<()> {
