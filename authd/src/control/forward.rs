@@ -32,6 +32,17 @@ use crate::{
 /// The original request's scheme, of either proxy.
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 const LONGEST: usize = 256;
+/// What an answer says of the caller.
+const IDENTITY: [&str; 8] = [
+    "x-authd-rule",
+    "x-authd-proofs",
+    "x-authd-subject",
+    "x-authd-client-id",
+    "x-authd-scopes",
+    "x-authd-spiffe-id",
+    "x-authd-certificate-subject",
+    "x-authd-api-key",
+];
 
 /// Which proxy asks: each is believed in the headers that it sets itself, and in no others, which may be its client's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,9 +270,13 @@ fn certificate_of(xfcc: &str) -> Result<Option<String>, Problem> {
     Ok(value("Chain").or_else(|| value("Cert")).map(str::to_owned))
 }
 
-/// Who the caller is, for the service behind the proxy.
+/// Who the caller is, for the service behind the proxy. All of these headers, if only with nothing in them, so that the
+/// proxy replaces whatever its client says in them.
 fn identity(rule: &str, shown: &[Shown]) -> HeaderMap {
     let mut headers = HeaderMap::new();
+    for name in IDENTITY {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(""));
+    }
     let mut put = |name: &'static str, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(HeaderName::from_static(name), value);

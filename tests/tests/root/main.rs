@@ -8,7 +8,9 @@ mod kernel;
 mod keys;
 mod lifecycle;
 mod modes;
+mod oauth;
 mod peers;
+mod proxies;
 mod reload;
 mod remote;
 mod sockets;
@@ -51,6 +53,8 @@ fn main() {
         keys::trials(),
         grants::trials(),
         peers::trials(),
+        oauth::trials(),
+        proxies::trials(),
         takeover::trials(),
         sockets::trials(),
     ]

@@ -56,6 +56,15 @@ enum Action {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Becomes another program.
+    Exec {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// HTTP server whose answers repeat the request's first line and headers.
+    ServeHttp {
+        at: SocketAddr,
+    },
     /// Echo server. Says what it received, line by line.
     ServeTcp {
         at: SocketAddr,
@@ -238,6 +247,8 @@ fn main() -> Result<()> {
         enter_cgroup(cgroup)?;
     }
     let outcome = match cli.action {
+        Action::Exec { command } => return become_program(&command),
+        Action::ServeHttp { at } => return serve_http(&TcpListener::bind(at)?),
         Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
         Action::ServeSink { at } => return serve_sink(at),
@@ -454,6 +465,24 @@ fn say_to(socket: &Path, line: &str) -> Result<Outcome> {
     let mut answer = String::new();
     io::BufReader::new(stream).read_line(&mut answer)?;
     Ok(Outcome { ok: !answer.is_empty(), detail: answer, ..Outcome::default() })
+}
+
+fn become_program(command: &[String]) -> Result<()> {
+    let (program, arguments) = command.split_first().context("a program")?;
+    Err(std::os::unix::process::CommandExt::exec(Command::new(program).args(arguments)).into())
+}
+
+fn serve_http(listener: &TcpListener) -> Result<()> {
+    say(&Outcome { ok: true, ..Outcome::default() });
+    for stream in listener.incoming() {
+        let mut reader = io::BufReader::new(stream?);
+        let mut head = String::new();
+        while reader.read_line(&mut head)? > 2 {}
+        let length = head.len();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{head}");
+        reader.into_inner().write_all(answer.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Counts of connections that worked; the detail names every error that came up, with its number.
