@@ -8,15 +8,16 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, OriginalUri, Path, Request},
+    extract::{DefaultBodyLimit, OriginalUri, Path, Request, rejection::BytesRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{any, delete, get, post},
 };
+use hyper::body::Body as _;
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
@@ -171,6 +172,10 @@ async fn in_time(Extension(session): Extension<Arc<Session>>, request: Request, 
             .with(header::RETRY_AFTER, "1")
             .into_response();
     }
+    // What is announced as too long is not waited for.
+    if request.body().size_hint().lower() > BODY_BYTES as u64 {
+        return too_long().with(header::CONNECTION, "close").into_response();
+    }
     let mut response = match timeout(REQUEST, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "request_timeout", "the request took too long")
@@ -180,6 +185,21 @@ async fn in_time(Extension(session): Extension<Arc<Session>>, request: Request, 
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+fn too_long() -> Problem {
+    let detail = format!("the body is longer than {BODY_BYTES} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request_oversize", detail)
+}
+
+/// The whole body, as JSON.
+fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<T, Problem> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_long(),
+        _ => Problem::bad_request("bad_request", rejection.body_text()),
+    })?;
+    let bad = |error| Problem::bad_request("bad_request", format!("the body is no request for {what}: {error}"));
+    serde_json::from_slice(&body).map_err(bad)
 }
 
 /// Show proofs for a rule, and get a grant: connections that the rule allows pass until it ends.
@@ -203,10 +223,9 @@ async fn post_grant(
     Extension(session): Extension<Arc<Session>>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let asked: GrantRequest = serde_json::from_slice(&body)
-        .map_err(|error| Problem::bad_request("bad_request", format!("the body is no request for a grant: {error}")))?;
+    let asked: GrantRequest = read(body, "a grant")?;
     let request = prove::Asked { method: "POST", uri: &uri, headers: &headers };
     let proven = match prove::for_rule(&session, &asked.rule, &request).await {
         Ok(proven) => proven,
@@ -259,13 +278,14 @@ async fn delete_grant(
         (status = 403, body = Problem, description = "Not an operator", content_type = "application/problem+json"),
     )
 )]
-async fn post_revocation(Extension(session): Extension<Arc<Session>>, body: Bytes) -> Result<Response, Problem> {
+async fn post_revocation(
+    Extension(session): Extension<Arc<Session>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
     if !matches!(session.caller, Caller::Admin { .. }) {
         return Err(Problem::forbidden("not_an_operator", "only operators revoke, on their own socket"));
     }
-    let bad = |detail: String| Problem::bad_request("bad_request", detail);
-    let RevocationRequest { kind, value, reason } = serde_json::from_slice(&body)
-        .map_err(|error| bad(format!("the body is no request for a revocation: {error}")))?;
+    let RevocationRequest { kind, value, reason } = read(body, "a revocation")?;
     let what =
         Revoked::parse(&kind, &value).map_err(|error| Problem::bad_request(error.reason(), error.to_string()))?;
     let text = reason.unwrap_or_default();

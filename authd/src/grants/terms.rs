@@ -117,7 +117,9 @@ pub fn check(
     });
     let named = rule.from.iter().any(|subject| is_claimant(*subject, model, claimant, certificate));
     if !named {
-        return Err(Unmet::NotTheCaller);
+        // From the right place, with the certificate of somebody else.
+        let is_near = matches!(claimant, Claimant::Forwarded) || may_ask(rule, model, claimant);
+        return Err(if is_near && certificate.is_some() { Unmet::Certificate } else { Unmet::NotTheCaller });
     }
     if rule.require.contains(&Proof::Mtls) {
         let certificate = certificate.ok_or(Unmet::Missing(Proof::Mtls))?;

@@ -276,7 +276,8 @@ fn refused_for_what_is_wrong() -> Result<Verdict> {
     }
     let token = scene.server.text(&json!({ "do": "token" }), "access_token")?;
     let (signed, signature) = token.rsplit_once('.').context("a JWT")?;
-    let flipped: String = signature.chars().rev().collect();
+    let first = if signature.starts_with('A') { 'B' } else { 'A' };
+    let flipped = format!("{first}{}", &signature[1..]);
     for (text, reason) in [
         (format!("{signed}.{flipped}"), "signature_invalid"),
         (format!("{signed}."), "signature_invalid"),
@@ -284,13 +285,10 @@ fn refused_for_what_is_wrong() -> Result<Verdict> {
         (signed.to_owned(), "token_malformed"),
         (format!("{token}.a"), "token_malformed"),
         (format!("{token}="), "token_encoding"),
-        ("A".repeat(20_000), "token_oversize"),
+        ("A".repeat(15_000), "token_malformed"),
     ] {
         let file = scene.file(&text)?;
-        let answer = scene.ask(ONE, "keys", &["--token-file", &file])?;
-        // What is longer than a header may be does not even come to the token's check.
-        let found = answer["reason"].as_str().unwrap_or("no answer");
-        ensure!(found == reason || reason == "token_oversize", "{reason}: {answer}");
+        scene.refused(ONE, "keys", &["--token-file", &file], reason)?;
     }
     // Two of one kind, and a scheme that is not for tokens.
     let bearer = format!("Authorization: Bearer {token}");
@@ -343,7 +341,7 @@ fn a_stolen_bound_token_is_refused_everywhere() -> Result<Verdict> {
         (json!({ "htu": "https://other.example.org/v1/grants" }), "dpop_uri_mismatch"),
         (json!({ "iat": now - 1000 }), "dpop_too_old"),
         (json!({ "iat": now + 1000 }), "dpop_in_future"),
-        (json!({ "ath": "AAAA" }), "dpop_token_mismatch"),
+        (json!({ "ath": "A".repeat(43) }), "dpop_token_mismatch"),
         (json!({ "ath": null }), "dpop_claim_malformed"),
         (json!({ "nonce": "invented" }), "dpop_nonce_unknown"),
     ] {
