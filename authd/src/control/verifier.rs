@@ -31,6 +31,7 @@ use crate::{
         dpop::{nonce::Nonces, replay::Replays},
         introspection::ClientAuth,
         jwk::KeySet,
+        jwks_cache,
         jwt::{IssuerPolicy, VerifiedToken},
         x509::{bundle, crl, verifier::Possession},
     },
@@ -250,7 +251,7 @@ fn read_issuer(issuer: &model::Issuer, file: ReadFile<'_>, roots: Option<&[u8]>,
         tracing::error!(issuer = issuer.name, why, "tokens of this issuer are refused");
         made(Method::Unusable(why), None)
     };
-    let client = || fetch::client(allow_private, roots);
+    let client = |asks| fetch::client(asks, allow_private, roots);
     match &issuer.check {
         TokenCheck::Jwt { keys: Keys::File(path), .. } => match file(path).map(|bytes| KeySet::parse(&bytes)) {
             Some(Ok(keys)) => made(Method::Keys(Arc::new(keys)), None),
@@ -264,10 +265,10 @@ fn read_issuer(issuer: &model::Issuer, file: ReadFile<'_>, roots: Option<&[u8]>,
                     _ => None,
                 })
             });
-            match (known, client()) {
+            match (known, client(fetch::For::Keys)) {
                 (Some(known), _) => made(Method::Published(known), None),
                 (None, Ok(client)) => {
-                    let published = Published::new(url.clone(), allow_private, client);
+                    let published = Published::new(url.clone(), allow_private, client, jwks_cache::Settings::default());
                     made(Method::Published(Arc::new(published)), None)
                 }
                 (None, Err(error)) => unusable(error.to_string()),
@@ -280,7 +281,7 @@ fn read_issuer(issuer: &model::Issuer, file: ReadFile<'_>, roots: Option<&[u8]>,
             };
             let auth =
                 ClientAuth::Basic { id: client_id.clone(), secret: secret.trim_end_matches(['\r', '\n']).to_owned() };
-            match client() {
+            match client(fetch::For::Introspection) {
                 Ok(client) => made(Method::Introspection { url: url.clone(), client: auth }, Some(client)),
                 Err(error) => unusable(error.to_string()),
             }

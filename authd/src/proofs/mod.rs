@@ -18,4 +18,4 @@ pub mod x509;
 #[cfg(test)]
 mod attacks;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
