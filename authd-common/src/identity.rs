@@ -15,13 +15,14 @@ pub trait Lineage {
 }
 
 /// Who a process or a socket belongs to.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
-    /// A workload's number, [`UNMANAGED`] or [`PENDING`].
-    pub workload: u32,
     pub cgroup: u64,
     /// [`IdentityEntry::instance`].
     pub instance: u64,
+    /// A workload's number, [`UNMANAGED`] or [`PENDING`].
+    pub workload: u32,
 }
 
 impl Identity {

@@ -64,9 +64,23 @@ pub struct Root {
     pub base_level: u32,
     /// How long a connection may wait for its proofs, in ms.
     pub hold_ms: u32,
-    pub reserved: u32,
+    /// Always 0, which nobody but the reader of this knows: see [`Root::veiled`].
+    pub zero: u32,
 }
 const _: () = assert!(size_of::<Root>() == 40);
+
+impl Root {
+    /// The same number, which the kernel's verifier cannot know any more.
+    ///
+    /// Before Linux 6.8 the verifier loses track of what it knows about a number that one subprogram stores in a frame and
+    /// another one reads through a pointer: it takes a branch for impossible that was only impossible on another way there,
+    /// and replaces it. So what is stored in a frame for subprograms to branch on is either no word's first bytes, of which
+    /// it knows nothing, or it is veiled.
+    #[inline(always)]
+    pub const fn veiled(&self, number: u32) -> u32 {
+        number ^ self.zero
+    }
+}
 
 pub mod root_flags {
     /// Decide and record, block nothing.

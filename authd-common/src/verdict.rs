@@ -128,19 +128,22 @@ pub struct Opener {
     pub instance: u64,
 }
 
-/// The far end of an inbound flow. Every field has a value: the form that the kernel's verifier can follow.
+/// The far end of an inbound flow. Every field has a value: the form that the kernel's verifier can follow. In the kernel
+/// `workload` is veiled ([`Root::veiled`]), and `on_node` is in the second half of a word.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FarEnd {
     pub address: Address,
     /// Its cgroup, if it is on this node and managed.
     pub cgroup: u64,
+    /// Its instance, if it is on this node; else the cookie of the network namespace in which its address is meant.
+    pub scope: u64,
     /// Its workload, if it is on this node.
     pub workload: u32,
     /// A process of this node: its address says nothing.
     pub on_node: bool,
-    /// Its instance, if it is on this node; else the cookie of the network namespace in which its address is meant.
-    pub scope: u64,
 }
+const _: () = assert!(core::mem::offset_of!(FarEnd, on_node) % 8 == 4);
 
 impl FarEnd {
     /// A process of this node.

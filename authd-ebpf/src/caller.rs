@@ -33,11 +33,30 @@ pub fn local_key(
 /// managed. A socket older than authd does not remember its namespace's cookie, and learns it from the far socket.
 ///
 /// Returns whether it is on this node.
-#[inline(never)]
+#[inline(always)]
 pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
-    *far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: false, scope: tag.netns };
+    match noted(scene, tag, far) {
+        ELSEWHERE => false,
+        NOTED => true,
+        // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
+        _ => {
+            far_socket(scene, far);
+            true
+        }
+    }
+}
+
+const ELSEWHERE: u32 = 0;
+const NOTED: u32 = 1;
+const NOT_NOTED: u32 = 2;
+
+/// What the far end wrote down of itself.
+#[inline(never)]
+fn noted(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> u32 {
+    let nobody = scene.root.veiled(UNMANAGED);
+    *far = FarEnd { address: *scene.remote(), cgroup: 0, scope: tag.netns, workload: nobody, on_node: false };
     if scene.skb.interface() != LOOPBACK {
-        return false;
+        return ELSEWHERE;
     }
     far.on_node = true;
     far.scope = 0;
@@ -55,13 +74,11 @@ pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
     if let Some(entry) = maps::local(&key) {
         far.cgroup = entry.cgroup;
         let now = known_now(&scene.root, entry.cgroup, entry.workload, entry.instance);
-        far.workload = now.workload;
+        far.workload = scene.root.veiled(now.workload);
         far.scope = now.instance;
-        return true;
+        return NOTED;
     }
-    // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
-    far_socket(scene, far);
-    true
+    NOT_NOTED
 }
 
 /// Whose a cgroup is under this generation: what was noted of it may be older.
@@ -88,7 +105,7 @@ fn far_socket(scene: &Scene, far: &mut FarEnd) -> bool {
     let found = scene.skb.with_socket(tcp, &ends, |sock| {
         let who = resolve(&Kernel, &scene.root, &sock);
         far.cgroup = who.cgroup;
-        far.workload = who.workload;
+        far.workload = scene.root.veiled(who.workload);
         far.scope = who.instance;
     });
     found.is_some()

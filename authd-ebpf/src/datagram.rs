@@ -180,12 +180,13 @@ fn is_current(c: &Conversation, root: &Root) -> bool {
 
 #[inline(always)]
 fn remembered_far_end(known: &Option<&mut Conversation>, root: &Root, remote: &Address, netns: u64) -> FarEnd {
-    let mut far = FarEnd { address: *remote, cgroup: 0, workload: UNMANAGED, on_node: false, scope: netns };
+    let nobody = root.veiled(UNMANAGED);
+    let mut far = FarEnd { address: *remote, cgroup: 0, scope: netns, workload: nobody, on_node: false };
     if let Some(c) = known
         && c.flags & tag_flags::PEER_LOCAL != 0
     {
         let now = known_now(root, c.peer_cgroup, c.peer_workload, c.peer_instance);
-        far.workload = now.workload;
+        far.workload = root.veiled(now.workload);
         far.scope = now.instance;
         far.cgroup = c.peer_cgroup;
         far.on_node = true;

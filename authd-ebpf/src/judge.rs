@@ -13,6 +13,7 @@ use crate::{maps::Kernel, packet::Scene};
 #[inline(never)]
 pub fn identify(scene: &mut Scene) -> bool {
     scene.who = resolve(&Kernel, &scene.root, &scene.skb);
+    scene.who.workload = scene.root.veiled(scene.who.workload);
     scene.who.is_managed()
 }
 

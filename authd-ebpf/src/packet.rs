@@ -81,6 +81,10 @@ pub fn is_bare_reset(skb: Skb) -> bool {
 
 /// One packet of a managed socket, read. Lives once on the stack; subprograms take it by reference, because the stack of a
 /// whole call chain is 512 bytes.
+///
+/// `who.workload` is veiled, and what else subprograms branch on is in the second half of a word ([`Root::veiled`]);
+/// `arrives` is the same on all ways through one program.
+#[repr(C)]
 pub struct Scene {
     pub skb: Skb,
     pub root: Root,
@@ -89,6 +93,9 @@ pub struct Scene {
     /// The packet reaches the socket; else it leaves it.
     pub arrives: bool,
 }
+const _: () = assert!(core::mem::offset_of!(Scene, packet.protocol) % 8 >= 4);
+const _: () = assert!(core::mem::offset_of!(Scene, packet.tcp_flags) % 8 >= 4);
+const _: () = assert!(core::mem::offset_of!(Scene, packet.flags) % 8 >= 4);
 
 impl Scene {
     /// Nothing is known yet but where it happens.

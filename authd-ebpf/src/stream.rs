@@ -102,7 +102,8 @@ fn tell_of(scene: &Scene, tag: &Tag, kind: u8) {
 /// The far end of an accepted socket, learned once.
 #[inline(always)]
 fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
-    let mut far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: true, scope: 0 };
+    let nobody = scene.root.veiled(UNMANAGED);
+    let mut far = FarEnd { address: *scene.remote(), cgroup: 0, scope: 0, workload: nobody, on_node: true };
     if tag.flags & tag_flags::PEER_LOCAL == 0 && far_end(scene, tag, &mut far) {
         tag.peer_workload = far.workload;
         tag.peer_cgroup = far.cgroup;
@@ -113,7 +114,7 @@ fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
         let now = known_now(&scene.root, tag.peer_cgroup, tag.peer_workload, tag.peer_instance);
         tag.peer_workload = now.workload;
         tag.peer_instance = now.instance;
-        far.workload = now.workload;
+        far.workload = scene.root.veiled(now.workload);
         far.scope = now.instance;
         far.cgroup = tag.peer_cgroup;
     }

@@ -850,9 +850,10 @@ fn lints_find_what_is_hardly_meant() {
 
 #[test]
 fn issuers_and_what_rules_ask_of_their_tokens_are_in_the_model() {
+    let settings = "leeway = \"10s\"\naccess_token_type = true\nmax_ttl = \"15m\"\n[[authority]]";
+    let base = BASE.replacen("[[authority]]", settings, 1);
     let model = model(&format!(
-        "{BASE}leeway = \"10s\"\naccess_token_type = true\nmax_ttl = \"15m\"\n\
-         [[issuer]]\nname = \"local\"\nkind = \"introspection\"\nissuer = \"http://127.0.0.1:4000\"\n\
+        "{base}[[issuer]]\nname = \"local\"\nkind = \"introspection\"\nissuer = \"http://127.0.0.1:4000\"\n\
          introspection_url = \"http://127.0.0.1:4000/introspect\"\nclient_id = \"authd\"\nclient_secret_file = \"s\"\n\
          allow_private = true\n\
          [[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\n\

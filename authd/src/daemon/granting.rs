@@ -47,11 +47,16 @@ use crate::{
 /// How long a grant lives whose rule does not say.
 const DEFAULT_TTL: Duration = Duration::from_secs(300);
 
+/// After a list of sockets that is not complete, there is another one no earlier than this.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 /// Everything about grants that lives as long as the daemon.
 pub struct Ledger {
     pub grants: Grants,
     pub flows: Flows,
     sockets: sockets::Sockets,
+    /// When to list sockets again, some of which could not be seen.
+    look_again: Option<Instant>,
     /// Grants by everything that they can be revoked by.
     by_name: HashMap<Revoked, Vec<Id>>,
     /// `/proc/sys/kernel/random/boot_id`
@@ -86,6 +91,7 @@ impl Ledger {
             grants: Grants::new(serials),
             flows,
             sockets: sockets::Sockets::new()?,
+            look_again: None,
             by_name: HashMap::new(),
             boot: boot.trim().to_owned(),
             unsaved: Vec::new(),
@@ -512,9 +518,7 @@ impl Daemon {
         }
         self.catch_up();
         let now = Instant::now();
-        if !self.ledger.flows.is_complete() {
-            self.look_at_sockets(now);
-        }
+        self.find_flows();
         let flows: Vec<Flow> = ended.iter().flat_map(|grant| self.ledger.flows.take(*grant)).collect();
         let sockets: Vec<sockets::Flow> = flows.iter().filter_map(socket_of).collect();
         let result = self.ledger.sockets.destroy(&sockets, now);
@@ -522,6 +526,14 @@ impl Daemon {
             tracing::warn!(?flow, %error, "a socket stays open; its packets are dropped");
         }
         (flows.len(), result)
+    }
+
+    /// Learns of flows of which no event told. Before anything is revoked, so that no revocation waits for it.
+    pub fn find_flows(&mut self) {
+        let now = Instant::now();
+        if !self.ledger.flows.is_complete() || self.ledger.look_again.is_some_and(|at| at <= now) {
+            self.look_at_sockets(now);
+        }
     }
 
     /// Lists the kernel's sockets with what they remember: events were lost, or were an earlier daemon's.
@@ -536,9 +548,10 @@ impl Daemon {
                 self.ledger.flows.enter(flow_of(&found.flow, &tag), tag.grant);
             }
         }
-        if dumped.failed.is_empty() && discovered.incomplete.is_none() {
-            self.ledger.flows.complete();
-        }
+        self.ledger.flows.complete();
+        // Where it may not look now, it may later; but not with every revocation, each of which would wait for it.
+        let is_blind = !dumped.failed.is_empty() || discovered.incomplete.is_some();
+        self.ledger.look_again = is_blind.then(|| now + LOOK_AGAIN);
     }
 
     fn forget_names(&mut self, live: &Live) {

@@ -177,7 +177,7 @@ impl Writer {
             port_bank: (self.root.port_bank + new_ports) % BANKS,
             base_level,
             hold_ms,
-            reserved: 0,
+            zero: 0,
         };
         self.clean()?;
         self.check_capacity(image, identities, &root)?;

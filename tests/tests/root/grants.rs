@@ -20,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
         trial("layered_proofs_are_all_required", layered_proofs_are_all_required),
         trial("a_stolen_token_is_worth_nothing_elsewhere", a_stolen_token_is_worth_nothing_elsewhere),
         trial("revocation_ends_what_rests_on_it_and_nothing_else", revocation_ends_what_rests_on_it_and_nothing_else),
+        trial("one_grant_of_a_thousand_is_revoked_under_traffic", one_grant_of_a_thousand_is_revoked),
         trial("the_units_capabilities_are_enough_for_grants", the_units_capabilities_are_enough_for_grants),
         trial("a_grant_ends_on_time_with_the_daemon_dead", a_grant_ends_on_time_with_the_daemon_dead),
         trial("grants_outlive_a_restart_and_can_be_revoked_after_it", grants_outlive_a_restart),
@@ -73,6 +74,10 @@ name = "layered"
 addresses = ["127.0.0.0/8"]
 ports = ["tcp/7104"]
 [[service]]
+name = "crowded"
+addresses = ["127.0.0.0/8"]
+ports = ["tcp/7106"]
+[[service]]
 name = "held"
 addresses = ["127.0.0.0/8"]
 ports = ["tcp/7105"]
@@ -99,6 +104,13 @@ from = ["one", "two"]
 to = ["layered"]
 require = ["mtls", "token"]
 token = { issuer = "corp", audience = "ledger", bound = true }
+[[rule]]
+name = "crowd"
+from = ["agent"]
+to = ["crowded"]
+require = ["token"]
+token = { issuer = "corp", audience = "ledger" }
+grant_ttl = "1h"
 [[rule]]
 name = "patient"
 from = ["one"]
@@ -327,6 +339,56 @@ fn a_stolen_token_is_worth_nothing_elsewhere() -> Result<Verdict> {
     scene.refused(ONE, "both", &all, "token_revoked")?;
     let ended = scene.daemon.wait_for("the end", |r| r.event == "grant_revoked")?;
     ensure!(ended.reason.as_deref() == Some("token_revoked"), "{ended:?}");
+    Ok(Verdict::Ran)
+}
+
+fn one_grant_of_a_thousand_is_revoked() -> Result<Verdict> {
+    // An emulated machine takes some fifty times as long.
+    let (instances, flows): (u32, u32) =
+        if std::env::var_os("AUTHD_EMULATED").is_some() { (100, 5) } else { (1000, 10) };
+    let scene = Scene::new()?;
+    let _server = scene.sandbox.spawn("/servers", &["serve-crowd", "127.0.0.1:7106"])?;
+    let token = scene.token(&json!({}))?;
+    let parent = scene.sandbox.cgroup.child("/agents")?;
+    let mut crowd = scene.sandbox.spawn(
+        "/agents/first",
+        &[
+            "crowd",
+            "--parent",
+            parent.to_str().context("a path")?,
+            "--socket",
+            scene.sandbox.directory().join("workload.sock").to_str().context("a path")?,
+            "--token-file",
+            token.to_str().context("a path")?,
+            "--rule",
+            "crowd",
+            "--instances",
+            &instances.to_string(),
+            "--flows",
+            &flows.to_string(),
+            "127.0.0.1:7106",
+        ],
+    )?;
+    let all = u64::from(instances) * u64::from(flows);
+    let before = crowd.again()?;
+    ensure!(before.count == all, "{before:?}\n{}", scene.daemon.log());
+    let mut dead = 0;
+    for (number, instance) in [instances / 2, 0, instances - 1].into_iter().enumerate() {
+        let effect = scene.revoke(&["instance", &format!("/agents/a{instance}")])?;
+        ensure!(effect["grants"] == 1 && effect["flows"] == flows && effect["destroyed"] == flows, "{effect}");
+        dead += u64::from(flows);
+        let after = crowd.again()?;
+        let told: Value = serde_json::from_str(&after.detail)?;
+        ensure!(told.as_object().is_some_and(|told| told.len() == number + 1), "others are dead too: {told}");
+        let errors = told[instance.to_string()].as_object().with_context(|| told.to_string())?;
+        // Whichever of the two calls met the destroyed socket: one is told why, the next that it is no longer connected.
+        let named = errors.keys().all(|name| ["ECONNABORTED", "EPIPE"].contains(&name.as_str()));
+        ensure!(named && after.count == all - dead, "{after:?}");
+        println!(
+            "of {all} flows, {flows} cut within {} us, closed within {} us",
+            effect["cut_microseconds"], effect["microseconds"]
+        );
+    }
     Ok(Verdict::Ran)
 }
 

@@ -312,7 +312,7 @@ impl Bench {
         let found = (event.kind, event.action, event.reason, event.rule, event.direction, event.count);
         let way = if outbound { direction::OUT } else { direction::IN };
         let meant = (told_as(expected), verdict.action.code(), verdict.reason.code(), verdict.rule, way, 1);
-        ensure!(found == meant, "kind, action, reason, rule, direction, count: {found:?} is not {meant:?}");
+        ensure!(found == meant, "kind, action, reason, rule, direction, count: {found:?} is not {meant:?}: {event:?}");
         let found = (event.local, event.local_port, event.remote, event.remote_port, event.protocol);
         let meant = (local.0, local.1, remote.0, remote.1, packet.protocol);
         ensure!(found == meant, "ends: {found:?} is not {meant:?}");

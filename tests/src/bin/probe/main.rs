@@ -1,6 +1,7 @@
 //! Tries things from inside a cgroup and a network namespace, each the way that an attacker or an application would, and says
 //! in one line of JSON how it went.
 
+mod crowd;
 mod takeover;
 
 use std::{
@@ -60,6 +61,12 @@ enum Action {
     Exec {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
+    },
+    /// Many instances with a grant each, and many connections of each.
+    Crowd(crowd::Crowd),
+    /// Echo server for many connections.
+    ServeCrowd {
+        at: SocketAddr,
     },
     /// HTTP server whose answers repeat the request's first line and headers.
     ServeHttp {
@@ -248,6 +255,8 @@ fn main() -> Result<()> {
     }
     let outcome = match cli.action {
         Action::Exec { command } => return become_program(&command),
+        Action::Crowd(crowd) => return crowd::run(&crowd),
+        Action::ServeCrowd { at } => return crowd::serve(at),
         Action::ServeHttp { at } => return serve_http(&TcpListener::bind(at)?),
         Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
