@@ -392,7 +392,9 @@ impl Daemon {
         self.retry_unwritten();
         self.expire_grants();
         self.save_grants();
-        self.find_flows();
+        if self.ledger.grants.iter().next().is_some() {
+            self.find_flows();
+        }
         self.end_conversations(self.config.conversation_idle.as_nanos() as u64)?;
         self.tell_denials()?;
         self.tell_losses()?;
