@@ -1,6 +1,6 @@
 //! One record of the ring buffer. Fixed size; its layout belongs to the ABI number.
 
-use crate::address::Address;
+use crate::{address::Address, tables::Grant};
 
 /// What happened.
 pub mod kind {
@@ -14,6 +14,10 @@ pub mod kind {
     pub const RESUMED: u8 = 4;
     /// A flow ended; its counters are final.
     pub const CLOSED: u8 = 5;
+    /// A connection waits for its proofs.
+    pub const HELD: u8 = 6;
+    /// An open flow rests on another grant from now on.
+    pub const REGRANTED: u8 = 7;
 }
 
 pub mod direction {
@@ -48,6 +52,8 @@ pub struct Event {
     pub remote: Address,
     /// The task's command, as bytes in memory order.
     pub comm: [u64; 2],
+    /// What the verdict rests on.
+    pub grant: Grant,
     pub generation: u32,
     pub workload: u32,
     pub peer_workload: u32,
@@ -69,4 +75,4 @@ pub struct Event {
     pub flags: u8,
     pub reserved: u8,
 }
-const _: () = assert!(size_of::<Event>() == 184);
+const _: () = assert!(size_of::<Event>() == 192);

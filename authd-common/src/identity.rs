@@ -15,14 +15,19 @@ pub trait Lineage {
 }
 
 /// Who a process or a socket belongs to.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
+    pub cgroup: u64,
+    /// [`IdentityEntry::instance`].
+    pub instance: u64,
     /// A workload's number, [`UNMANAGED`] or [`PENDING`].
     pub workload: u32,
-    pub cgroup: u64,
 }
 
 impl Identity {
+    pub const NOBODY: Self = Self { workload: UNMANAGED, cgroup: 0, instance: 0 };
+
     #[inline(always)]
     pub const fn is_managed(&self) -> bool {
         self.workload != UNMANAGED
@@ -35,9 +40,9 @@ impl Identity {
 pub fn resolve(tables: &impl Tables, root: &Root, lineage: &impl Lineage) -> Identity {
     let own = lineage.own();
     if let Some(entry) = tables.identity(root, own) {
-        return Identity { workload: entry.workload, cgroup: own };
+        return Identity { workload: entry.workload, cgroup: own, instance: entry.instance };
     }
-    let mut nearest = IdentityEntry { workload: UNMANAGED, flags: 0 };
+    let mut nearest = IdentityEntry { workload: UNMANAGED, flags: 0, instance: 0 };
     let mut depth = 0;
     while depth < MAX_DEPTH {
         let id = lineage.ancestor(root.base_level + depth);
@@ -51,5 +56,5 @@ pub fn resolve(tables: &impl Tables, root: &Root, lineage: &impl Lineage) -> Ide
         depth += 1;
     }
     let workload = if nearest.flags & identity_flags::OPEN != 0 { PENDING } else { nearest.workload };
-    Identity { workload, cgroup: own }
+    Identity { workload, cgroup: own, instance: nearest.instance }
 }

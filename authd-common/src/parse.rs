@@ -37,7 +37,9 @@ pub mod packet_flags {
     pub const UNFIT_IN: u8 = FRAGMENT;
 }
 
-/// The fields of a packet that verdicts, flows and records need.
+/// The fields of a packet that verdicts, flows and records need. Ports are only copied; what is branched on comes behind
+/// them, in the second half of a word ([`crate::tables::Root::veiled`]).
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Packet {
     pub source: Address,

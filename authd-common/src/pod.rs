@@ -29,4 +29,7 @@ pod!(
     tables::Denial,
     tables::Counter,
     tables::Sequence,
+    tables::GrantKey,
+    tables::Grant,
+    tables::Slot,
 );

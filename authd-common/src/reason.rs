@@ -71,6 +71,12 @@ reasons! {
     InboundClosed = 45, "inbound_closed";
     /// The tables hold no complete generation.
     NoGeneration = 44, "no_generation";
+    /// The grant on which the flow rested was revoked, and there is no other.
+    GrantRevoked = 46, "grant_revoked";
+    /// The grant on which the flow rested came to its end, and there is no other.
+    GrantExpired = 47, "grant_expired";
+    /// The connection waited for its proofs for as long as it may.
+    ProofTimeout = 48, "proof_timeout";
 }
 
 impl Reason {

@@ -29,6 +29,8 @@ pub mod names {
     pub const EVENTS: &str = "EVENTS";
     pub const SEQUENCE: &str = "SEQUENCE";
     pub const BARRIER: &str = "BARRIER";
+    pub const GRANTS: &str = "GRANTS";
+    pub const SLOTS: &str = "SLOTS";
 }
 
 /// No workload: a process that authd does not manage.
@@ -60,8 +62,25 @@ pub struct Root {
     pub port_bank: u32,
     /// Depth below the root of cgroup v2 of the cgroup to which the programs are attached.
     pub base_level: u32,
+    /// How long a connection may wait for its proofs, in ms.
+    pub hold_ms: u32,
+    /// Always 0, which nobody but the reader of this knows: see [`Root::veiled`].
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Root>() == 32);
+const _: () = assert!(size_of::<Root>() == 40);
+
+impl Root {
+    /// The same number, which the kernel's verifier cannot know any more.
+    ///
+    /// Before Linux 6.8 the verifier loses track of what it knows about a number that one subprogram stores in a frame and
+    /// another one reads through a pointer: it takes a branch for impossible that was only impossible on another way there,
+    /// and replaces it. So what is stored in a frame for subprograms to branch on is either no word's first bytes, of which
+    /// it knows nothing, or it is veiled.
+    #[inline(always)]
+    pub const fn veiled(&self, number: u32) -> u32 {
+        number ^ self.zero
+    }
+}
 
 pub mod root_flags {
     /// Decide and record, block nothing.
@@ -91,8 +110,10 @@ pub struct IdentityEntry {
     pub workload: u32,
     /// [`identity_flags`].
     pub flags: u32,
+    /// Number of the cgroup that matched, where grants go by instance (agents and jobs). 0: they are the workload's.
+    pub instance: u64,
 }
-const _: () = assert!(size_of::<IdentityEntry>() == 8);
+const _: () = assert!(size_of::<IdentityEntry>() == 16);
 
 pub mod identity_flags {
     /// Some pattern may match below this cgroup: a child without an entry of its own is not known yet.
@@ -198,6 +219,9 @@ pub mod path {
     pub const GUARD: u8 = 4;
 }
 
+/// Rules of one cell that ask for proofs: any of them lets the flow pass to whoever holds its grant.
+pub const ALTERNATIVES: usize = 4;
+
 /// A verdict that holds for a time.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -207,9 +231,20 @@ pub struct Phase {
     pub reason: u16,
     /// An [`crate::verdict::Action`] code.
     pub action: u8,
-    pub reserved: u8,
+    /// [`phase_flags`].
+    pub flags: u8,
+    /// Of a phase without its proofs: rules whose grants let the flow pass. [`NO_RULE`] where there are fewer.
+    pub granted_by: [u32; ALTERNATIVES],
+    /// A denial that is only observed, and turns what a grant lets pass into something observed.
+    pub watched_by: u32,
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<Phase>() == 8);
+const _: () = assert!(size_of::<Phase>() == 32);
+
+pub mod phase_flags {
+    /// Who lacks the proofs waits for them, instead of being refused at once.
+    pub const HOLD: u8 = 1;
+}
 
 /// The verdict for one combination of classes. Two phases let the kernel keep a schedule while the daemon is away; after
 /// the second, an unscheduled end is a denial.
@@ -223,7 +258,63 @@ pub struct Cell {
     /// End of the second phase, likewise.
     pub second_until: u64,
 }
-const _: () = assert!(size_of::<Cell>() == 32);
+const _: () = assert!(size_of::<Cell>() == 80);
+
+/// Whose grant, under which rule.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct GrantKey {
+    pub rule: u32,
+    /// A local holder's workload; [`UNMANAGED`] for a caller that is known by its address.
+    pub workload: u32,
+    /// A local holder's [`IdentityEntry::instance`]; the cookie of the network namespace in which an address means that caller.
+    pub scope: u64,
+    /// [`Address::UNSPECIFIED`] for a local holder.
+    pub address: Address,
+}
+const _: () = assert!(size_of::<GrantKey>() == 32);
+
+/// A grant, as flows remember it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Grant {
+    /// [`NO_SLOT`]: none.
+    pub slot: u32,
+    pub serial: u32,
+}
+const _: () = assert!(size_of::<Grant>() == 8);
+
+impl Grant {
+    pub const NONE: Self = Self { slot: NO_SLOT, serial: 0 };
+
+    #[inline(always)]
+    pub const fn is_some(&self) -> bool {
+        self.slot != NO_SLOT
+    }
+}
+
+/// The slot that no grant has.
+pub const NO_SLOT: u32 = 0;
+
+/// What a grant is worth now. Ending it is one store of 0 to `until`; renewing it, one of a later time.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Slot {
+    /// End, in ns of the coarse monotonic clock. 0: it ended.
+    pub until: u64,
+    /// Number of the grant that has the slot now: who remembers another one has none.
+    pub serial: u32,
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<Slot>() == 16);
+
+impl Slot {
+    /// Whether a grant that was given this slot lives.
+    #[inline(always)]
+    pub const fn is_alive(&self, serial: u32, now: u64) -> bool {
+        self.serial == serial && now < self.until
+    }
+}
 
 /// What a socket is to its flow.
 pub mod role {
@@ -244,6 +335,8 @@ pub struct Tag {
     pub workload: u32,
     /// When the verdict ends by itself, in ns of the coarse monotonic clock. 0: never.
     pub until: u64,
+    /// What the verdict rests on.
+    pub grant: Grant,
     pub action: u8,
     pub role: u8,
     pub protocol: u8,
@@ -255,8 +348,11 @@ pub struct Tag {
     pub netns: u64,
     /// cgroup of the task that made the socket.
     pub cgroup: u64,
+    /// The maker's [`IdentityEntry::instance`].
+    pub instance: u64,
     /// Caller's cgroup, for an accepted socket whose caller is on this node.
     pub peer_cgroup: u64,
+    pub peer_instance: u64,
     /// When the flow was opened, ns of the monotonic clock.
     pub opened: u64,
     pub remote: Address,
@@ -267,7 +363,7 @@ pub struct Tag {
     pub pid: u32,
     pub uid: u32,
 }
-const _: () = assert!(size_of::<Tag>() == 104);
+const _: () = assert!(size_of::<Tag>() == 128);
 
 pub mod tag_flags {
     /// The caller is a process on this node, and `peer_workload` says which.
@@ -276,6 +372,8 @@ pub mod tag_flags {
     pub const OPENED: u8 = 2;
     /// The handshake completed.
     pub const ESTABLISHED: u8 = 4;
+    /// The connection waits for proofs; `opened` says since when.
+    pub const HELD: u8 = 8;
 }
 
 /// One direction of a loopback flow, keyed by the namespace too: every namespace has a loopback of its own.
@@ -297,10 +395,11 @@ const _: () = assert!(size_of::<LocalKey>() == 48);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocalEntry {
     pub cgroup: u64,
+    pub instance: u64,
     pub workload: u32,
     pub pid: u32,
 }
-const _: () = assert!(size_of::<LocalEntry>() == 16);
+const _: () = assert!(size_of::<LocalEntry>() == 24);
 
 /// One socket's exchange with one remote end, for everything but TCP.
 #[repr(C)]
@@ -328,7 +427,10 @@ pub struct Conversation {
     pub packets_in: u64,
     pub cgroup: u64,
     pub peer_cgroup: u64,
+    pub peer_instance: u64,
     pub netns: u64,
+    /// What the verdict rests on.
+    pub grant: Grant,
     pub local: Address,
     /// The task's command, as bytes in memory order.
     pub comm: [u64; 2],
@@ -346,7 +448,7 @@ pub struct Conversation {
     pub flags: u8,
     pub reserved: u8,
 }
-const _: () = assert!(size_of::<Conversation>() == 144);
+const _: () = assert!(size_of::<Conversation>() == 160);
 
 /// Repeated denials are counted here instead of being told one by one.
 #[repr(C)]
@@ -408,7 +510,11 @@ pub trait Tables {
     fn workload(&self, root: &Root, workload: u32) -> Option<WorkloadEntry>;
     fn address_class(&self, root: &Root, address: &Address) -> u32;
     fn port(&self, root: &Root, protocol: u8, port: u16) -> PortEntry;
-    fn cell(&self, key: &CellKey) -> Option<Cell>;
+    /// In place: a copy would take too much of the kernel's stack.
+    fn cell(&self, key: &CellKey) -> Option<&Cell>;
+    /// The grant that was last given for a key, alive or not.
+    fn grant(&self, key: &GrantKey) -> Option<Grant>;
+    fn slot(&self, slot: u32) -> Option<Slot>;
     /// The coarse monotonic clock, in ns. Asked only where a verdict has an end.
     fn now(&self) -> u64;
 }

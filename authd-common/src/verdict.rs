@@ -7,10 +7,13 @@ use crate::{
     parse::{Packet, packet_flags},
     reason::Reason,
     tables::{
-        ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, NO_RULE, PENDING, Root, Tables, UNMANAGED, WorkloadEntry, path,
-        port_flags, root_flags, workload_flags,
+        ALTERNATIVES, ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, Grant, GrantKey, NO_RULE, PENDING, Root, Tables,
+        UNMANAGED, WorkloadEntry, path, phase_flags, port_flags, root_flags, workload_flags,
     },
 };
+
+/// A flow that lacks a grant is decided again after so many ns: one may have been given meanwhile, and gives no sign.
+pub const LOOK_AGAIN: u64 = 100_000_000;
 
 /// What happens to the flow. The codes are part of the layout of cells, tags and events.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,17 +63,26 @@ pub struct Verdict {
     pub rule: u32,
     /// When it ends by itself, in ns of the coarse monotonic clock; 0: it does not.
     pub until: u64,
+    /// What it rests on; it holds no longer than this grant. Of a denial: what it rested on before.
+    pub grant: Grant,
+    /// A denial that may wait for a grant.
+    pub hold: bool,
 }
 
 impl Verdict {
     #[inline(always)]
+    const fn new(action: Action, reason: Reason) -> Self {
+        Self { action, reason, rule: NO_RULE, until: 0, grant: Grant::NONE, hold: false }
+    }
+
+    #[inline(always)]
     pub const fn allow(reason: Reason) -> Self {
-        Self { action: Action::Allow, reason, rule: NO_RULE, until: 0 }
+        Self::new(Action::Allow, reason)
     }
 
     #[inline(always)]
     pub const fn deny(reason: Reason) -> Self {
-        Self { action: Action::Deny, reason, rule: NO_RULE, until: 0 }
+        Self::new(Action::Deny, reason)
     }
 
     /// A denial, unless the node or the workload is only observed.
@@ -78,53 +90,84 @@ impl Verdict {
     pub const fn refuse(reason: Reason, root: &Root, workload: &WorkloadEntry) -> Self {
         let observed = root.flags & root_flags::OBSERVE != 0 || workload.flags & workload_flags::OBSERVE != 0;
         let action = if observed { Action::Observe } else { Action::Deny };
-        Self { action, reason, rule: NO_RULE, until: 0 }
+        Self::new(action, reason)
     }
 
-    /// Of two verdicts of which both must pass, the one to follow.
+    /// Of two verdicts of which both must pass, the one to follow. Who waits for proofs is refused if the other one is.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {
         match (self.action, other.action) {
+            (Action::Deny, Action::Deny) if self.hold => other,
             (Action::Deny, _) => self,
             (_, Action::Deny) => other,
             (Action::Observe, _) => self,
             (_, Action::Observe) => other,
+            _ if !self.grant.is_some() => other,
             _ => self,
         }
     }
+
+    /// The same verdict of a flow that rested on a grant before: it says what became of that.
+    #[inline(always)]
+    pub fn after(self, before: Grant, tables: &impl Tables) -> Self {
+        if !before.is_some() || self.action != Action::Deny || self.reason.code() != Reason::ProofRequired.code() {
+            return self;
+        }
+        // Ending a grant leaves a zero in its slot; one that came to its end leaves the time, or has a successor.
+        let revoked = matches!(tables.slot(before.slot), Some(slot) if slot.serial == before.serial && slot.until == 0);
+        let reason = if revoked { Reason::GrantRevoked } else { Reason::GrantExpired };
+        Self { reason, grant: before, hold: false, ..self }
+    }
 }
 
-/// The far end of an inbound flow.
+/// Who opens a flow from this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Caller {
-    /// A process on this node, by its workload's number ([`UNMANAGED`] included).
-    Local(u32),
-    /// Known only by its address.
-    Remote(Address),
+pub struct Opener {
+    pub workload: u32,
+    /// [`crate::tables::IdentityEntry::instance`].
+    pub instance: u64,
 }
 
-/// The far end of an inbound flow as the packet hooks know it.
+/// The far end of an inbound flow. Every field has a value: the form that the kernel's verifier can follow. In the kernel
+/// `workload` is veiled ([`Root::veiled`]), and `on_node` is in the second half of a word.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FarEnd {
     pub address: Address,
     /// Its cgroup, if it is on this node and managed.
     pub cgroup: u64,
+    /// Its instance, if it is on this node; else the cookie of the network namespace in which its address is meant.
+    pub scope: u64,
     /// Its workload, if it is on this node.
     pub workload: u32,
     /// A process of this node: its address says nothing.
     pub on_node: bool,
 }
+const _: () = assert!(core::mem::offset_of!(FarEnd, on_node) % 8 == 4);
 
-/// May `workload` open a flow to `remote`?
+impl FarEnd {
+    /// A process of this node.
+    pub const fn local(workload: u32, instance: u64) -> Self {
+        Self { address: Address::UNSPECIFIED, cgroup: 0, workload, on_node: true, scope: instance }
+    }
+
+    /// Known only by its address, as one network namespace means it.
+    pub const fn remote(address: Address, netns: u64) -> Self {
+        Self { address, cgroup: 0, workload: UNMANAGED, on_node: false, scope: netns }
+    }
+}
+
+/// May `opener` open a flow to `remote`?
 #[inline(always)]
 pub fn decide_out(
     tables: &impl Tables,
     root: &Root,
-    workload: u32,
+    opener: &Opener,
     remote: &Address,
     protocol: u8,
     port: u16,
 ) -> Verdict {
+    let workload = opener.workload;
     let entry = match entry_of(tables, root, workload) {
         Ok(entry) => entry,
         Err(verdict) => return verdict,
@@ -138,63 +181,43 @@ pub fn decide_out(
         path: path::OUT,
         reserved: 0,
     };
+    let Some(cell) = most_exact(tables, &mut key, at) else { return Verdict::refuse(Reason::NoRule, root, &entry) };
+    let holder = GrantKey { rule: NO_RULE, workload, scope: opener.instance, address: Address::UNSPECIFIED };
+    current(tables, root, &entry, cell, holder)
+}
+
+/// From the workload's own cells to everybody's, each from the most exact to the least: the first there is holds.
+#[inline(always)]
+fn most_exact<'a>(tables: &'a impl Tables, key: &mut CellKey, at: u16) -> Option<&'a Cell> {
     let object = key.object;
-    // From the workload's own cells to everybody's, each from the most exact to the least: the first there is holds.
-    if let Some(cell) = tables.cell(&key) {
-        return current(tables, root, &entry, &cell);
+    if let Some(cell) = tables.cell(key) {
+        return Some(cell);
     }
     key.port = ANY_PORT_CLASS;
-    if let Some(cell) = tables.cell(&key) {
-        return current(tables, root, &entry, &cell);
+    if let Some(cell) = tables.cell(key) {
+        return Some(cell);
     }
     key.object = ANY_CLASS;
-    if let Some(cell) = tables.cell(&key) {
-        return current(tables, root, &entry, &cell);
+    if let Some(cell) = tables.cell(key) {
+        return Some(cell);
     }
     key.subject = ANY_CLASS;
     key.object = object;
     key.port = at;
-    if let Some(cell) = tables.cell(&key) {
-        return current(tables, root, &entry, &cell);
+    if let Some(cell) = tables.cell(key) {
+        return Some(cell);
     }
     key.port = ANY_PORT_CLASS;
-    if let Some(cell) = tables.cell(&key) {
-        return current(tables, root, &entry, &cell);
+    if let Some(cell) = tables.cell(key) {
+        return Some(cell);
     }
     key.object = ANY_CLASS;
-    match tables.cell(&key) {
-        Some(cell) => current(tables, root, &entry, &cell),
-        None => Verdict::refuse(Reason::NoRule, root, &entry),
-    }
+    tables.cell(key)
 }
 
-/// May `caller` open a flow to `workload`, on its local `port`?
+/// May the far end open a flow to `workload`, on its local `port`?
 #[inline(always)]
-pub fn decide_in(
-    tables: &impl Tables,
-    root: &Root,
-    workload: u32,
-    caller: &Caller,
-    protocol: u8,
-    port: u16,
-) -> Verdict {
-    let far = match caller {
-        Caller::Local(workload) => FarEnd { on_node: true, workload: *workload, ..FarEnd::default() },
-        Caller::Remote(address) => FarEnd { address: *address, ..FarEnd::default() },
-    };
-    decide_in_from(tables, root, workload, &far, protocol, port)
-}
-
-/// The same, for a far end whose every field has a value: the form that the kernel's verifier can follow.
-#[inline(always)]
-pub fn decide_in_from(
-    tables: &impl Tables,
-    root: &Root,
-    workload: u32,
-    far: &FarEnd,
-    protocol: u8,
-    port: u16,
-) -> Verdict {
+pub fn decide_in(tables: &impl Tables, root: &Root, workload: u32, far: &FarEnd, protocol: u8, port: u16) -> Verdict {
     let entry = match entry_of(tables, root, workload) {
         Ok(entry) => entry,
         Err(verdict) => return verdict,
@@ -217,6 +240,7 @@ pub fn decide_in_from(
             Verdict::refuse(Reason::InboundClosed, root, &entry)
         };
     }
+    let mut holder = GrantKey { rule: NO_RULE, workload: UNMANAGED, scope: far.scope, address: Address::UNSPECIFIED };
     if far.on_node {
         if far.workload == PENDING {
             return Verdict::refuse(Reason::IdentityPending, root, &entry);
@@ -224,28 +248,36 @@ pub fn decide_in_from(
         key.path = path::IN_LOCAL;
         // A workload that this generation no longer has is unmanaged.
         key.subject = tables.workload(root, far.workload).map_or(0, |w| w.class);
+        holder.workload = far.workload;
     } else {
         key.path = path::IN_REMOTE;
         key.subject = tables.address_class(root, &far.address);
+        holder.address = far.address;
     }
-    if let Some(cell) = tables.cell(&key) {
-        return current(tables, root, &entry, &cell);
+    let mut cell = tables.cell(&key);
+    if cell.is_none() {
+        key.subject = ANY_CLASS;
+        cell = tables.cell(&key);
     }
-    key.subject = ANY_CLASS;
-    match tables.cell(&key) {
-        Some(cell) => current(tables, root, &entry, &cell),
+    match cell {
+        Some(cell) => current(tables, root, &entry, cell, holder),
         None => Verdict::refuse(Reason::NoRule, root, &entry),
     }
 }
 
 /// An outbound packet that opens a flow, or of which nothing is remembered.
 #[inline(always)]
-pub fn decide_packet_out(tables: &impl Tables, root: &Root, workload: u32, packet: &Result<Packet, Reason>) -> Verdict {
-    let packet = match sound(tables, root, workload, packet, packet_flags::UNFIT_OUT) {
+pub fn decide_packet_out(
+    tables: &impl Tables,
+    root: &Root,
+    opener: &Opener,
+    packet: &Result<Packet, Reason>,
+) -> Verdict {
+    let packet = match sound(tables, root, opener.workload, packet, packet_flags::UNFIT_OUT) {
         Ok(packet) => packet,
         Err(verdict) => return verdict,
     };
-    decide_out(tables, root, workload, &packet.destination, packet.protocol, packet.destination_port)
+    decide_out(tables, root, opener, &packet.destination, packet.protocol, packet.destination_port)
 }
 
 /// An inbound packet that opens a flow, or of which nothing is remembered.
@@ -255,13 +287,13 @@ pub fn decide_packet_in(
     root: &Root,
     workload: u32,
     packet: &Result<Packet, Reason>,
-    caller: &Caller,
+    far: &FarEnd,
 ) -> Verdict {
     let packet = match sound(tables, root, workload, packet, packet_flags::UNFIT_IN) {
         Ok(packet) => packet,
         Err(verdict) => return verdict,
     };
-    decide_in(tables, root, workload, caller, packet.protocol, packet.destination_port)
+    decide_in(tables, root, workload, far, packet.protocol, packet.destination_port)
 }
 
 /// The packet, if its headers can be trusted to say where it goes.
@@ -295,15 +327,15 @@ fn entry_of(tables: &impl Tables, root: &Root, workload: u32) -> Result<Workload
 }
 
 /// The phase of a cell that holds now. Cells say what the rules say; whether a denial blocks also depends on the modes of
-/// node and workload.
+/// node and workload, and whether proofs were shown, on the grants of the caller (`holder`, without a rule).
 #[inline(always)]
-fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell) -> Verdict {
-    let mut phase = cell.first;
+fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell, mut holder: GrantKey) -> Verdict {
+    let mut phase = &cell.first;
     let mut until = cell.first_until;
     if until != 0 {
         let now = tables.now();
         if now >= until {
-            phase = cell.second;
+            phase = &cell.second;
             until = cell.second_until;
             if until != 0 && now >= until {
                 return Verdict { rule: cell.second.rule, ..Verdict::refuse(Reason::ScheduleStale, root, workload) };
@@ -315,6 +347,40 @@ fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &C
     let action = Action::from_code(phase.action);
     if action.passes() {
         verdict.action = action;
+    }
+    if phase.granted_by[0] == NO_RULE {
+        return verdict;
+    }
+    let now = tables.now();
+    let mut at = 0;
+    while at < ALTERNATIVES {
+        holder.rule = phase.granted_by[at];
+        if holder.rule == NO_RULE {
+            break;
+        }
+        if let Some(grant) = tables.grant(&holder)
+            && matches!(tables.slot(grant.slot), Some(slot) if slot.is_alive(grant.serial, now))
+        {
+            verdict.grant = grant;
+            if phase.watched_by == NO_RULE {
+                verdict.rule = holder.rule;
+                verdict.action = Action::Allow;
+                verdict.reason = Reason::Rule;
+            } else {
+                verdict.rule = phase.watched_by;
+                verdict.action = Action::Observe;
+                verdict.reason = Reason::DeniedByRule;
+            }
+            return verdict;
+        }
+        at += 1;
+    }
+    if verdict.action == Action::Deny {
+        verdict.hold = phase.flags & phase_flags::HOLD != 0;
+        let again = now + LOOK_AGAIN;
+        if until == 0 || again < until {
+            verdict.until = again;
+        }
     }
     verdict
 }

@@ -4,7 +4,7 @@ use authd_common::{
     address::Address,
     identity::resolve,
     tables::{IPPROTO_TCP, LocalKey, Root, Tables, Tag, UNMANAGED},
-    verdict::FarEnd,
+    verdict::{FarEnd, Opener},
 };
 
 use crate::{
@@ -33,13 +33,33 @@ pub fn local_key(
 /// managed. A socket older than authd does not remember its namespace's cookie, and learns it from the far socket.
 ///
 /// Returns whether it is on this node.
-#[inline(never)]
+#[inline(always)]
 pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
-    *far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: false };
+    match noted(scene, tag, far) {
+        ELSEWHERE => false,
+        NOTED => true,
+        // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
+        _ => {
+            far_socket(scene, far);
+            true
+        }
+    }
+}
+
+const ELSEWHERE: u32 = 0;
+const NOTED: u32 = 1;
+const NOT_NOTED: u32 = 2;
+
+/// What the far end wrote down of itself.
+#[inline(never)]
+fn noted(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> u32 {
+    let nobody = scene.root.veiled(UNMANAGED);
+    *far = FarEnd { address: *scene.remote(), cgroup: 0, scope: tag.netns, workload: nobody, on_node: false };
     if scene.skb.interface() != LOOPBACK {
-        return false;
+        return ELSEWHERE;
     }
     far.on_node = true;
+    far.scope = 0;
     if tag.netns == 0 {
         tag.netns = netns_of_far_end(scene);
     }
@@ -53,21 +73,23 @@ pub fn far_end(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
     );
     if let Some(entry) = maps::local(&key) {
         far.cgroup = entry.cgroup;
-        far.workload = workload_now(&scene.root, entry.cgroup, entry.workload);
-        return true;
+        let now = known_now(&scene.root, entry.cgroup, entry.workload, entry.instance);
+        far.workload = scene.root.veiled(now.workload);
+        far.scope = now.instance;
+        return NOTED;
     }
-    // Nobody's, or older than authd, or forgotten because the table is full: the socket itself tells them apart.
-    far_socket(scene, far);
-    true
+    NOT_NOTED
 }
 
 /// Whose a cgroup is under this generation: what was noted of it may be older.
 #[inline(always)]
-pub fn workload_now(root: &Root, cgroup: u64, noted: u32) -> u32 {
-    if cgroup == 0 {
-        return noted;
+pub fn known_now(root: &Root, cgroup: u64, workload: u32, instance: u64) -> Opener {
+    if cgroup != 0
+        && let Some(entry) = Kernel.identity(root, cgroup)
+    {
+        return Opener { workload: entry.workload, instance: entry.instance };
     }
-    Kernel.identity(root, cgroup).map_or(noted, |entry| entry.workload)
+    Opener { workload, instance }
 }
 
 /// Whose the socket at the far end of a loopback flow is, by the cgroup in which it was made. Returns whether there is one.
@@ -83,7 +105,8 @@ fn far_socket(scene: &Scene, far: &mut FarEnd) -> bool {
     let found = scene.skb.with_socket(tcp, &ends, |sock| {
         let who = resolve(&Kernel, &scene.root, &sock);
         far.cgroup = who.cgroup;
-        far.workload = who.workload;
+        far.workload = scene.root.veiled(who.workload);
+        far.scope = who.instance;
     });
     found.is_some()
 }

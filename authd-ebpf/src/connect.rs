@@ -6,15 +6,15 @@ use authd_common::{
     identity::{Identity, resolve},
     reason::Reason,
     tables::{IPPROTO_TCP, IPPROTO_UDP, Root, Tables, UNMANAGED, role, tag_flags},
-    verdict::{Action, Verdict, decide_out},
+    verdict::{Action, Opener, Verdict, decide_out},
 };
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 
 use crate::{
-    caller::workload_now,
+    caller::known_now,
     emit::{self, Refused, Task},
     maps::{CurrentTask, Kernel},
-    raw::SockAddr,
+    raw::{self, SockAddr},
     tag,
 };
 
@@ -40,7 +40,9 @@ fn connect(ctx: SockAddr, remote: Address) -> i32 {
     let task = resolve(&Kernel, &root, &CurrentTask);
     let port = ctx.remote_port();
     let (owner, verdict) = of_both(ctx, &root, &task, &remote, port, ctx.protocol());
-    if verdict.action == Action::Deny {
+    // Only what has a handshake can wait: its SYNs are dropped until there is a grant.
+    let held = verdict.hold && ctx.protocol() == IPPROTO_TCP && tag::of(ctx.socket()).is_some();
+    if verdict.action == Action::Deny && !held {
         refuse(ctx, &root, &task, &remote, port, &verdict);
         return DENY;
     }
@@ -52,9 +54,16 @@ fn connect(ctx: SockAddr, remote: Address) -> i32 {
         tag.remote = remote;
         tag.remote_port = port;
         // Another connection of the same socket is another flow.
-        tag.flags &= !(tag_flags::OPENED | tag_flags::ESTABLISHED | tag_flags::PEER_LOCAL);
-        tag::settle(tag, owner, root.generation, &verdict);
+        tag.flags &= !(tag_flags::OPENED | tag_flags::ESTABLISHED | tag_flags::PEER_LOCAL | tag_flags::HELD);
+        tag::settle(tag, owner.workload, root.generation, &verdict);
+        tag.instance = owner.instance;
         tag::note_task(tag);
+        if held {
+            tag.flags |= tag_flags::HELD;
+            tag.opened = raw::now();
+            // Undecided: each SYN is looked at.
+            tag.generation = 0;
+        }
     }
     PASS
 }
@@ -70,28 +79,31 @@ pub fn of_both(
     remote: &Address,
     port: u16,
     protocol: u8,
-) -> (u32, Verdict) {
+) -> (Opener, Verdict) {
     let owner = owner_of(ctx, root, task);
-    if owner == UNMANAGED && task.workload == UNMANAGED {
+    if owner.workload == UNMANAGED && task.workload == UNMANAGED {
         return (owner, Verdict::allow(Reason::Unmanaged));
     }
     let protocol = known_protocol(protocol);
-    let of_socket = decide_out(&Kernel, root, owner, remote, protocol, port);
-    if owner == task.workload {
+    let of_socket = decide_out(&Kernel, root, &owner, remote, protocol, port);
+    let doer = Opener { workload: task.workload, instance: task.instance };
+    if owner == doer {
         return (owner, of_socket);
     }
-    let of_task = decide_out(&Kernel, root, task.workload, remote, protocol, port);
+    let of_task = decide_out(&Kernel, root, &doer, remote, protocol, port);
     (owner, of_socket.and(of_task))
 }
 
 /// Whose the socket is under this generation. What its tag says may be older: its cgroup was not known yet, or belonged to
 /// another workload.
 #[inline(always)]
-fn owner_of(ctx: SockAddr, root: &Root, task: &Identity) -> u32 {
+fn owner_of(ctx: SockAddr, root: &Root, task: &Identity) -> Opener {
     match tag::of(ctx.socket()) {
         // A tag without a cgroup was made for a socket whose maker is not known.
-        Some(tag) if tag.cgroup != 0 && tag.cgroup != task.cgroup => workload_now(root, tag.cgroup, tag.workload),
-        _ => task.workload,
+        Some(tag) if tag.cgroup != 0 && tag.cgroup != task.cgroup => {
+            known_now(root, tag.cgroup, tag.workload, tag.instance)
+        }
+        _ => Opener { workload: task.workload, instance: task.instance },
     }
 }
 

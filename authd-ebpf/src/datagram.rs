@@ -5,19 +5,18 @@ use authd_common::{
     event::{direction, kind},
     reason::Reason,
     tables::{
-        Conversation, ConversationKey, IPPROTO_UDP, LocalEntry, Root, Tables, Tag, UNMANAGED, port_flags, role,
-        tag_flags,
+        Conversation, ConversationKey, Grant, IPPROTO_UDP, Root, Tables, Tag, UNMANAGED, port_flags, role, tag_flags,
     },
-    verdict::{Action, FarEnd, Verdict, decide_packet_out},
+    verdict::{Action, FarEnd, Opener, Verdict, decide_packet_out},
 };
 
 use crate::{
-    caller::{far_end, local_key, workload_now},
+    caller::{far_end, known_now, local_key},
     emit::{self, Draft, Refused, Task},
     judge,
     maps::{self, Kernel},
     packet::{LOOPBACK, Scene},
-    raw,
+    raw, tag,
 };
 
 /// A packet that leaves.
@@ -36,7 +35,7 @@ pub fn leaves(scene: &Scene, tag: &mut Tag) -> Action {
     }
     let mut verdict = Verdict::deny(Reason::Undecided);
     let passes = if matches!(&known, Some(c) if c.role == role::SERVER) {
-        let far = remembered_far_end(&known, root, &packet.destination);
+        let far = remembered_far_end(&known, root, &packet.destination, tag.netns);
         judge::inbound(scene, &far, &mut verdict)
     } else {
         judge::outbound(scene, &mut verdict)
@@ -67,7 +66,7 @@ pub fn arrives(scene: &Scene, tag: &mut Tag) -> Action {
         // Without ports there is nobody to tell a call from an answer. It passes, and opens nothing the other way.
         return Action::Allow;
     }
-    let mut far = FarEnd { address: packet.source, cgroup: 0, workload: UNMANAGED, on_node: false };
+    let mut far = FarEnd { address: packet.source, cgroup: 0, workload: UNMANAGED, on_node: false, scope: tag.netns };
     let mut verdict = Verdict::deny(Reason::Undecided);
     let passes = if client {
         judge::outbound(scene, &mut verdict)
@@ -114,7 +113,7 @@ pub fn write_down(scene: &Scene, tag: &Tag) {
         maps::remove_local(&key);
         return;
     }
-    let entry = LocalEntry { cgroup: scene.who.cgroup, workload: scene.who.workload, pid: tag.pid };
+    let entry = scene.sender(tag.pid);
     if maps::local(&key) != Some(entry) {
         maps::set_local(&key, &entry);
     }
@@ -124,7 +123,8 @@ pub fn write_down(scene: &Scene, tag: &Tag) {
 #[inline(never)]
 pub fn refuse_unsound(scene: &Scene, tag: &Tag, reason: Reason) -> Action {
     let (root, who) = (&scene.root, &scene.who);
-    let verdict = decide_packet_out(&Kernel, root, who.workload, &Err(reason));
+    let opener = Opener { workload: who.workload, instance: who.instance };
+    let verdict = decide_packet_out(&Kernel, root, &opener, &Err(reason));
     let refused = Refused {
         cgroup: who.cgroup,
         peer_cgroup: 0,
@@ -173,16 +173,23 @@ fn key_of(cookie: u64, remote: Address, remote_port: u16, protocol: u8) -> Conve
 
 #[inline(always)]
 fn is_current(c: &Conversation, root: &Root) -> bool {
-    c.generation == root.generation && (c.until == 0 || raw::coarse_now() < c.until)
+    c.generation == root.generation
+        && (c.until == 0 || raw::coarse_now() < c.until)
+        && (!c.grant.is_some() || tag::rests_well(c.action, c.grant))
 }
 
 #[inline(always)]
-fn remembered_far_end(known: &Option<&mut Conversation>, root: &Root, remote: &Address) -> FarEnd {
-    let mut far = FarEnd { address: *remote, cgroup: 0, workload: UNMANAGED, on_node: false };
-    if let Some(c) = known {
-        far.workload = workload_now(root, c.peer_cgroup, c.peer_workload);
+fn remembered_far_end(known: &Option<&mut Conversation>, root: &Root, remote: &Address, netns: u64) -> FarEnd {
+    let nobody = root.veiled(UNMANAGED);
+    let mut far = FarEnd { address: *remote, cgroup: 0, scope: netns, workload: nobody, on_node: false };
+    if let Some(c) = known
+        && c.flags & tag_flags::PEER_LOCAL != 0
+    {
+        let now = known_now(root, c.peer_cgroup, c.peer_workload, c.peer_instance);
+        far.workload = root.veiled(now.workload);
+        far.scope = now.instance;
         far.cgroup = c.peer_cgroup;
-        far.on_node = c.flags & tag_flags::PEER_LOCAL != 0;
+        far.on_node = true;
     }
     far
 }
@@ -218,7 +225,9 @@ static BLANK: Conversation = Conversation {
     packets_in: 0,
     cgroup: 0,
     peer_cgroup: 0,
+    peer_instance: 0,
     netns: 0,
+    grant: Grant::NONE,
     local: Address::UNSPECIFIED,
     comm: [0; 2],
     generation: 0,
@@ -264,6 +273,7 @@ fn note_peer(c: &mut Conversation, far: &FarEnd) {
     c.flags = if far.on_node { c.flags | tag_flags::PEER_LOCAL } else { c.flags & !tag_flags::PEER_LOCAL };
     c.peer_workload = far.workload;
     c.peer_cgroup = far.cgroup;
+    c.peer_instance = if far.on_node { far.scope } else { 0 };
 }
 
 #[inline(always)]
@@ -275,6 +285,7 @@ fn write_verdict(c: &mut Conversation, scene: &Scene, verdict: &Verdict) {
     c.reason = verdict.reason.code();
     c.action = verdict.action.code();
     c.until = verdict.until;
+    c.grant = verdict.grant;
     raw::set(&raw mut c.generation, scene.root.generation);
 }
 
@@ -282,10 +293,14 @@ fn write_verdict(c: &mut Conversation, scene: &Scene, verdict: &Verdict) {
 #[inline(always)]
 fn renew(c: &mut Conversation, scene: &Scene, verdict: &Verdict, key: &ConversationKey) {
     let was = Action::from_code(c.action).passes();
+    let verdict = &verdict.after(c.grant, &Kernel);
+    let regranted = c.grant != verdict.grant;
     write_verdict(c, scene, verdict);
     let is = verdict.action.passes();
     if was != is {
         tell(key, c, if is { kind::RESUMED } else { kind::CUT });
+    } else if is && regranted {
+        tell(key, c, kind::REGRANTED);
     }
 }
 
@@ -307,6 +322,7 @@ fn tell(key: &ConversationKey, c: &Conversation, kind: u8) {
     e.local = c.local;
     e.remote = key.remote;
     e.comm = c.comm;
+    e.grant = c.grant;
     e.generation = c.generation;
     e.workload = c.workload;
     e.peer_workload = c.peer_workload;

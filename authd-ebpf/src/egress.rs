@@ -3,7 +3,7 @@
 use authd_common::{
     parse::packet_flags,
     reason::Reason,
-    tables::{IPPROTO_TCP, IPPROTO_UDP, Tables, Tag, UNMANAGED, role},
+    tables::{IPPROTO_TCP, IPPROTO_UDP, Tables, Tag, UNMANAGED, role, tag_flags},
     verdict::{Action, FarEnd, Verdict},
 };
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
@@ -12,7 +12,7 @@ use crate::{
     caller::far_end,
     datagram, emit, judge,
     maps::{self, Kernel},
-    packet::{LOOPBACK, Scene, is_plain_tcp},
+    packet::{LOOPBACK, Scene, is_bare_reset, is_plain_tcp},
     raw::{Skb, Sock},
     sockops, stream, tag,
 };
@@ -44,6 +44,10 @@ fn remembered(skb: Skb, sock: Sock) -> Option<Action> {
     }
     let known = Action::from_code(tag.action);
     if known == Action::Deny {
+        // A connection that was cut ends for both sides when its socket goes.
+        if tag.flags & tag_flags::ESTABLISHED != 0 && is_bare_reset(skb) {
+            return Some(Action::Allow);
+        }
         emit::count(tag.reason, skb.length() as u64);
         return Some(known);
     }
@@ -91,7 +95,12 @@ fn of_managed(scene: &Scene, sock: Sock, tag: &mut Tag) -> Action {
         // Made by the kernel for a managed socket: nobody wrote it down on the way here.
         sockops::write_down(scene, tag);
     }
-    stream::decide(scene, tag)
+    let action = stream::decide(scene, tag);
+    // A connection that was cut ends for both sides when its socket goes.
+    if action == Action::Deny && tag.flags & tag_flags::ESTABLISHED != 0 && is_bare_reset(scene.skb) {
+        return Action::Allow;
+    }
+    action
 }
 
 /// A listener's answer to a call that its ingress hook judged; no flow of its own.

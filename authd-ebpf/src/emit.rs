@@ -102,6 +102,7 @@ pub fn refused(what: &Refused, verdict: &Verdict, task: &Task) {
     e.packets_in = 0;
     e.duration = 0;
     e.count = represented;
+    e.grant = verdict.grant;
     e.remote = what.remote;
     e.generation = what.generation;
     e.workload = what.workload;
@@ -151,29 +152,31 @@ fn represented(what: &Refused, verdict: &Verdict) -> Option<u64> {
         reserved: 0,
     };
     let now = raw::now();
-    if let Some(denial) = maps::denial(&key) {
-        let denial = raw::value(denial);
-        if now < denial.told + TELL_AGAIN && denial.generation == what.generation {
-            raw::add(&mut denial.untold, 1);
-            return None;
+    let (denial, represented) = match maps::denial(&key) {
+        Some(denial) => {
+            let denial = raw::value(denial);
+            if now < denial.told + TELL_AGAIN && denial.generation == what.generation {
+                raw::add(&mut denial.untold, 1);
+                return None;
+            }
+            let represented = 1 + denial.untold;
+            (denial, represented)
         }
-        let represented = 1 + denial.untold;
-        denial.untold = 0;
-        denial.told = now;
-        denial.generation = what.generation;
-        denial.rule = verdict.rule;
-        denial.workload = what.workload;
-        denial.peer_workload = what.peer_workload;
-        return Some(represented);
-    }
-    let denial = Denial {
-        told: now,
-        untold: 0,
-        workload: what.workload,
-        peer_workload: what.peer_workload,
-        rule: verdict.rule,
-        generation: what.generation,
+        None => {
+            maps::set_denial(&key, &UNTOLD);
+            // Without a place the next one is told too.
+            let Some(denial) = maps::denial(&key) else { return Some(1) };
+            (raw::value(denial), 1)
+        }
     };
-    maps::set_denial(&key, &denial);
-    Some(1)
+    denial.untold = 0;
+    denial.told = now;
+    denial.generation = what.generation;
+    denial.rule = verdict.rule;
+    denial.workload = what.workload;
+    denial.peer_workload = what.peer_workload;
+    Some(represented)
 }
+
+/// What a denial is made of before its fields are known: the frames of a program have no room for one.
+static UNTOLD: Denial = Denial { told: 0, untold: 0, workload: 0, peer_workload: 0, rule: 0, generation: 0 };

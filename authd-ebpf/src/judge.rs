@@ -4,7 +4,7 @@
 
 use authd_common::{
     identity::resolve,
-    verdict::{FarEnd, Verdict, decide_in_from, decide_out},
+    verdict::{FarEnd, Opener, Verdict, decide_in, decide_out},
 };
 
 use crate::{maps::Kernel, packet::Scene};
@@ -13,26 +13,21 @@ use crate::{maps::Kernel, packet::Scene};
 #[inline(never)]
 pub fn identify(scene: &mut Scene) -> bool {
     scene.who = resolve(&Kernel, &scene.root, &scene.skb);
+    scene.who.workload = scene.root.veiled(scene.who.workload);
     scene.who.is_managed()
 }
 
 /// May the socket's workload open a flow to the remote end?
 #[inline(never)]
 pub fn outbound(scene: &Scene, verdict: &mut Verdict) -> bool {
-    *verdict = decide_out(
-        &Kernel,
-        &scene.root,
-        scene.who.workload,
-        scene.remote(),
-        scene.packet.protocol,
-        scene.remote_port(),
-    );
+    let opener = Opener { workload: scene.who.workload, instance: scene.who.instance };
+    *verdict = decide_out(&Kernel, &scene.root, &opener, scene.remote(), scene.packet.protocol, scene.remote_port());
     verdict.action.passes()
 }
 
 /// May the far end open a flow to the socket's workload?
 #[inline(never)]
 pub fn inbound(scene: &Scene, far: &FarEnd, verdict: &mut Verdict) -> bool {
-    *verdict = decide_in_from(&Kernel, &scene.root, scene.who.workload, far, scene.packet.protocol, scene.local_port());
+    *verdict = decide_in(&Kernel, &scene.root, scene.who.workload, far, scene.packet.protocol, scene.local_port());
     verdict.action.passes()
 }

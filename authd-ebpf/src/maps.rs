@@ -6,9 +6,9 @@ use authd_common::{
     reason::REASON_SLOTS,
     tables::{
         ADDRESS_CLASS_OTHER, ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation,
-        ConversationKey, Counter, Denial, DenialKey, IdentityEntry, IdentityKey, LocalEntry, LocalKey, MAX_WORKLOADS,
-        PORT_SLOTS, PortEntry, Root, Sequence, Tables, Tag, WorkloadEntry, address_key, port_slot, root_slot,
-        workload_flags,
+        ConversationKey, Counter, Denial, DenialKey, Grant, GrantKey, IdentityEntry, IdentityKey, LocalEntry, LocalKey,
+        MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tables, Tag, WorkloadEntry, address_key, port_slot,
+        root_slot, workload_flags,
     },
 };
 use aya_ebpf::{
@@ -37,6 +37,11 @@ static ADDRESSES: LpmTrie<[u8; ADDRESS_KEY_BYTES], u32> = LpmTrie::with_max_entr
 static PORTS: Array<PortEntry> = Array::with_max_entries(BANKS * PORT_SLOTS, BPF_F_MMAPABLE);
 #[map]
 static CELLS: HashMap<CellKey, Cell> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
+#[map]
+static GRANTS: HashMap<GrantKey, Grant> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// Mapped by the daemon: ending a grant is one store.
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
 #[btf_map]
 static TAGS: SkStorage<Tag> = SkStorage::new();
 #[map]
@@ -157,8 +162,18 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn cell(&self, key: &CellKey) -> Option<Cell> {
-        raw::copy(CELLS.get_ptr(key))
+    fn cell(&self, key: &CellKey) -> Option<&Cell> {
+        raw::in_place(CELLS.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn grant(&self, key: &GrantKey) -> Option<Grant> {
+        raw::copy(GRANTS.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn slot(&self, slot: u32) -> Option<Slot> {
+        raw::copy(SLOTS.get_ptr(slot))
     }
 
     #[inline(always)]

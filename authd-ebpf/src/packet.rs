@@ -7,7 +7,7 @@ use authd_common::{
     identity::{Identity, Lineage},
     parse::{Packet, parse},
     reason::Reason,
-    tables::{IPPROTO_TCP, Root, UNMANAGED},
+    tables::{IPPROTO_TCP, LocalEntry, Root},
 };
 
 use crate::raw::{Skb, Sock};
@@ -58,8 +58,33 @@ pub fn is_plain_tcp(skb: Skb) -> bool {
     }
 }
 
+/// Whether it is a reset that carries nothing: how the kernel tells the far side that a connection is gone.
+#[inline(always)]
+pub fn is_bare_reset(skb: Skb) -> bool {
+    const RST: u8 = 0x04;
+    if let Some(head) = skb.head::<40>()
+        && head[0] == 0x45
+        && head[9] == IPPROTO_TCP
+    {
+        let length = u16::from_be_bytes([head[2], head[3]]) as u32;
+        return head[33] & RST != 0 && length == 20 + (head[32] >> 4) as u32 * 4;
+    }
+    if let Some(head) = skb.head::<60>()
+        && head[0] >> 4 == 6
+        && head[6] == IPPROTO_TCP
+    {
+        let length = u16::from_be_bytes([head[4], head[5]]) as u32;
+        return head[53] & RST != 0 && length == (head[52] >> 4) as u32 * 4;
+    }
+    false
+}
+
 /// One packet of a managed socket, read. Lives once on the stack; subprograms take it by reference, because the stack of a
 /// whole call chain is 512 bytes.
+///
+/// `who.workload` is veiled, and what else subprograms branch on is in the second half of a word ([`Root::veiled`]);
+/// `arrives` is the same on all ways through one program.
+#[repr(C)]
 pub struct Scene {
     pub skb: Skb,
     pub root: Root,
@@ -68,13 +93,15 @@ pub struct Scene {
     /// The packet reaches the socket; else it leaves it.
     pub arrives: bool,
 }
+const _: () = assert!(core::mem::offset_of!(Scene, packet.protocol) % 8 >= 4);
+const _: () = assert!(core::mem::offset_of!(Scene, packet.tcp_flags) % 8 >= 4);
+const _: () = assert!(core::mem::offset_of!(Scene, packet.flags) % 8 >= 4);
 
 impl Scene {
     /// Nothing is known yet but where it happens.
     #[inline(always)]
     pub fn new(skb: Skb, root: &Root, arrives: bool) -> Self {
-        let who = Identity { workload: UNMANAGED, cgroup: 0 };
-        Self { skb, root: *root, who, packet: Packet::UNREAD, arrives }
+        Self { skb, root: *root, who: Identity::NOBODY, packet: Packet::UNREAD, arrives }
     }
 
     /// Reads the packet; the reason if it cannot be read, or if it has a flag of `unfit`.
@@ -87,6 +114,13 @@ impl Scene {
             }
             Err(reason) => Some(reason),
         }
+    }
+
+    /// The socket's owner, as the far end of a loopback flow is to know it.
+    #[inline(always)]
+    pub fn sender(&self, pid: u32) -> LocalEntry {
+        let Identity { workload, cgroup, instance } = self.who;
+        LocalEntry { cgroup, instance, workload, pid }
     }
 
     #[inline(always)]

@@ -28,6 +28,13 @@ pub fn copy<T: Copy>(value: Option<*const T>) -> Option<T> {
     value.map(|p| unsafe { *p })
 }
 
+/// A map's value where it lies. For values that are not overwritten while in use.
+#[inline(always)]
+pub fn in_place<'a, T>(value: Option<*const T>) -> Option<&'a T> {
+    // SAFETY: as for `copy`; the value lives until the program ends, which no reference outlives.
+    value.map(|p| unsafe { &*p })
+}
+
 /// One load of a word that another CPU may write.
 #[inline(always)]
 pub fn volatile<T: Copy>(value: &T) -> T {
@@ -444,6 +451,31 @@ impl SockOps {
     pub fn netns(self) -> u64 {
         // SAFETY: the helper takes the context.
         unsafe { helpers::generated::bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// What the kernel asked for.
+    #[inline(always)]
+    pub fn reply(self, value: u32) {
+        // SAFETY: a context is writable in this member.
+        unsafe { (*self.0).__bindgen_anon_1.reply = value }
+    }
+
+    /// Lets the SYN be sent again more often than usual before the connection counts as failed: it starts early.
+    #[inline(always)]
+    pub fn retry_often(self) {
+        const IPPROTO_TCP: i32 = 6;
+        const TCP_SYNCNT: i32 = 7;
+        let mut times: u32 = 12;
+        // SAFETY: the helper takes the context and reads the four bytes of the option. If it fails, the wait is shorter.
+        unsafe {
+            helpers::generated::bpf_setsockopt(
+                self.0.cast(),
+                IPPROTO_TCP,
+                TCP_SYNCNT,
+                (&raw mut times).cast(),
+                size_of::<u32>() as i32,
+            );
+        }
     }
 
     /// Asks to be told of every later change of this socket's state.

@@ -62,6 +62,7 @@ pub fn authd_sock_create(ctx: SockContext) -> i32 {
     tag.netns = raw::netns_of_new(ctx.sock);
     tag.cgroup = who.cgroup;
     tag.workload = who.workload;
+    tag.instance = who.instance;
     if who.is_managed() {
         tag::note_task(tag);
     }

@@ -8,7 +8,7 @@ use authd_common::{
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -31,6 +31,7 @@ pub fn authd_sockops(ctx: SockOpsContext) -> u32 {
     let ops = SockOps(ctx.ops);
     match ops.operation() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => opens(ops),
+        BPF_SOCK_OPS_TIMEOUT_INIT => return first_timeout(ops),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ops),
         BPF_SOCK_OPS_STATE_CB if ops.new_state() == TCP_CLOSE => ended(ops),
@@ -49,13 +50,16 @@ fn opens(ops: SockOps) {
     if let Some(tag) = tagged {
         managed = tag.workload != UNMANAGED;
         if managed && tag.role == role::CLIENT {
-            if Action::from_code(tag.action).passes() && tag.flags & tag_flags::OPENED == 0 {
+            if tag.flags & tag_flags::HELD != 0 {
+                ops.retry_often();
+                stream::tell(ops.cookie(), tag, kind::HELD, &ops.local(), ops.local_port(), &Totals::default());
+            } else if Action::from_code(tag.action).passes() && tag.flags & tag_flags::OPENED == 0 {
                 tag.flags |= tag_flags::OPENED;
                 tag.opened = raw::now();
                 emit::count(tag.reason, 0);
                 stream::tell(ops.cookie(), tag, kind::OPENED, &ops.local(), ops.local_port(), &Totals::default());
             }
-            let entry = LocalEntry { cgroup: tag.cgroup, workload: tag.workload, pid: tag.pid };
+            let entry = LocalEntry { cgroup: tag.cgroup, instance: tag.instance, workload: tag.workload, pid: tag.pid };
             maps::set_local(&key_of(ops, tag.netns), &entry);
         }
     }
@@ -70,6 +74,20 @@ fn opens(ops: SockOps) {
             maps::remove_local(&key_of(ops, ops.netns()));
         }
     }
+}
+
+/// How soon an unanswered SYN is sent again, in jiffies; the kernel's own choice but for one that waits for its proofs.
+#[inline(always)]
+fn first_timeout(ops: SockOps) -> u32 {
+    const SOON: u32 = 2;
+    let Some(socket) = ops.socket() else { return 1 };
+    if let Some(tag) = tag::of(socket)
+        && tag.role == role::CLIENT
+        && tag.flags & tag_flags::HELD != 0
+    {
+        ops.reply(SOON);
+    }
+    1
 }
 
 #[inline(always)]
@@ -135,5 +153,5 @@ pub fn write_down(scene: &Scene, tag: &Tag) {
         packet.destination_port,
         IPPROTO_TCP,
     );
-    maps::set_local(&key, &LocalEntry { cgroup: scene.who.cgroup, workload: scene.who.workload, pid: tag.pid });
+    maps::set_local(&key, &scene.sender(tag.pid));
 }

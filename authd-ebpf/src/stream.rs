@@ -10,9 +10,10 @@ use authd_common::{
 };
 
 use crate::{
-    caller::{far_end, workload_now},
+    caller::{far_end, known_now},
     emit::{self, Draft},
     judge,
+    maps::Kernel,
     packet::Scene,
     raw::{self, Ends, Sock},
     tag,
@@ -43,6 +44,7 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
         tag.role = role_of(scene);
     }
     tag.cgroup = scene.who.cgroup;
+    tag.instance = scene.who.instance;
     tag.remote = *scene.remote();
     tag.remote_port = scene.remote_port();
     let workload = scene.who.workload;
@@ -53,6 +55,16 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
         let far = far_end_of(scene, tag);
         judge::inbound(scene, &far, &mut verdict)
     };
+    if tag.flags & tag_flags::HELD != 0 {
+        if verdict.hold && raw::now() - tag.opened < scene.root.hold_ms as u64 * 1_000_000 {
+            return Action::Deny;
+        }
+        tag.flags &= !tag_flags::HELD;
+        if verdict.hold {
+            verdict.reason = Reason::ProofTimeout;
+        }
+    }
+    verdict = verdict.after(tag.grant, &Kernel);
     // A new verdict of an open flow is told only if it changes what happens to it.
     let was = Action::from_code(tag.action);
     let opened = tag.flags & tag_flags::OPENED != 0;
@@ -61,9 +73,14 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
         (false, false) => kind::DENIED,
         (true, false) if was.passes() => kind::CUT,
         (true, true) if !was.passes() => kind::RESUMED,
+        (true, true) if tag.grant != verdict.grant => kind::REGRANTED,
         _ => 0,
     };
     tag::settle(tag, workload, scene.root.generation, &verdict);
+    if told == kind::REGRANTED {
+        tell_of(scene, tag, told);
+        return verdict.action;
+    }
     if told == kind::OPENED || told == kind::DENIED {
         tag.flags |= tag_flags::OPENED;
         tag.opened = raw::now();
@@ -85,15 +102,20 @@ fn tell_of(scene: &Scene, tag: &Tag, kind: u8) {
 /// The far end of an accepted socket, learned once.
 #[inline(always)]
 fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
-    let mut far = FarEnd { address: *scene.remote(), cgroup: 0, workload: UNMANAGED, on_node: true };
+    let nobody = scene.root.veiled(UNMANAGED);
+    let mut far = FarEnd { address: *scene.remote(), cgroup: 0, scope: 0, workload: nobody, on_node: true };
     if tag.flags & tag_flags::PEER_LOCAL == 0 && far_end(scene, tag, &mut far) {
         tag.peer_workload = far.workload;
         tag.peer_cgroup = far.cgroup;
+        tag.peer_instance = far.scope;
         tag.flags |= tag_flags::PEER_LOCAL;
     }
     if far.on_node {
-        tag.peer_workload = workload_now(&scene.root, tag.peer_cgroup, tag.peer_workload);
-        far.workload = tag.peer_workload;
+        let now = known_now(&scene.root, tag.peer_cgroup, tag.peer_workload, tag.peer_instance);
+        tag.peer_workload = now.workload;
+        tag.peer_instance = now.instance;
+        far.workload = scene.root.veiled(now.workload);
+        far.scope = now.instance;
         far.cgroup = tag.peer_cgroup;
     }
     far
@@ -127,6 +149,7 @@ pub fn tell(cookie: u64, tag: &Tag, kind: u8, local: &Address, local_port: u16, 
     e.local = *local;
     e.remote = tag.remote;
     e.comm = tag.comm;
+    e.grant = tag.grant;
     e.generation = tag.generation;
     e.workload = tag.workload;
     e.peer_workload = tag.peer_workload;

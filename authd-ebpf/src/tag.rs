@@ -2,9 +2,15 @@
 
 use core::ffi::c_void;
 
-use authd_common::{tables::Tag, verdict::Verdict};
+use authd_common::{
+    tables::{Grant, Tables, Tag},
+    verdict::{Action, Verdict},
+};
 
-use crate::{maps, raw};
+use crate::{
+    maps::{self, Kernel},
+    raw,
+};
 
 /// A socket's tag, if it has one.
 #[inline(always)]
@@ -29,13 +35,23 @@ pub fn settle(tag: &mut Tag, workload: u32, generation: u32, verdict: &Verdict) 
     tag.reason = verdict.reason.code();
     tag.action = verdict.action.code();
     tag.until = verdict.until;
+    tag.grant = verdict.grant;
     raw::set(&raw mut tag.generation, generation);
 }
 
 /// Whether the remembered verdict still holds.
 #[inline(always)]
 pub fn is_current(tag: &Tag, generation: u32) -> bool {
-    tag.generation == generation && (tag.until == 0 || raw::coarse_now() < tag.until)
+    tag.generation == generation
+        && (tag.until == 0 || raw::coarse_now() < tag.until)
+        && (!tag.grant.is_some() || rests_well(tag.action, tag.grant))
+}
+
+/// Whether the grant that a verdict rests on lives. A denial rests on none: it only remembers which one is gone.
+#[inline(always)]
+pub fn rests_well(action: u8, grant: Grant) -> bool {
+    !Action::from_code(action).passes()
+        || matches!(Kernel.slot(grant.slot), Some(slot) if slot.is_alive(grant.serial, raw::coarse_now()))
 }
 
 /// Notes the task that acts: the one that an operator will want to find.

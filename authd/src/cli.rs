@@ -2,9 +2,19 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use jiff::{SignedDuration, Span, Timestamp, tz::TimeZone};
 
-use crate::policy::explain::{To, ToError};
+use crate::{
+    policy::{
+        explain::{To, ToError},
+        network::Network,
+    },
+    proofs::{
+        api_key::{DEFAULT_LIFETIME, MAX_LIFETIME, rate::Rate, text::KeyId},
+        x509::spiffe::TrustDomain,
+    },
+};
 
 /// Node-level enforcement: who may open which connection, decided in the kernel.
 #[derive(Parser)]
@@ -87,6 +97,40 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make, list and revoke API keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Look at X.509 certificates as the daemon does
+    Cert {
+        #[command(subcommand)]
+        command: CertCommand,
+    },
+    /// Check tokens as the daemon does, without it
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Show proofs for a rule, and get a grant: connections that it allows pass until the grant ends
+    Grant(GrantQuestion),
+    /// Say who the daemon takes the caller for, and which grants it holds
+    Whoami {
+        #[command(flatten)]
+        caller: CallerArgs,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a credential, a caller or a grant: at once, to the packet
+    Revoke(RevokeQuestion),
+    /// The process that talks to callers; the daemon starts it by itself
+    #[command(hide = true)]
+    Control {
+        #[arg(long)]
+        uid: u32,
+        #[arg(long)]
+        gid: u32,
+        #[arg(long)]
+        root: PathBuf,
+    },
     /// Detach everything: all traffic passes until the daemon is started again. Works without the daemon
     PanicOpen {
         /// Do it without asking
@@ -95,10 +139,213 @@ pub enum Command {
     },
 }
 
+#[derive(Subcommand)]
+pub enum KeyCommand {
+    /// Make a key and print it: once, to stdout. authd keeps its hash only
+    Create {
+        /// What it is for: 1 to 64 letters, digits, `-`, `_` and `.`
+        #[arg(long)]
+        name: String,
+        /// A rule for which it counts; can be repeated [default: every rule that asks for an API key]
+        #[arg(long, value_name = "RULE")]
+        rule: Vec<String>,
+        /// A network from which it can be used; can be repeated [default: everywhere]
+        #[arg(long, value_name = "CIDR", value_parser = Network::parse)]
+        network: Vec<Network>,
+        /// A local workload that can use it; can be repeated [default: every caller]
+        #[arg(long, value_name = "WORKLOAD")]
+        workload: Vec<String>,
+        /// When it ends. Every key does: after a year at the latest
+        #[arg(long, value_name = "90d", default_value = DEFAULT_LIFETIME, value_parser = lifetime)]
+        expires: SignedDuration,
+        /// How often it can be used [default: without a limit]
+        #[arg(long, value_name = "60/min")]
+        rate: Option<Rate>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all keys, living and dead, and when they were used last
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a key, at once and for ever
+    Revoke {
+        /// As `authd key list` shows it: the first 10 characters behind `authd_`
+        id: KeyId,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum CertCommand {
+    /// Say in one line of JSON whether a chain is accepted, whom it names, or why not. Exit code 0 only if it is
+    Verify(Verify),
+    /// Show what a certificate says of itself, verified by nobody
+    Inspect {
+        /// Certificates in PEM, or one in DER; `-` is stdin
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Say of each token whether it would be accepted; exit with 0 only if all are
+    Verify(Box<TokenQuestion>),
+    /// Print header and claims of each token as they are, without checking anything
+    Inspect {
+        /// One token a line; `-` is standard input
+        file: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Verify {
+    /// Anchors in PEM, in place of those of the policy
+    #[arg(long, value_name = "PEM")]
+    pub bundle: Option<PathBuf>,
+    /// The `[[authority]]` of the policy to ask [default: each in turn]
+    #[arg(long, value_name = "NAME")]
+    pub authority: Option<String>,
+    /// The trust domain that `--bundle` speaks for [default: whichever FILE names]
+    #[arg(long, value_name = "DOMAIN", requires = "bundle")]
+    pub trust_domain: Option<TrustDomain>,
+    /// A revocation list in DER or PEM, besides those of the policy
+    #[arg(long, value_name = "FILE")]
+    pub crl: Vec<PathBuf>,
+    /// Refuse certificates whose issuer has no revocation list
+    #[arg(long)]
+    pub require_crl: bool,
+    /// What the certificate is shown for
+    #[arg(long, value_enum, default_value_t = CertUsage::Client)]
+    pub usage: CertUsage,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long)]
+    pub at: Option<jiff::Timestamp>,
+    /// Directory of policy files [default: the daemon's, unless there is a `--bundle`]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// Chain in PEM, leaf first, or one certificate in DER; `-` is stdin
+    pub file: PathBuf,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum CertUsage {
+    Client,
+    Server,
+}
+
+#[derive(Args)]
+pub struct TokenQuestion {
+    /// One token a line; `-` is standard input
+    pub file: PathBuf,
+    /// Policy directory that defines the issuers [default: the daemon's]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    /// The issuer, as the policy calls it [default: the one that the token names]
+    #[arg(long, value_name = "NAME")]
+    pub issuer: Option<String>,
+    /// Take the issuer's keys from this file
+    #[arg(long, value_name = "FILE", requires = "issuer")]
+    pub jwks: Option<PathBuf>,
+    /// Who the token has to be for
+    #[arg(long)]
+    pub audience: Option<String>,
+    /// A scope that the token must have; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub scopes: Vec<String>,
+    /// A subject that is accepted; may be repeated [default: any]
+    #[arg(long = "subject", value_name = "SUBJECT")]
+    pub subjects: Vec<String>,
+    /// Refuse tokens that are not bound to a certificate or a DPoP key
+    #[arg(long)]
+    pub bound: bool,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<jiff::Timestamp>,
+    /// The certificate that the client showed, in PEM
+    #[arg(long, value_name = "PEM")]
+    pub cert: Option<PathBuf>,
+    /// The DPoP proof that came with the token
+    #[arg(long, value_name = "PROOF", requires_all = ["method", "url"])]
+    pub dpop: Option<String>,
+    /// Method of the request that the proof is for
+    #[arg(long, requires = "dpop")]
+    pub method: Option<String>,
+    /// URL of the request that the proof is for
+    #[arg(long, requires = "dpop")]
+    pub url: Option<String>,
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum SchemaOf {
     Policy,
     Config,
+    /// The HTTP interface, as OpenAPI
+    Api,
+}
+
+/// What is shown, and where.
+#[derive(Args)]
+pub struct CallerArgs {
+    /// Where authd listens: https://HOST:PORT [default: this node's socket]
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Authorities that the certificate of `--url` may be of, in PEM
+    #[arg(long, value_name = "PEM", requires = "url")]
+    pub ca: Option<PathBuf>,
+    /// The client's certificate chain, in PEM
+    #[arg(long, value_name = "PEM", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Its key, in PEM
+    #[arg(long, value_name = "PEM", requires = "cert")]
+    pub key: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct GrantQuestion {
+    /// The rule whose proofs are shown
+    #[arg(long)]
+    pub rule: String,
+    #[command(flatten)]
+    pub caller: CallerArgs,
+    /// File with an access token, such as a systemd credential
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Key (PKCS#8 PEM, P-256) that the token is bound to by DPoP
+    #[arg(long, value_name = "PEM", requires = "token_file")]
+    pub dpop_key: Option<PathBuf>,
+    /// File with an API key
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// How long the grant should live, in seconds [default: as long as the rule allows]
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u32>,
+    /// Go on, and show the proofs again before the grant ends; files are read anew each time
+    #[arg(long)]
+    pub keep: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct RevokeQuestion {
+    /// token, token-hash, key, cert, serial, spki, spiffe-id, workload, instance, peer, agent, issuer or grant
+    #[arg(required_unless_present = "list")]
+    pub kind: Option<String>,
+    /// What is revoked; two values with a space between them for `token` (ISSUER JTI) and `serial` (HASH SERIAL)
+    #[arg(required_unless_present = "list")]
+    pub value: Vec<String>,
+    /// Why, for the record
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// Take the revocation back: what is issued from now on counts again
+    #[arg(long)]
+    pub undo: bool,
+    /// Show what is revoked
+    #[arg(long)]
+    pub list: bool,
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Both go to the daemon as they are written; what they cannot be is said before.
@@ -107,5 +354,14 @@ fn destination(text: &str) -> Result<String, ToError> {
 }
 
 fn time(text: &str) -> Result<String, jiff::Error> {
-    text.parse::<jiff::Timestamp>().map(|_| text.to_owned())
+    text.parse::<Timestamp>().map(|_| text.to_owned())
+}
+
+/// `90d`, `12h`, `6 months`: from now.
+fn lifetime(text: &str) -> Result<SignedDuration, String> {
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    let span: Span = text.parse().map_err(|_| "write 90d, 12h or 1y".to_owned())?;
+    let lifetime = span.to_duration(&now).map_err(|error| error.to_string())?;
+    let allowed = SignedDuration::from_secs(1)..=MAX_LIFETIME;
+    if allowed.contains(&lifetime) { Ok(lifetime) } else { Err("a key lives for a second to a year".to_owned()) }
 }

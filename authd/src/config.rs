@@ -4,6 +4,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -47,8 +48,31 @@ pub struct Config {
     pub audit: AuditTarget,
     /// An exchange without a connection is over when nothing was sent for this long.
     pub conversation_idle: Duration,
+    /// A connection waits for its proofs for this long.
+    pub hold: Duration,
+    pub control: Control,
     pub options: Options,
     pub sizes: Sizes,
+}
+
+/// How callers reach authd to show their proofs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Socket of this node's workloads.
+    pub socket: PathBuf,
+    /// Where peers connect, with mutual TLS.
+    pub listen: Option<SocketAddr>,
+    /// PEM files of the listener's certificate chain and key.
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Whether TLS 1.2 is accepted too.
+    pub tls12: bool,
+    /// Who the process that talks to callers runs as.
+    pub user: String,
+    /// Its root directory.
+    pub root: PathBuf,
+    /// PEM file of the authorities that issuers' servers are known by.
+    pub server_authorities: PathBuf,
 }
 
 /// The file as it is written.
@@ -67,12 +91,70 @@ pub struct File {
     /// An exchange without a connection (UDP, ICMP) is over when nothing was sent for so many seconds. Default: 120.
     #[schemars(with = "Option<u32>")]
     conversation_idle_seconds: Option<Spanned<u32>>,
+    /// How many seconds a connection waits for its proofs, under rules with `pending = "hold"`. Default: 5.
+    #[schemars(with = "Option<u32>")]
+    hold_seconds: Option<Spanned<u32>>,
     /// Ports that stay reachable from outside whatever rules say.
     #[schemars(with = "Option<Vec<String>>")]
     failsafe: Option<Vec<Spanned<String>>>,
     /// Whether loopback DNS and DHCP are allowed unless a rule denies them.
     builtin_rules: Option<bool>,
+    control: ControlFile,
     limits: Limits,
+}
+
+/// How callers reach authd to show their proofs.
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ControlFile {
+    /// Socket of this node's workloads. Default: /run/authd/workload.sock.
+    socket: Option<PathBuf>,
+    /// Address and port where peers connect, with mutual TLS, such as `0.0.0.0:7443`. Default: nowhere.
+    #[schemars(with = "Option<String>")]
+    listen: Option<Spanned<String>>,
+    /// PEM file of the listener's certificate chain.
+    certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    key: Option<PathBuf>,
+    /// Whether TLS 1.2 is accepted too. Default: only TLS 1.3.
+    tls12: bool,
+    /// User that the process that talks to callers runs as. Default: authd.
+    user: Option<String>,
+    /// Its root directory. Default: /run/authd/control.
+    root: Option<PathBuf>,
+    /// PEM file of the authorities that issuers' servers are known by. Default: /etc/ssl/certs/ca-certificates.crt.
+    server_authorities: Option<PathBuf>,
+}
+
+impl ControlFile {
+    fn control(self, at: &dyn Fn(std::ops::Range<usize>) -> Place) -> Result<Control, Diagnostic> {
+        let Self { socket, listen, certificate, key, tls12, user, root, server_authorities } = self;
+        let listen = match listen {
+            None => None,
+            Some(text) => match text.as_ref().parse() {
+                Ok(address) if certificate.is_some() && key.is_some() => Some(address),
+                Ok(_) => {
+                    let message = "peers cannot tell who listens there: there is no certificate";
+                    let help = "set `certificate` and `key`, PEM files, beside `listen`";
+                    return Err(Diagnostic::error("no_certificate", at(text.span()), message, help));
+                }
+                Err(_) => {
+                    let message = format!("`{}` is no address with a port", text.as_ref());
+                    return Err(Diagnostic::error("bad_listen", at(text.span()), message, "write 0.0.0.0:7443"));
+                }
+            },
+        };
+        Ok(Control {
+            socket: socket.unwrap_or_else(|| "/run/authd/workload.sock".into()),
+            listen,
+            certificate,
+            key,
+            tls12,
+            user: user.unwrap_or_else(|| "authd".to_owned()),
+            root: root.unwrap_or_else(|| "/run/authd/control".into()),
+            server_authorities: server_authorities.unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into()),
+        })
+    }
 }
 
 /// Sizes of the kernel's tables, in entries. A change takes effect with the next start, in new tables.
@@ -89,6 +171,9 @@ struct Limits {
     conversations: Option<Spanned<u32>>,
     #[schemars(with = "Option<u32>")]
     locals: Option<Spanned<u32>>,
+    /// Grants that live at one time.
+    #[schemars(with = "Option<u32>")]
+    grants: Option<Spanned<u32>>,
     /// Bytes of the ring of events; a power of two.
     #[schemars(with = "Option<u32>")]
     event_bytes: Option<Spanned<u32>>,
@@ -127,8 +212,10 @@ impl Config {
             metrics,
             audit,
             conversation_idle_seconds,
+            hold_seconds,
             failsafe,
             builtin_rules,
+            control,
             limits,
         } = file;
         let idle = match conversation_idle_seconds {
@@ -138,6 +225,15 @@ impl Config {
             Some(seconds) => {
                 let message = format!("an exchange cannot be idle for {} seconds", seconds.as_ref());
                 let help = "choose a number from 1 to 86400";
+                return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
+            }
+        };
+        let hold = match hold_seconds {
+            None => 5,
+            Some(seconds) if (1..=60).contains(seconds.as_ref()) => seconds.into_inner(),
+            Some(seconds) => {
+                let message = format!("a connection cannot wait for {} seconds", seconds.as_ref());
+                let help = "choose a number from 1 to 60";
                 return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
             }
         };
@@ -170,9 +266,18 @@ impl Config {
                 Some(path) => AuditTarget::File(path),
             },
             conversation_idle: Duration::from_secs(idle.into()),
+            hold: Duration::from_secs(hold.into()),
+            control: control.control(&at)?,
             options,
             sizes: limits.sizes(&at)?,
         })
+    }
+}
+
+impl Config {
+    /// How long a connection waits for its proofs, as the kernel counts it.
+    pub fn hold_ms(&self) -> u32 {
+        u32::try_from(self.hold.as_millis()).unwrap_or(u32::MAX)
     }
 }
 
@@ -210,6 +315,7 @@ impl Limits {
             cells: of(self.cells, default.cells)?,
             conversations: of(self.conversations, default.conversations)?,
             locals: of(self.locals, default.locals)?,
+            grants: of(self.grants, default.grants)?,
             events,
         })
     }

@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use authd::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, TokenCommand},
     cmd,
 };
 use clap::Parser;
@@ -18,6 +18,9 @@ fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(cmd::colours(&io::stderr()))
         .init();
+    if let Command::Control { uid, gid, root } = &cli.command {
+        return cmd::control::run(*uid, *gid, root);
+    }
     let config = cli.config.as_deref();
     let result = match cli.command {
         Command::Run { detach_on_exit } => cmd::run::run(config, detach_on_exit),
@@ -30,6 +33,14 @@ fn main() -> ExitCode {
         Command::Schema { of } => cmd::schema::run(of),
         Command::Status { json, prometheus } => cmd::status::run(config, json, prometheus),
         Command::Flows { follow, last, json } => cmd::flows::run(config, follow, last, json),
+        Command::Key { command } => cmd::key::run(config, command),
+        Command::Cert { command } => cmd::cert::run(config, command),
+        Command::Token(TokenCommand::Verify(question)) => cmd::token::verify(config, *question),
+        Command::Token(TokenCommand::Inspect { file }) => cmd::token::inspect(&file),
+        Command::Grant(question) => cmd::grant::run(config, question),
+        Command::Whoami { caller, json } => cmd::whoami::run(config, &caller, json),
+        Command::Revoke(question) => cmd::revoke::run(config, question),
+        Command::Control { .. } => unreachable!("it was run above, before anything else"),
         Command::PanicOpen { yes } => cmd::panic_open::run(config, yes),
     };
     result.unwrap_or_else(|error| {

@@ -7,6 +7,13 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
+use serde_json::{Value, json};
+
 const GOOD: &str = r#"trust_domain = "example.org"
 [[workload]]
 name = "no-such-cgroup"
@@ -26,6 +33,9 @@ from = ["no-such-cgroup"]
 to = ["tickets"]
 require = ["mtls"]
 when = { days = ["sat", "sun"] }
+[[authority]]
+name = "pki"
+bundle = "ca.pem"
 "#;
 
 /// A directory of its own, with settings that name it.
@@ -185,4 +195,196 @@ fn bad_settings_are_named_with_their_place() {
     let ran = scratch.run(&["check"]);
     assert_eq!(ran.code, Some(64), "{ran:?}");
     assert!(ran.err.contains("authd.toml:1:1") && ran.err.contains("unknown field `policies`"), "{ran:?}");
+}
+
+const ISSUERS: &str = r#"trust_domain = "example.org"
+[[issuer]]
+name = "corp"
+kind = "jwt"
+issuer = "https://idp.example.org"
+jwks_file = "keys/corp.json"
+algorithms = ["ES256"]
+max_ttl = "15m"
+[[issuer]]
+name = "elsewhere"
+kind = "jwt"
+issuer = "https://elsewhere.example.org"
+jwks_url = "https://elsewhere.example.org/jwks.json"
+algorithms = ["ES256"]
+[[issuer]]
+name = "opaque"
+kind = "introspection"
+issuer = "https://opaque.example.org"
+introspection_url = "https://opaque.example.org/introspect"
+client_id = "authd"
+"#;
+
+/// 2026-11-23T09:00:00Z
+const AT: i64 = 1_795_424_400;
+
+/// An issuer's, or a DPoP client's.
+struct Key(EcdsaKeyPair);
+
+impl Key {
+    fn new() -> Self {
+        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+    }
+
+    fn jwk(&self) -> Value {
+        let (x, y) = self.0.public_key().as_ref()[1..].split_at(32);
+        json!({ "kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y) })
+    }
+
+    fn jwks(&self) -> String {
+        json!({ "keys": [self.jwk()] }).to_string()
+    }
+
+    fn sign(&self, header: Value, claims: &Value) -> String {
+        let signed = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        let signature = self.0.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        format!("{signed}.{}", encode(signature))
+    }
+
+    fn token(&self, changes: Value) -> String {
+        let mut claims = json!({
+            "iss": "https://idp.example.org", "sub": "payments-api", "aud": "ledger", "scope": "w", "iat": AT - 60,
+            "exp": AT + 240,
+        });
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        self.sign(json!({ "alg": "ES256" }), &claims)
+    }
+}
+
+fn encode(bytes: impl AsRef<[u8]>) -> String {
+    authd::proofs::base64url::encode(bytes)
+}
+
+fn issuers(key: &Key) -> Scratch {
+    let scratch = Scratch::new(ISSUERS);
+    fs::create_dir(scratch.0.join("policy.d/keys")).unwrap();
+    fs::write(scratch.0.join("policy.d/keys/corp.json"), key.jwks()).unwrap();
+    scratch
+}
+
+/// Exit code, and acceptance and reason of each line.
+fn verify(scratch: &Scratch, tokens: &str, arguments: &[&str]) -> (Option<i32>, Vec<(bool, String)>) {
+    let file = scratch.0.join("tokens");
+    fs::write(&file, tokens).unwrap();
+    let fixed = ["token", "verify", "--at", "2026-11-23T09:00:00Z", file.to_str().unwrap()];
+    let ran = scratch.run(&[&fixed, arguments].concat());
+    assert!(ran.err.is_empty(), "{ran:?}");
+    let answers = ran.out.lines().map(|line| {
+        let answer: Value = serde_json::from_str(line).unwrap();
+        let accepted = answer["accepted"].as_bool().unwrap();
+        assert_eq!(answer["principal"].is_string(), accepted, "{answer}");
+        (accepted, answer["reason"].as_str().unwrap_or("none").to_owned())
+    });
+    (ran.code, answers.collect())
+}
+
+#[test]
+fn tokens_are_verified_against_the_policy_line_by_line() {
+    let key = Key::new();
+    let scratch = issuers(&key);
+    let good = key.token(json!({}));
+    let one = |accepted, reason: &str| (accepted, reason.to_owned());
+    assert_eq!(verify(&scratch, &good, &["--audience", "ledger", "--scope", "w"]), (Some(0), vec![one(true, "none")]));
+    let tokens = [
+        good.clone(),
+        key.token(json!({ "exp": AT - 30 })),
+        key.token(json!({ "iss": "https://elsewhere.example.org" })),
+        key.token(json!({ "iss": "https://opaque.example.org" })),
+        key.token(json!({ "iss": "https://nobody.example.org" })),
+        Key::new().token(json!({})),
+        String::new(),
+        good.replace('.', " "),
+    ];
+    let expected = [
+        one(true, "none"),
+        one(false, "token_expired"),
+        one(false, "keys_unavailable"),
+        one(false, "introspection_only"),
+        one(false, "issuer_unknown"),
+        one(false, "signature_invalid"),
+        one(false, "token_malformed"),
+        one(false, "token_malformed"),
+    ];
+    assert_eq!(verify(&scratch, &(tokens.join("\n") + "\n"), &[]), (Some(1), expected.to_vec()));
+    for (arguments, reason) in [
+        (&["--audience", "other"][..], "audience_mismatch"),
+        (&["--scope", "w", "--scope", "x"], "scope_insufficient"),
+        (&["--subject", "root"], "subject_not_allowed"),
+        (&["--bound"], "token_not_bound"),
+        (&["--issuer", "elsewhere"], "keys_unavailable"),
+        (&["--issuer", "opaque"], "introspection_only"),
+        (&["--policy", "/nowhere/at/all", "--issuer", "corp"], "no policy"),
+    ] {
+        if reason == "no policy" {
+            let ran = scratch.run(&[&["token", "verify", "/dev/null"], arguments].concat());
+            assert_eq!(ran.code, Some(64), "{ran:?}");
+            continue;
+        }
+        assert_eq!(verify(&scratch, &good, arguments), (Some(1), vec![one(false, reason)]), "{arguments:?}");
+    }
+    let keys = scratch.0.join("other.json");
+    fs::write(&keys, key.jwks()).unwrap();
+    let moved = key.token(json!({ "iss": "https://elsewhere.example.org" }));
+    let arguments = ["--issuer", "elsewhere", "--jwks", keys.to_str().unwrap()];
+    assert_eq!(verify(&scratch, &moved, &arguments), (Some(0), vec![one(true, "none")]));
+}
+
+#[test]
+fn a_bound_token_is_verified_with_what_it_is_bound_to() {
+    let (key, client) = (Key::new(), Key::new());
+    let scratch = issuers(&key);
+    let file = scratch.0.join("client.pem");
+    let der = b"any bytes: only their hash counts here";
+    let pem = format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        "YW55IGJ5dGVzOiBvbmx5IHRoZWlyIGhhc2ggY291bnRzIGhlcmU="
+    );
+    fs::write(&file, pem).unwrap();
+    let hash = |bytes: &[u8]| encode(digest(&SHA256, bytes));
+    let x5t = hash(der);
+    let cert = ["--cert", file.to_str().unwrap(), "--bound"];
+    let bound = key.token(json!({ "cnf": { "x5t#S256": x5t } }));
+    assert_eq!(verify(&scratch, &bound, &cert).0, Some(0));
+    assert_eq!(verify(&scratch, &bound, &[]).1[0].1, "bound_certificate_missing");
+    let other = key.token(json!({ "cnf": { "x5t#S256": encode([0; 32]) } }));
+    assert_eq!(verify(&scratch, &other, &cert).1[0].1, "bound_certificate_mismatch");
+
+    let jwk = client.jwk();
+    let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":{},"y":{}}}"#, jwk["x"], jwk["y"]);
+    let token = key.token(json!({ "cnf": { "jkt": hash(canonical.as_bytes()) } }));
+    let proof = client.sign(
+        json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": jwk }),
+        &json!({ "jti": "1", "htm": "GET", "htu": "https://a/b", "iat": AT, "ath": hash(token.as_bytes()) }),
+    );
+    let with = |method, url| ["--dpop", &proof, "--method", method, "--url", url].map(str::to_owned);
+    for (arguments, expected) in [
+        (with("GET", "https://a/b?c"), "none"),
+        (with("POST", "https://a/b"), "dpop_method_mismatch"),
+        (with("GET", "https://a/c"), "dpop_uri_mismatch"),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        assert_eq!(verify(&scratch, &token, &arguments).1[0].1, expected);
+    }
+    assert_eq!(verify(&scratch, &token, &[]).1[0].1, "dpop_bound_as_bearer");
+    assert_eq!(scratch.run(&["token", "verify", "--dpop", &proof, "/dev/null"]).code, Some(2));
+}
+
+#[test]
+fn inspecting_a_token_says_that_nothing_was_checked() {
+    let scratch = Scratch::new(GOOD);
+    let file = scratch.0.join("tokens");
+    fs::write(&file, Key::new().token(json!({ "sub": "root" }))).unwrap();
+    let ran = scratch.run(&["token", "inspect", file.to_str().unwrap()]);
+    let shown = ran.json();
+    assert_eq!((ran.code, &shown["claims"]["sub"], &shown["verified"]), (Some(0), &json!("root"), &json!(false)));
+    assert_eq!(shown["header"]["alg"], "ES256");
+    fs::write(&file, "a.b").unwrap();
+    let ran = scratch.run(&["token", "inspect", file.to_str().unwrap()]);
+    assert_eq!((ran.code, &ran.json()["reason"]), (Some(1), &json!("token_malformed")));
+    let ran = scratch.run(&["token", "inspect", "/dev/null"]);
+    assert!(ran.code == Some(1) && ran.err.contains("holds no token"), "{ran:?}");
 }

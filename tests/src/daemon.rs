@@ -25,7 +25,7 @@ use nix::{
 use crate::sandbox::Sandbox;
 
 /// Nothing takes as long, even in an emulated machine that shares its processors with another one.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(if option_env!("AUTHD_IMPATIENT").is_some() { 15 } else { 300 });
 
 pub struct Daemon {
     child: Option<Child>,
@@ -88,6 +88,16 @@ impl Daemon {
         Self::start_command(sandbox, command)
     }
 
+    /// In the sandbox's network namespace, where its peers can reach it.
+    pub fn start_inside(sandbox: &Sandbox) -> Result<Self> {
+        let netns = File::open(sandbox.netns.path())?;
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(sandbox.settings()).arg("run");
+        // SAFETY: setns(2) is a system call that allocates nothing, which is what a forked child may do.
+        unsafe { command.pre_exec(move || Ok(nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?)) };
+        Self::start_command(sandbox, command)
+    }
+
     fn start_command(sandbox: &Sandbox, mut command: Command) -> Result<Self> {
         let log = sandbox.directory().join("log");
         let output = File::options().create(true).append(true).open(&log)?;
@@ -119,6 +129,16 @@ impl Daemon {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// The daemon's control process.
+    pub fn control_pid(&self) -> Result<i32> {
+        let parent = format!("PPid:\t{}", self.pid());
+        let is_child = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.lines().any(|l| l == parent))
+        };
+        let pids = fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        pids.filter(is_child).max().context("the daemon has a control process")
     }
 
     pub fn log(&self) -> String {

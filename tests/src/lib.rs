@@ -5,5 +5,7 @@ pub mod daemon;
 pub mod frames;
 pub mod meaning;
 pub mod netns;
+pub mod others;
 pub mod probe;
 pub mod sandbox;
+pub mod trust;

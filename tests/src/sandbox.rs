@@ -39,7 +39,8 @@ impl Sandbox {
         let pins = Path::new("/sys/fs/bpf").join(&name);
         let sandbox = Self { cgroup: Cgroup::new(&name)?, netns: Netns::new(&name)?, directory, pins, name };
         let settings = format!(
-            "cgroup = {:?}\npolicy = {:?}\npins = {:?}\nstate = {:?}\nsocket = {:?}\naudit = {:?}\nmetrics = {:?}\n",
+            "cgroup = {:?}\npolicy = {:?}\npins = {:?}\nstate = {:?}\nsocket = {:?}\naudit = {:?}\nmetrics = {:?}\n\
+             control.socket = {:?}\ncontrol.root = {:?}\ncontrol.user = \"nobody\"\n",
             sandbox.cgroup.path(),
             sandbox.directory.join("policy.d"),
             sandbox.pins,
@@ -47,6 +48,8 @@ impl Sandbox {
             sandbox.directory.join("admin.sock"),
             sandbox.audit_file(),
             sandbox.directory.join("metrics.prom"),
+            sandbox.directory.join("workload.sock"),
+            sandbox.directory.join("control"),
         );
         fs::write(sandbox.settings(), settings)?;
         Ok(sandbox)
@@ -114,6 +117,19 @@ impl Sandbox {
     pub fn probe(&self, cgroup: &str, arguments: &[&str]) -> Result<Outcome> {
         let cgroup = self.known(cgroup)?;
         probe::once(&cgroup, self.netns.path(), arguments)
+    }
+
+    /// Runs authd's own command line in a cgroup. What it prints is the outcome's detail.
+    pub fn authd_in(&self, cgroup: &str, arguments: &[&str]) -> Result<Outcome> {
+        self.authd_in_netns(cgroup, &self.netns, arguments)
+    }
+
+    pub fn authd_in_netns(&self, cgroup: &str, netns: &Netns, arguments: &[&str]) -> Result<Outcome> {
+        let (binary, settings) = (crate::daemon::binary(), self.settings());
+        let binary = binary.to_str().context("a path")?;
+        let settings = settings.to_str().context("a path")?;
+        let command = [&["run", "--", binary, "--config", settings], arguments].concat();
+        self.probe_in(cgroup, netns, &command)
     }
 
     /// Starts something that goes on, such as a server, and waits until it is ready.

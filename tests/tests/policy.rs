@@ -1,6 +1,8 @@
 //! Policy files: what is refused, where and with which words; what is warned of; and that nothing that anybody can write
 //! into a file makes the reader fall over.
 
+use std::time::Duration;
+
 use authd::policy::{
     compile::{CompileError, Moment, Options, Registry, compile},
     diagnostic::{Diagnostic, Source},
@@ -8,12 +10,13 @@ use authd::policy::{
     explain::{From, Policy, To},
     lint::lint,
     load::{self, texts},
-    model::Model,
+    model::{Keys, Model, TokenCheck},
 };
+use authd::proofs::jws::Algorithm;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-/// A policy without a fault, to which cases add theirs. 24 lines.
+/// A policy without a fault, to which cases add theirs.
 const BASE: &str = r#"trust_domain = "example.org"
 [[workload]]
 name = "web"
@@ -41,6 +44,10 @@ kind = "jwt"
 issuer = "https://idp.example.org"
 jwks_file = "/etc/authd/jwks.json"
 algorithms = ["ES256"]
+[[authority]]
+name = "pki"
+bundle = "pki/ca.pem"
+trust_domain = "example.org"
 "#;
 
 fn source(name: &str, text: &str) -> Source {
@@ -206,7 +213,33 @@ const ADDED: &[Bad] = &[
     ),
     // Peers.
     ("[[peer]]\nname = \"p\"", "unidentified_peer", "2:8", "nothing says how peer `p` is known"),
-    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://x/y\"", "unenforceable_peer", "3:13", "known by `spiffe_id`"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"billing\"", "bad_spiffe_id", "3:13", "does not begin with `spiffe://`"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://x\"", "bad_spiffe_id", "3:13", "has no path"),
+    ("[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://X/y\"", "bad_spiffe_id", "3:13", "has a trust domain of other"),
+    ("[[peer]]\nname = \"p\"\ndns = \"*.org\"", "bad_dns", "3:7", "is no DNS name"),
+    ("[[peer]]\nname = \"p\"\ndns = \"a.*.example.org\"", "bad_dns", "3:7", "is no DNS name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"billing\"", "bad_subject", "3:11", "no distinguished name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"/O=x/CN=y\"", "bad_subject", "3:11", "no distinguished name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"CN=y, O=x\"", "bad_subject", "3:11", "no distinguished name"),
+    ("[[peer]]\nname = \"p\"\nsubject = \"CN=a\\\\,O=b,c\"", "bad_subject", "3:11", "no distinguished name"),
+    (
+        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://example.org/p\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]",
+        "unenforceable_peer",
+        "6:9",
+        "known by its certificate, and the rule asks for none",
+    ),
+    (
+        "[[peer]]\nname = \"p\"\ndns = \"p.example.org\"\nnetworks = [\"10.0.0.1\"]\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]\naction = \"deny\"",
+        "unenforceable_peer",
+        "7:9",
+        "known by its certificate, and the rule asks for none",
+    ),
+    (
+        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://other.org/p\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]\nrequire = [\"mtls\"]",
+        "foreign_spiffe_id",
+        "6:9",
+        "speaks for the trust domain of `spiffe://other.org/p`",
+    ),
     ("[[peer]]\nname = \"p\"\nnetworks = [\"gateway.example\"]", "bad_network", "3:13", "names are not resolved"),
     ("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.1/8\"]", "bad_network", "3:13", "write `10.0.0.0/8`"),
     ("[[peer]]\nname = \"p\"\nnetworks = [\"10.0.0.0/33\"]", "bad_network", "3:13", "no address or network"),
@@ -443,16 +476,217 @@ const ADDED: &[Bad] = &[
         "is no https URL",
     ),
     (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"HS256\"]",
+        "bad_algorithm",
+        "6:15",
+        "everybody who can check a token can make one",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\", \"es384\"]",
+        "bad_algorithm",
+        "6:24",
+        "`es384` is no signature algorithm",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\", \"ES256\"]",
+        "duplicate_algorithm",
+        "6:24",
+        "`ES256` stands here twice",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\njwks_url = \"https://k\"\nalgorithms = [\"ES256\"]",
+        "issuer_keys",
+        "2:8",
+        "either `jwks_url` or `jwks_file`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"\"\nalgorithms = [\"ES256\"]",
+        "issuer_keys",
+        "2:8",
+        "either `jwks_url` or `jwks_file`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_url = \"http://10.0.0.1/k\"\nalgorithms = [\"ES256\"]",
+        "bad_url",
+        "5:12",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_url = \"https://u:p@k\"\nalgorithms = [\"ES256\"]",
+        "bad_url",
+        "5:12",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nleeway = \"61s\"",
+        "long_leeway",
+        "7:10",
+        "would live that much longer",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nleeway = \"-5s\"",
+        "bad_duration",
+        "7:10",
+        "is no duration",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nallow_private = true",
+        "unused_setting",
+        "7:17",
+        "`allow_private` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nintrospection_url = \"https://k\"",
+        "unused_setting",
+        "7:21",
+        "`introspection_url` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nclient_id = \"a\"",
+        "unused_setting",
+        "7:13",
+        "`client_id` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nclient_secret_file = \"a\"",
+        "unused_setting",
+        "7:22",
+        "`client_secret_file` has no use here",
+    ),
+    (
         "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"",
         "issuer_introspection",
         "2:8",
         "has no `introspection_url`",
     ),
     (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"",
+        "issuer_client",
+        "2:8",
+        "has no `client_id`",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"http://i\"\nclient_id = \"a\"",
+        "bad_url",
+        "5:21",
+        "is no https URL",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\njwks_url = \"https://k\"",
+        "unused_setting",
+        "7:12",
+        "`jwks_url` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\njwks_file = \"k\"",
+        "unused_setting",
+        "7:13",
+        "`jwks_file` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\nalgorithms = [\"ES256\"]",
+        "unused_setting",
+        "7:15",
+        "`algorithms` has no use here",
+    ),
+    (
+        "[[issuer]]\nname = \"i\"\nkind = \"introspection\"\nissuer = \"https://i\"\nintrospection_url = \"https://i\"\nclient_id = \"a\"\naccess_token_type = true",
+        "unused_setting",
+        "7:21",
+        "`access_token_type` has no use here",
+    ),
+    // What rules ask of tokens.
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", audience = \"\" }",
+        "bad_audience",
+        "6:39",
+        "cannot be empty",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", scopes = [\"a\", \"b c\"] }",
+        "bad_scope",
+        "6:43",
+        "`b c` is no scope",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", subjects = [] }",
+        "bad_subject",
+        "6:39",
+        "no token has such a subject",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\ntoken = { issuer = \"corp\", subjects = [\"a\", \"\"] }",
+        "bad_subject",
+        "6:45",
+        "no token has such a subject",
+    ),
+    (
         "[[issuer]]\nname = \"i\"\nkind = \"jwt\"\nissuer = \"https://i\"\njwks_file = \"k\"\nalgorithms = [\"ES256\"]\nmax_ttl = \"soon\"",
         "bad_duration",
         "7:11",
         "is no duration",
+    ),
+    // Authorities, and what rules ask of certificates.
+    ("[[authority]]\nname = \"a\"", "syntax", "1:1", "missing field `bundle`"),
+    ("[[authority]]\nname = \"a\"\nbundle = \"a\"\ncrl = \"maybe\"", "syntax", "4:7", "unknown variant `maybe`"),
+    ("[[authority]]\nname = \"pki\"\nbundle = \"a\"", "duplicate_name", "2:8", "authority `pki` is defined twice"),
+    ("[[authority]]\nname = \"a b\"\nbundle = \"a\"", "bad_name", "2:8", "`a b` cannot be a name"),
+    ("[[authority]]\nname = \"a\"\nbundle = \"\"", "bad_path", "3:10", "names no file"),
+    ("[[authority]]\nname = \"a\"\nbundle = \"a\"\ncrl_files = [\"b\", \"c/\"]", "bad_path", "4:19", "names no file"),
+    (
+        "[[authority]]\nname = \"a\"\nbundle = \"a\"\ntrust_domain = \"spiffe://a\"",
+        "bad_trust_domain",
+        "4:16",
+        "cannot be a trust domain",
+    ),
+    ("[[authority]]\nname = \"a\"\nbundle = \"a\"\ncrl = \"required\"", "no_crl_files", "4:7", "has none"),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nmtls = { authority = \"pki\" }",
+        "unused_mtls",
+        "5:8",
+        "requires none",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { authority = \"pky\" }",
+        "unknown_authority",
+        "6:22",
+        "no authority is called `pky`",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { spiffe_id = [\"spiffe://example.org/a\", \"b\"] }",
+        "bad_spiffe_id",
+        "6:49",
+        "`b` is no SPIFFE ID",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { spiffe_id = \"spiffe://other.org/a\" }",
+        "foreign_spiffe_id",
+        "6:22",
+        "speaks for the trust domain",
+    ),
+    (
+        "[[authority]]\nname = \"a\"\nbundle = \"a\"\n[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { authority = \"a\", spiffe_id = \"spiffe://example.org/a\" }",
+        "foreign_spiffe_id",
+        "9:39",
+        "speaks for the trust domain",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { dns = \"*\" }",
+        "bad_dns",
+        "6:16",
+        "is no DNS name",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { subject = \"\" }",
+        "bad_subject",
+        "6:20",
+        "no distinguished name",
+    ),
+    (
+        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"mtls\"]\nmtls = { dns = [] }",
+        "empty_mtls",
+        "6:16",
+        "names nobody",
     ),
 ];
 
@@ -464,6 +698,12 @@ const WHOLE: &[Bad] = &[
     ("trust_domain = \"\"", "bad_trust_domain", "1:16", "cannot be a trust domain"),
     ("trust_domain = \"a\"\nmode = \"monitor\"", "syntax", "2:8", "unknown variant `monitor`"),
     ("trust_domain = [\"a\"]", "syntax", "1:16", "invalid type"),
+    (
+        "trust_domain = \"a\"\n[[workload]]\nname = \"w\"\nkind = \"job\"\ncgroup = \"/w\"\n[[rule]]\nname = \"r\"\nfrom = [\"w\"]\nto = [\"any\"]\nrequire = [\"mtls\"]",
+        "no_authority",
+        "10:12",
+        "no authority vouches for any",
+    ),
 ];
 
 /// What is wrong with what is said of a bad policy, if anything is.
@@ -564,6 +804,7 @@ fn lints_find_what_is_hardly_meant() {
         format!("[[rule]]\nname = \"{name}\"\nfrom = [\"{from}\"]\nto = [\"{to}\"]\n{more}\n")
     };
     let all = rule("a", "any", "db", "");
+    let token = |audience| format!("require = [\"token\"]\ntoken = {{ issuer = \"corp\", audience = \"{audience}\" }}");
     let cases = [
         (rule("a", "web", "db", "") + &rule("b", "any", "db", "action = \"deny\""), Some(("unreachable", "rule `a` never allows"))),
         (rule("a", "web", "db", "") + &rule("b", "agent", "db", "action = \"deny\""), None),
@@ -583,6 +824,15 @@ fn lints_find_what_is_hardly_meant() {
             "[[service]]\nname = \"idle\"\naddresses = [\"10.1.0.1\"]\nports = [\"tcp/1\"]\n".to_owned() + &all,
             Some(("unused", "no rule names service `idle`")),
         ),
+        (
+            rule("a", "web", "db", "require = [\"token\"]\ntoken = { issuer = \"corp\" }"),
+            Some(("any_audience", "rule `a` takes tokens for any audience")),
+        ),
+        (rule("a", "web", "db", &token("a")) + &rule("b", "web", "db", &token("b")), None),
+        (
+            rule("a", "web", "db", &token("a")) + &rule("b", "web", "db", &token("a")),
+            Some(("pointless", "rule `b` makes no difference: rule `a`")),
+        ),
     ];
     for (text, expected) in cases {
         let text = format!("{BASE}{}{text}", rule("office", "office", "api", ""));
@@ -596,6 +846,34 @@ fn lints_find_what_is_hardly_meant() {
             }
         }
     }
+}
+
+#[test]
+fn issuers_and_what_rules_ask_of_their_tokens_are_in_the_model() {
+    let settings = "leeway = \"10s\"\naccess_token_type = true\nmax_ttl = \"15m\"\n[[authority]]";
+    let base = BASE.replacen("[[authority]]", settings, 1);
+    let model = model(&format!(
+        "{base}[[issuer]]\nname = \"local\"\nkind = \"introspection\"\nissuer = \"http://127.0.0.1:4000\"\n\
+         introspection_url = \"http://127.0.0.1:4000/introspect\"\nclient_id = \"authd\"\nclient_secret_file = \"s\"\n\
+         allow_private = true\n\
+         [[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\n\
+         token = {{ issuer = \"local\", audience = \"db\", scopes = [\"w\", \"r\"], bound = true, subjects = [\"x\"] }}\n"
+    ));
+    let [corp, local] = &model.issuers[..] else { panic!("{:?}", model.issuers) };
+    let keys = Keys::File("/etc/authd/jwks.json".into());
+    assert_eq!(corp.check, TokenCheck::Jwt { keys, algorithms: vec![Algorithm::Es256] });
+    let policy = corp.policy();
+    assert_eq!((policy.max_ttl, policy.leeway.get()), (Some(Duration::from_secs(900)), Duration::from_secs(10)));
+    assert!(policy.require_at_jwt && !corp.allow_private && local.allow_private);
+    let expected = TokenCheck::Introspection {
+        url: "http://127.0.0.1:4000/introspect".into(),
+        client_id: "authd".into(),
+        client_secret_file: Some("s".into()),
+    };
+    assert_eq!((&local.check, local.policy().leeway.get()), (&expected, Duration::from_secs(30)));
+    let token = model.rules[0].token.as_ref().unwrap();
+    assert_eq!((token.issuer, token.audience.as_deref(), token.bound), (1, Some("db"), true));
+    assert_eq!((&token.scopes[..], &token.subjects[..]), (&["r".into(), "w".into()][..], &["x".into()][..]));
 }
 
 fn moment(text: &str) -> Moment {
@@ -637,7 +915,14 @@ fn schedules_hold_in_their_zone_and_switch_without_a_new_image() {
     let decide = |hours: u64| {
         let view = image.at(at.monotonic + hours * hour);
         let to = authd_common::address::Address::v4([10, 1, 2, 3]);
-        authd_common::verdict::decide_out(&view, &image.root(), workload, &to, 6, 5432)
+        authd_common::verdict::decide_out(
+            &view,
+            &image.root(),
+            &authd_common::verdict::Opener { workload, instance: 0 },
+            &to,
+            6,
+            5432,
+        )
     };
     assert_eq!(decide(0).reason.name(), "rule");
     assert_eq!(decide(0).until, at.monotonic + hour);
@@ -702,6 +987,78 @@ fn the_readmes_policy_is_good() {
     assert_eq!(read(text).diagnostics.len(), 0);
 }
 
+/// Everything that a policy can say of certificates.
+const CERTIFICATES: &str = r#"[[authority]]
+name = "partners"
+bundle = "/etc/partners.pem"
+trust_domain = "partner.example"
+crl_files = ["partners.crl", "/var/lib/partners.crl"]
+crl = "required"
+[[authority]]
+name = "plain"
+bundle = "plain.pem"
+crl_files = ["plain.crl"]
+[[peer]]
+name = "billing"
+spiffe_id = "spiffe://partner.example/billing"
+dns = "*.Partner.example"
+[[peer]]
+name = "printer"
+subject = "CN=printer\\, 2nd floor,O=Acme+OU=IT,1.2.3=#0500"
+[[rule]]
+name = "billing-api"
+from = ["billing", "printer"]
+to = ["api"]
+require = ["mtls"]
+mtls = { authority = "partners", spiffe_id = ["spiffe://partner.example/billing", "spiffe://partner.example/b"], dns = "a.partner.example", subject = "CN=x" }
+[[rule]]
+name = "anybodys"
+from = ["web"]
+to = ["db"]
+require = ["mtls"]
+"#;
+
+#[test]
+fn what_is_said_of_certificates_is_in_the_model() {
+    use authd::proofs::x509::crl::CrlPolicy;
+    let model = model(&format!("{BASE}{CERTIFICATES}"));
+    let authorities: Vec<_> = model
+        .authorities
+        .iter()
+        .map(|a| (a.name.as_str(), a.bundle.to_str().unwrap(), a.trust_domain.as_ref().map(|d| d.as_str()), a.crl))
+        .collect();
+    assert_eq!(
+        authorities,
+        [
+            ("pki", "pki/ca.pem", Some("example.org"), CrlPolicy::IfPresent),
+            ("partners", "/etc/partners.pem", Some("partner.example"), CrlPolicy::Required),
+            ("plain", "plain.pem", None, CrlPolicy::IfPresent),
+        ]
+    );
+    assert_eq!(model.authorities[1].crl_files.len(), 2);
+    let (billing, printer) = (&model.peers[1], &model.peers[2]);
+    assert_eq!(billing.spiffe_id.as_ref().unwrap().as_str(), "spiffe://partner.example/billing");
+    assert_eq!(billing.dns.as_ref().unwrap().to_string(), "*.partner.example");
+    assert_eq!(printer.subject.as_deref(), Some("CN=printer\\, 2nd floor,O=Acme+OU=IT,1.2.3=#0500"));
+    assert!(billing.has_certificate() && !model.peers[0].has_certificate());
+    let rule = |name: &str| model.rules.iter().find(|rule| rule.name == name).unwrap();
+    let mtls = rule("billing-api").mtls.as_ref().unwrap();
+    assert_eq!((mtls.authority, mtls.spiffe_ids.len(), mtls.dns.len(), mtls.subjects.len()), (Some(1), 2, 1, 1));
+    assert!(rule("anybodys").mtls.is_none());
+}
+
+#[test]
+fn peers_that_certificates_name_do_not_make_each_others_rules_pointless() {
+    let peer =
+        |name: &str, id: &str| format!("[[peer]]\nname = \"{name}\"\nspiffe_id = \"spiffe://example.org/{id}\"\n");
+    let rule = |peer: &str| {
+        format!("[[rule]]\nname = \"of-{peer}\"\nfrom = [\"{peer}\"]\nto = [\"api\"]\nrequire = [\"mtls\"]\n")
+    };
+    let text = format!("{BASE}{}{}{}{}", peer("p", "p"), peer("q", "q"), rule("p"), rule("q"));
+    let found = lint(&model(&text));
+    assert!(!found.iter().any(|warning| warning.code == "pointless"), "{found:?}");
+}
+
 /// Everything that is done with a policy before it comes into force.
 fn exercise(text: &str) {
     let policy = read(text);
@@ -727,7 +1084,7 @@ fn exercise(text: &str) {
 
 /// A good policy with everything in it, to be broken.
 fn rich() -> String {
-    let mut text = format!("{BASE}{OFFICE_HOURS}");
+    let mut text = format!("{BASE}{CERTIFICATES}{OFFICE_HOURS}");
     for (added, ..) in ADDED.iter().filter(|case| case.1 == "boundary") {
         let (name, number) = (format!("name = \"q{}\"\nacross_tenants = true", added.len()), added.len());
         text += &added.replace("name = \"r\"", &name).replace("\"s\"", &format!("\"s{number}\""));

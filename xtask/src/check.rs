@@ -1,6 +1,7 @@
 //! What a reader of the code relies on: formatting, lints, documentation, and a layout number that means something.
 
 use std::{
+    collections::BTreeSet,
     fs,
     hash::{DefaultHasher, Hash, Hasher},
     path::Path,
@@ -110,17 +111,61 @@ pub fn write_abi(workspace: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Every reason code has a line for operators.
+/// Every reason has a line for operators: those of verdicts, and those that errors name.
 fn reasons(workspace: &Path) -> Result<()> {
     let source = fs::read_to_string(workspace.join("authd-common/src/reason.rs"))?;
     let text = fs::read_to_string(workspace.join("docs/REASONS.md")).context("docs/REASONS.md")?;
-    let names = source.lines().filter_map(|line| {
+    let of_verdicts = source.lines().filter_map(|line| {
         let (_, rest) = line.trim().strip_suffix("\";")?.split_once(" = ")?;
         Some(rest.split_once(", \"")?.1.to_owned())
     });
-    let missing: Vec<String> = names.filter(|name| !text.contains(&format!("`{name}`"))).collect();
+    let mut names: BTreeSet<String> = of_verdicts.collect();
+    let sources = run::output(Command::new("find").arg(workspace.join("authd/src")).args(["-name", "*.rs"]))?;
+    for path in sources.lines() {
+        names.extend(reasons_of_errors(&fs::read_to_string(path)?));
+    }
+    let missing: Vec<String> = names.into_iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
     if !missing.is_empty() {
         bail!("docs/REASONS.md does not explain {}", missing.join(", "));
     }
     Ok(())
+}
+
+/// Names in the methods `reason`, and where a refusal is made with its name.
+fn reasons_of_errors(source: &str) -> Vec<String> {
+    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut names = Vec::new();
+    let mut inside = false;
+    let mut words = |text: &str| {
+        let quoted = text.split('"').skip(1).step_by(2);
+        let is_name = |word: &&str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        names.extend(quoted.filter(is_name).map(str::to_owned));
+    };
+    for line in source.lines() {
+        if line.contains("fn reason(&self)") || line.contains("fn revoked_reason(") {
+            inside = true;
+        } else if line == "    }" || line == "}" {
+            inside = false;
+        } else if inside {
+            words(line);
+        }
+        for call in ["refusal(", "unauthorized(", "forbidden(", "StatusCode::"] {
+            if let Some((_, rest)) = line.split_once(call) {
+                words(rest.split_inclusive("\",").next().unwrap_or_default());
+            }
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reasons_of_errors;
+
+    #[test]
+    fn reasons_are_found_where_they_are_named() {
+        let source = "fn other(&self) {\n\"not_one\"\n}\n    pub fn reason(&self) -> &'static str {\n        match self {\n\
+                      A => \"first_reason\",\n        }\n    }\nlet x = \"nor_this\";\nrefusal(\"second\", \"text\")\n";
+        assert_eq!(reasons_of_errors(source), ["first_reason", "second"]);
+    }
 }

@@ -76,7 +76,15 @@ pub fn cargo(toolchain: &Toolchain, workspace: &Path, target_dir: &Path, subcomm
         .env("CARGO_TARGET_DIR", target_dir)
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
-            ["-Clinker=bpf-linker", "-Clink-arg=--btf", "-Cdebuginfo=2", "-Ctarget-cpu=v3"].join("\u{1f}"),
+            [
+                "-Clinker=bpf-linker",
+                "-Clink-arg=--btf",
+                // Else LLVM makes each zeroing of a struct a call of a loop over its bytes, with a stack frame of its own.
+                "-Clink-arg=--disable-expand-memcpy-in-order",
+                "-Cdebuginfo=2",
+                "-Ctarget-cpu=v3",
+            ]
+            .join("\u{1f}"),
         )
         // A workspace has one set of profiles for all its members; the kernel crate needs these.
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod demo;
 mod ebpf;
+mod others;
 mod run;
 mod setup;
 mod test;

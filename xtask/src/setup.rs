@@ -22,7 +22,8 @@ const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-c
 /// For network namespaces.
 const RUNNING: [&str; 1] = ["iproute2"];
 /// For virtual machines.
-const TESTING: [&str; 6] = ["qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
+const TESTING: [&str; 9] =
+    ["curl", "openssl", "python3", "qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
 
 pub fn run(purpose: For) -> Result<()> {
     if Toolchain::find().is_err() {
@@ -39,6 +40,14 @@ pub fn run(purpose: For) -> Result<()> {
     }
     if purpose == For::Testing {
         install(&TESTING)?;
+        // Whose packages have several names, and are often there from elsewhere.
+        for (program, arguments, packages) in
+            [("npm", ["--version", ""], &["nodejs", "npm"][..]), ("python3", ["-m", "pip"], &["python3-pip"])]
+        {
+            if !run::works(Command::new(program).args(arguments.iter().filter(|a| !a.is_empty()))) {
+                install(packages)?;
+            }
+        }
         components()?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{check, demo, run, setup, vm};
+use crate::{check, demo, others, run, setup, vm};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Stage {
@@ -152,8 +152,10 @@ fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<O
         bail!("needs root: it makes cgroups and network namespaces of its own");
     }
     let mut outcome = Outcome::new("root");
+    let others = others::fetch(workspace)?;
     let mut command = Command::new(&programs.tests);
     command
+        .env("AUTHD_OTHERS", others)
         .env("AUTHD_BIN", &programs.authd)
         .env("AUTHD_PROBE", &programs.probe)
         .args(["--color", "never"])

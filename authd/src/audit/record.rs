@@ -7,15 +7,18 @@ use std::net::IpAddr;
 use authd_common::{
     event::{Event, direction, kind},
     reason::Reason,
-    tables::{Conversation, ConversationKey, Denial, DenialKey, PENDING, UNMANAGED, role, tag_flags},
+    tables::{Conversation, ConversationKey, Denial, DenialKey, Grant, PENDING, UNMANAGED, role, tag_flags},
     verdict::Action,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{
-    file::Kind,
-    network::{display, protocol_name},
+use crate::{
+    grants::proof::Told,
+    policy::{
+        file::Kind,
+        network::{display, protocol_name},
+    },
 };
 
 /// One record. Fields that do not apply are left out.
@@ -93,6 +96,18 @@ pub struct Record {
     pub packets_in: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ns: Option<u64>,
+    /// Id of the grant that the verdict rests on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grant: Option<String>,
+    /// What was proven, and refused if it is a refusal.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proofs: Vec<Told>,
+    /// End of what was given, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Public id of an API key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
     /// Of a record about authd itself: what happened, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -112,6 +127,7 @@ pub trait Names {
     fn workload(&mut self, number: u32, cgroup: u64) -> Option<Who>;
     fn rule(&self, number: u32) -> Option<String>;
     fn cgroup(&mut self, id: u64) -> Option<String>;
+    fn grant(&self, grant: Grant) -> Option<String>;
 }
 
 /// Names of event kinds, as records have them.
@@ -122,6 +138,8 @@ pub fn event_name(of: u8) -> &'static str {
         kind::CUT => "flow_cut",
         kind::RESUMED => "flow_resumed",
         kind::CLOSED => "flow_closed",
+        kind::HELD => "flow_held",
+        kind::REGRANTED => "flow_regranted",
         _ => "unknown",
     }
 }
@@ -150,6 +168,11 @@ impl Record {
         }
     }
 
+    /// A record whose fields say it all.
+    pub fn event(event: &str) -> Self {
+        Self { event: event.to_owned(), time: format_time(Timestamp::now()), ..Self::default() }
+    }
+
     /// What the kernel told.
     pub fn of_event(e: &Event, clock: &Clock, names: &mut dyn Names) -> Self {
         let mut record = Self {
@@ -171,6 +194,7 @@ impl Record {
             remote_port: (e.remote_port != 0).then_some(e.remote_port),
             socket: (e.cookie != 0).then_some(e.cookie),
             netns: (e.netns != 0).then_some(e.netns),
+            grant: names.grant(e.grant),
             ..Self::default()
         };
         record.identify(e.workload, e.cgroup, names);
@@ -214,6 +238,7 @@ impl Record {
             remote_port: (key.remote_port != 0).then_some(key.remote_port),
             socket: Some(key.cookie),
             netns: (c.netns != 0).then_some(c.netns),
+            grant: names.grant(c.grant),
             bytes_out: Some(c.bytes_out),
             bytes_in: Some(c.bytes_in),
             packets_out: Some(c.packets_out),

@@ -1,14 +1,21 @@
 //! Commands, one verb per file. Each returns an exit code; what goes wrong besides is an error for people.
 
 pub mod apply;
+pub mod cert;
 pub mod check;
+pub mod control;
 pub mod diff;
 pub mod explain;
 pub mod flows;
+pub mod grant;
+pub mod key;
 pub mod panic_open;
+pub mod revoke;
 pub mod run;
 pub mod schema;
 pub mod status;
+pub mod token;
+pub mod whoami;
 
 use std::{
     io::{self, IsTerminal},

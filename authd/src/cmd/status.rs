@@ -20,5 +20,6 @@ pub fn run(config: Option<&Path>, json: bool, prometheus: bool) -> anyhow::Resul
         _ => print!("{status}"),
     }
     // A script that asks wants to know whether all is well.
-    Ok(if status.enforcing && status.last_reload.ok { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+    let well = status.enforcing && status.last_reload.ok && status.store_error.is_none();
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

@@ -1,19 +1,34 @@
 //! The operators' socket: what can be asked, and what is answered.
 //!
-//! One request per connection, one JSON line; the answer is one JSON line, or many for a stream. Only root can connect: the
-//! socket lies in a directory of root's, with mode 0600, and the peer's credentials are compared too.
+//! One request per connection, one JSON line; the answer is one JSON line, or many for a stream. Who begins with anything but
+//! an object speaks HTTP, and is handed to the control process. Only root can connect: the socket lies in a directory of
+//! root's, with mode 0600, and the peer's credentials are compared too.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+use nix::sys::socket::{MsgFlags, recv};
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::UnixStream,
     sync::{broadcast, mpsc, oneshot},
 };
 
-use super::status::Status;
-use crate::policy::explain::Explanation;
+use super::{
+    granting::Effect,
+    status::Status,
+    trust::{ListedKey, NewKey},
+};
+use crate::{
+    policy::explain::Explanation,
+    proofs::api_key::text::KeyId,
+    store::{revocations::Revocation, revoked::Revoked},
+};
 
 /// No request is longer.
 const MAX_REQUEST: u64 = 64 << 10;
@@ -34,6 +49,19 @@ pub enum Request {
         to: String,
         at: Option<String>,
     },
+    KeyCreate(Box<NewKey>),
+    KeyList,
+    KeyRevoke {
+        id: KeyId,
+    },
+    Revoke {
+        what: Revoked,
+        text: String,
+    },
+    Reinstate {
+        what: Revoked,
+    },
+    Revocations,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +70,18 @@ pub enum Answer {
     Status(Box<Status>),
     Applied(Applied),
     Explanation(Box<Explained>),
+    KeyCreated(Box<ListedKey>),
+    Keys {
+        keys: Vec<ListedKey>,
+    },
+    KeyRevoked(Box<ListedKey>),
+    Revoked(Effect),
+    Reinstated {
+        found: bool,
+    },
+    Revocations {
+        revocations: Vec<Revocation>,
+    },
     /// The request could not be met.
     Error {
         message: String,
@@ -78,9 +118,21 @@ impl Explained {
     }
 }
 
+/// What an operator's connection turned out to be.
+pub enum Asked {
+    Call(Call),
+    /// One that speaks HTTP, unread.
+    Http {
+        connection: OwnedFd,
+        uid: u32,
+    },
+}
+
 /// A request on its way to the daemon, with where the answer goes.
 pub struct Call {
     pub request: Request,
+    /// User who asks, as the kernel says.
+    pub uid: u32,
     pub answer: oneshot::Sender<Reply>,
 }
 
@@ -91,9 +143,19 @@ pub enum Reply {
 }
 
 /// Serves one connection. Errors concern nobody but the caller.
-pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
-    if stream.peer_cred()?.uid() != 0 {
+pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Asked>) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 {
         return Ok(());
+    }
+    match first_byte(&stream).await? {
+        None => return Ok(()),
+        Some(b'{') => {}
+        Some(_) => {
+            let connection = OwnedFd::from(stream.into_std()?);
+            let _ = calls.send(Asked::Http { connection, uid }).await;
+            return Ok(());
+        }
     }
     let mut line = String::new();
     let (reader, mut writer) = stream.split();
@@ -106,7 +168,7 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Res
         }
     };
     let (answer, reply) = oneshot::channel();
-    if calls.send(Call { request, answer }).await.is_err() {
+    if calls.send(Asked::Call(Call { request, uid, answer })).await.is_err() {
         return Ok(());
     }
     match reply.await {
@@ -129,6 +191,14 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Res
         }
         Err(_) => Ok(()),
     }
+}
+
+/// Looks at what comes first, and leaves it there. `None`: nothing comes.
+async fn first_byte(stream: &UnixStream) -> io::Result<Option<u8>> {
+    let mut first = [0; 1];
+    let length =
+        stream.async_io(Interest::READABLE, || Ok(recv(stream.as_raw_fd(), &mut first, MsgFlags::MSG_PEEK)?)).await?;
+    Ok((length > 0).then_some(first[0]))
 }
 
 async fn write_line(writer: &mut (impl AsyncWriteExt + Unpin), line: &str) -> io::Result<()> {

@@ -46,6 +46,18 @@ impl Base {
         Ok(Self { path: canonical, level })
     }
 
+    /// A path below the root of cgroup v2, as one below this cgroup: `/` is this one itself. `None` if it lies elsewhere.
+    pub fn below(&self, path: &str) -> Option<String> {
+        let mount = mount_point()?;
+        let own = format!("/{}", self.path.strip_prefix(&mount).ok()?.display());
+        let rest = if own == "/" { path } else { path.strip_prefix(&own)? };
+        match rest.as_bytes().first() {
+            None => Some("/".to_owned()),
+            Some(b'/') => Some(rest.to_owned()),
+            Some(_) => None,
+        }
+    }
+
     /// Number of the cgroup's directory.
     pub fn id(&self) -> io::Result<u64> {
         Ok(fs::metadata(&self.path)?.ino())

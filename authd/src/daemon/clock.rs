@@ -14,6 +14,12 @@ pub fn moment() -> Moment {
     Moment { wall: Timestamp::now(), monotonic: monotonic() }
 }
 
+/// The same moment on the monotonic clock, as the two stand to each other now; at least 1.
+pub fn on_monotonic(wall: Timestamp) -> u64 {
+    let at = wall.as_nanosecond() - clock().offset;
+    u64::try_from(at.max(1)).unwrap_or(u64::MAX)
+}
+
 pub fn clock() -> Clock {
     let Moment { wall, monotonic } = moment();
     Clock { offset: wall.as_nanosecond() - i128::from(monotonic) }

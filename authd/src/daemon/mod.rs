@@ -6,10 +6,15 @@ pub mod admin;
 pub mod candidate;
 pub mod cgroupfs;
 pub mod clock;
+pub mod control;
+pub mod granting;
+mod keys;
 pub mod names;
+pub mod settings;
 pub mod state;
 pub mod status;
 pub mod supervisor;
+pub mod trust;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,9 +36,12 @@ use self::{
     admin::{Applied, Explained},
     candidate::{Candidate, Prepared},
     cgroupfs::{Base, CgroupError},
+    granting::Ledger,
     names::{Directory, Resolver},
     state::{Persistent, State, StateError},
+    status::GrantTotals,
     status::{Count, Events, Fill, Flows, Program, Refused, Reload, Status},
+    trust::Trust,
 };
 use crate::{
     audit::{
@@ -46,6 +54,7 @@ use crate::{
         cgroups::{Change, Classification, Tree},
         object::{self, LoadError},
         ring,
+        sockets::SocketError,
         writer::{WriteError, Writer},
     },
     policy::{
@@ -53,6 +62,7 @@ use crate::{
         explain::{From, Policy},
         pattern::Patterns,
     },
+    store::StoreError,
 };
 
 /// Records of flows that are kept for those who ask.
@@ -88,6 +98,10 @@ pub enum DaemonError {
     Policy(Vec<Diagnostic>),
     #[error("{0}: {1}")]
     Socket(std::path::PathBuf, io::Error),
+    #[error("socket diagnostics: {0}")]
+    Sockets(#[from] SocketError),
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
 }
 
 /// The policy in force.
@@ -101,6 +115,12 @@ pub struct Daemon {
     config: Config,
     state: State,
     persistent: Persistent,
+    /// A store that cannot be read ends nothing that the kernel enforces; but no proof is believed without it.
+    trust: Result<Trust, StoreError>,
+    ledger: Ledger,
+    totals: GrantTotals,
+    /// Whether control serves callers.
+    control_ready: bool,
     base: Base,
     writer: Writer,
     tree: Tree,
@@ -125,18 +145,20 @@ impl Daemon {
         let base = Base::find(config.cgroup.as_deref())?;
         let state = State::open(&config.state)?;
         let mut persistent = state.persistent()?;
+        let trust = Trust::open(&config.state);
         let (prepared, last_reload) = first_policy(&config, &state, &persistent)?;
         let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
         let mut object = object::load(&config.pins, &config.sizes)?;
         let maps = object.take_maps();
         let mut writer = Writer::new(maps, config.sizes)?;
+        let ledger = Ledger::new(writer.slots().iter().map(|slot| slot.serial).collect())?;
         let mut tree = Tree::new(&base.path).map_err(DaemonError::Tree)?;
         let patterns = prepared.patterns();
         tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
         // Names are on disk before numbers are in the kernel.
         persistent.registry = prepared.registry.clone();
         state.keep(&persistent)?;
-        let loaded = writer.load(&prepared.image, &tree.identities(), base.level)?;
+        let loaded = writer.load(&prepared.image, &tree.identities(), base.level, config.hold_ms())?;
         state.keep_policy(&prepared.sources)?;
         let attached = attach::attach(&mut object, &base.path, &config.pins)?;
         object::remove_other_maps(&config.pins, &config.sizes);
@@ -149,6 +171,10 @@ impl Daemon {
             config,
             state,
             persistent,
+            trust,
+            ledger,
+            totals: GrantTotals::default(),
+            control_ready: false,
             base,
             writer,
             tree,
@@ -167,8 +193,15 @@ impl Daemon {
         let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
         daemon.report(Record::about("daemon_started", format!("authd {} {how}", env!("CARGO_PKG_VERSION"))));
         daemon.report_loaded(&loaded);
+        daemon.restore_grants()?;
         if !daemon.last_reload.ok {
             daemon.report_rejected();
+        }
+        if let Err(error) = &daemon.trust {
+            tracing::error!(%error, "no proof is believed");
+            let mut record = Record::about("store_unusable", error.to_string());
+            record.reason = Some(error.reason().to_owned());
+            daemon.report(record);
         }
         tracing::info!(
             generation = loaded.generation,
@@ -240,13 +273,14 @@ impl Daemon {
         self.state.keep(&persistent)?;
         let old = &self.active.patterns;
         self.tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
-        let loaded = match self.writer.load(&prepared.image, &self.tree.identities(), self.base.level) {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
-                return Err(error.into());
-            }
-        };
+        let loaded =
+            match self.writer.load(&prepared.image, &self.tree.identities(), self.base.level, self.config.hold_ms()) {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
+                    return Err(error.into());
+                }
+            };
         // Whatever had no room before is part of what was just loaded.
         self.unwritten.clear();
         self.state.keep_policy(&prepared.sources)?;
@@ -254,6 +288,7 @@ impl Daemon {
         self.directory.learn(&prepared.model, &prepared.registry);
         self.active = Active { prepared, patterns, since: Timestamp::now() };
         self.report_loaded(&loaded);
+        self.review_grants();
         tracing::info!(
             generation = loaded.generation,
             written = loaded.written,
@@ -343,6 +378,7 @@ impl Daemon {
         let events = ring::drain(&mut self.writer.maps_mut().events, DRAIN);
         let clock = clock::clock();
         for event in &events {
+            self.ledger.flows.told(event);
             let record = Record::of_event(event, &clock, &mut self.resolver());
             self.count(&record);
             self.report(record);
@@ -354,6 +390,11 @@ impl Daemon {
     pub fn sweep(&mut self) -> Result<(), DaemonError> {
         self.writer.clean()?;
         self.retry_unwritten();
+        self.expire_grants();
+        self.save_grants();
+        if self.ledger.grants.iter().next().is_some() {
+            self.find_flows();
+        }
         self.end_conversations(self.config.conversation_idle.as_nanos() as u64)?;
         self.tell_denials()?;
         self.tell_losses()?;
@@ -361,6 +402,7 @@ impl Daemon {
             self.report(record);
         }
         self.verify();
+        self.settle();
         Ok(())
     }
 
@@ -396,6 +438,7 @@ impl Daemon {
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(of(error)),
             }
+            self.ledger.flows.conversation_ended(&key);
             if conversation.flags & tag_flags::OPENED != 0 {
                 let record = Record::of_conversation(&key, &conversation, &clock, &mut self.resolver());
                 self.count(&record);
@@ -440,6 +483,7 @@ impl Daemon {
             let mut record = Record::about("events_lost", format!("the ring had no room for {lost} kernel events"));
             record.count = Some(lost);
             tracing::warn!(lost, "the ring had no room for kernel events");
+            self.ledger.flows.miss();
             self.report(record);
         }
         if self.persistent.lost_told != totals.lost {
@@ -526,6 +570,7 @@ impl Daemon {
                 .collect(),
             refused: self.refused.iter().map(|(name, why)| Refused { name: name.clone(), why: why.clone() }).collect(),
             enforcing: self.enforcing,
+            store_error: self.trust.as_ref().err().map(StoreError::to_string),
             workloads: prepared
                 .model
                 .workloads
@@ -544,6 +589,8 @@ impl Daemon {
                 .collect(),
             reasons: counters.into_iter().enumerate().filter_map(named).collect(),
             flows: self.flows,
+            grants: GrantTotals { live: self.ledger.grants.len() as u64, ..self.totals },
+            control_ready: self.control_ready,
             events: Events {
                 made: totals.next,
                 lost: totals.lost,
@@ -572,12 +619,14 @@ impl Daemon {
     pub fn stop(mut self, detach: bool) -> Result<(), DaemonError> {
         self.catch_up();
         self.tell_losses()?;
+        self.save_grants();
         if detach {
             self.detach()?;
         }
         let how = if detach { "programs are detached" } else { "enforcement goes on" };
         self.report(Record::about("daemon_stopped", how));
         self.sink.flush();
+        self.settle();
         self.state.keep(&self.persistent)?;
         tracing::info!("stopped; {how}");
         Ok(())
@@ -660,7 +709,7 @@ fn first_policy(config: &Config, state: &State, persistent: &Persistent) -> Resu
 
 pub(crate) fn classify(patterns: &Patterns, path: &str) -> Classification {
     let classified = patterns.classify(path);
-    Classification { workload: classified.workload, open: classified.open }
+    Classification { workload: classified.workload, open: classified.open, instance: patterns.instance_end(path) }
 }
 
 /// Detaches every program and removes all pins. Returns how many programs were detached.

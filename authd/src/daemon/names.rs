@@ -1,10 +1,13 @@
 //! What the numbers in kernel events stand for, now and in the generations before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+
+use authd_common::tables::Grant;
 
 use crate::{
     audit::record::{Names, PENDING_NAME, Who, is_pending},
     dataplane::cgroups::Tree,
+    grants::Id,
     policy::{
         compile::Registry,
         file::Kind,
@@ -17,7 +20,13 @@ use crate::{
 #[derive(Default)]
 pub struct Directory {
     workloads: HashMap<u32, Described>,
+    grants: HashMap<Grant, Id>,
+    /// Grants that ended, oldest first: their flows' records still come.
+    ended: VecDeque<Grant>,
 }
+
+/// Grants that ended and are still known by their ids.
+const ENDED: usize = 65_536;
 
 struct Described {
     name: String,
@@ -28,6 +37,19 @@ struct Described {
 }
 
 impl Directory {
+    pub fn granted(&mut self, grant: Grant, id: Id) {
+        self.grants.insert(grant, id);
+    }
+
+    pub fn grant_ended(&mut self, grant: Grant) {
+        self.ended.push_back(grant);
+        if self.ended.len() > ENDED
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.grants.remove(&oldest);
+        }
+    }
+
     /// Notes the workloads of a generation. Those of earlier ones stay: their flows still end.
     pub fn learn(&mut self, model: &Model, registry: &Registry) {
         for workload in &model.workloads {
@@ -77,6 +99,10 @@ impl Names for Resolver<'_> {
 
     fn rule(&self, number: u32) -> Option<String> {
         self.registry.rules.name(number).map(str::to_owned)
+    }
+
+    fn grant(&self, grant: Grant) -> Option<String> {
+        self.directory.grants.get(&grant).map(Id::to_string)
     }
 
     fn cgroup(&mut self, id: u64) -> Option<String> {

@@ -25,10 +25,15 @@ pub struct Status {
     pub refused: Vec<Refused>,
     /// Whether every program is where it was put.
     pub enforcing: bool,
+    /// Why no proof is believed: what has to survive a restart cannot be read.
+    pub store_error: Option<String>,
     pub workloads: Vec<Workload>,
     /// Verdicts by reason, since the tables exist.
     pub reasons: BTreeMap<String, Count>,
     pub flows: Flows,
+    pub grants: GrantTotals,
+    /// Whether callers can show their proofs now.
+    pub control_ready: bool,
     pub events: Events,
     pub tables: BTreeMap<String, Fill>,
 }
@@ -79,6 +84,16 @@ pub struct Flows {
     pub cut: u64,
 }
 
+/// Since the daemon started.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct GrantTotals {
+    pub live: u64,
+    pub grants_issued: u64,
+    /// Before their time: revoked, returned, or given under terms that changed.
+    pub grants_revoked: u64,
+    pub grants_expired: u64,
+}
+
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Events {
     /// Made by the kernel since the tables exist.
@@ -118,6 +133,8 @@ impl Status {
         let reloads = result(self.last_reload.successes, self.last_reload.failures);
         family("authd_policy_reloads_total", "counter", "Attempts to load a policy.", reloads);
         family("authd_kernel_enforcing", "gauge", "1 if every program is attached.", one(self.enforcing.into()));
+        let usable = self.store_error.is_none();
+        family("authd_store_usable", "gauge", "1 if the store of revocations and keys is whole.", one(usable.into()));
         let by_reason = |value: fn(&Count) -> u64| {
             self.reasons.iter().map(|(reason, count)| (format!("{{reason=\"{reason}\"}}"), value(count))).collect()
         };
@@ -131,6 +148,11 @@ impl Status {
         family("authd_kernel_events_lost_total", "counter", "Events without room in the ring.", one(self.events.lost));
         family("authd_audit_records_written_total", "counter", "Records written.", one(self.events.records_written));
         family("authd_audit_records_lost_total", "counter", "Records not written.", one(self.events.records_lost));
+        family("authd_grants_live", "gauge", "Grants that live.", one(self.grants.live));
+        family("authd_grants_issued_total", "counter", "Grants given.", one(self.grants.grants_issued));
+        family("authd_grants_revoked_total", "counter", "Grants ended early.", one(self.grants.grants_revoked));
+        family("authd_grants_expired_total", "counter", "Grants that ended.", one(self.grants.grants_expired));
+        family("authd_control_ready", "gauge", "1 if proofs can be shown.", one(self.control_ready.into()));
         let instances =
             |w: &Workload| (format!("{{workload=\"{}\",kind=\"{}\"}}", w.name, w.kind), w.instances.len() as u64);
         let seen = self.workloads.iter().map(instances).collect();
@@ -153,6 +175,9 @@ impl fmt::Display for Status {
         };
         writeln!(f, "authd {} (pid {}), started {}", self.version, self.pid, self.started)?;
         writeln!(f, "{enforcing} below {}", self.cgroup)?;
+        if let Some(error) = &self.store_error {
+            writeln!(f, "NO PROOF IS BELIEVED: {error}")?;
+        }
         writeln!(f, "generation {} since {}", self.generation, self.since)?;
         match self.last_reload.ok {
             true => writeln!(f, "last reload: good, {}", self.last_reload.time)?,
@@ -172,6 +197,12 @@ impl fmt::Display for Status {
         for refused in &self.refused {
             writeln!(f, "  {:<22} not available here: {}", refused.name, refused.why)?;
         }
+        let GrantTotals { live, grants_issued, grants_revoked, grants_expired } = self.grants;
+        writeln!(
+            f,
+            "\ngrants: {live} live; {grants_issued} issued, {grants_revoked} revoked, {grants_expired} expired{}",
+            if self.control_ready { "" } else { "; PROOFS CANNOT BE SHOWN: the control process does not run" }
+        )?;
         writeln!(f, "\nworkloads")?;
         for workload in &self.workloads {
             let mode = if workload.observe { ", observed" } else { "" };

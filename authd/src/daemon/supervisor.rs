@@ -4,6 +4,7 @@
 //! happens here, one thing after the other.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -30,15 +31,22 @@ use tokio::{
 
 use super::{
     Daemon, DaemonError,
-    admin::{self, Answer, Applied, Call, Reply, Request},
+    admin::{self, Answer, Applied, Asked, Call, Reply, Request},
     candidate::Candidate,
     clock,
+    control::{Control, Happened, Who},
+    settings::Files,
 };
-use crate::config::Config;
+use crate::{
+    config::Config,
+    ipc::{self, FromControl, Refusal, ToControl},
+};
 
 /// The ring is emptied this often; the kernel wakes the daemon only when it fills up.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Key sets, bundles, lists and certificates are looked at this often.
+const FILES_EVERY: Duration = Duration::from_secs(2);
 const METRICS_EVERY: Duration = Duration::from_secs(5);
 /// Where no service manager says otherwise.
 const WATCHDOG_EVERY: Duration = Duration::from_secs(15);
@@ -57,14 +65,18 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
 
-    let (calls, mut requests) = mpsc::channel::<Call>(MAX_CONNECTIONS);
+    let (calls, mut requests) = mpsc::channel::<Asked>(MAX_CONNECTIONS);
     let socket = daemon.config().socket.clone();
-    let listener = listen(&socket).map_err(|error| DaemonError::Socket(socket.clone(), error))?;
+    // Operators are root alone.
+    let listener = bind(&socket, 0o600).map_err(|error| DaemonError::Socket(socket.clone(), error))?;
     let cgroups = watch(daemon.tree().as_fd().try_clone_to_owned().map_err(DaemonError::Tree)?)?;
     let policy = PolicyWatch::new(&daemon.config().policy);
     let policy_events = policy.as_ref().map(|p| p.inotify.as_fd().try_clone_to_owned().map_err(DaemonError::Tree));
     let policy_events = policy_events.transpose()?.map(watch).transpose()?;
 
+    let mut control = Control::new(daemon.config())?;
+    let mut files = Files::default();
+    let mut forgetting = Forgetting::default();
     let mut reload = Reload::default();
     let mut settle: Option<Instant> = None;
     let mut offset = clock::clock().offset;
@@ -79,7 +91,12 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => reload.ask(None),
-            Some(call) = requests.recv() => answer(&mut daemon, &mut reload, call),
+            Some(asked) = requests.recv() => match asked {
+                Asked::Call(call) => answer(&mut daemon, &mut reload, &mut control, &mut forgetting, call),
+                Asked::Http { connection, uid } => {
+                    control.hand_over(connection, Who::Admin { uid }, ipc::Caller::Admin { uid });
+                }
+            },
             Ok((stream, _)) = listener.accept() => {
                 if let Ok(permit) = connections.clone().try_acquire_owned() {
                     let calls = calls.clone();
@@ -112,6 +129,9 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             () = at(boundary.map(instant_of)) => reload.again(),
             candidate = reload.finished() => {
                 let applied = daemon.apply(candidate);
+                if applied.ok {
+                    control.tell_settings(&files.settings(&daemon));
+                }
                 settled(&applied);
                 reload.tell(&applied);
             }
@@ -126,6 +146,14 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                     reload.again();
                 }
             }
+            happened = control.happened() => {
+                serve(&mut daemon, &mut control, &mut files, &mut forgetting, happened);
+            }
+            _ = ticks.files.tick() => {
+                if files.changed(&daemon) {
+                    control.tell_settings(&files.settings(&daemon));
+                }
+            }
             _ = ticks.watchdog.tick() => notify(&[NotifyState::Watchdog]),
             _ = ticks.metrics.tick() => daemon.write_metrics()?,
         }
@@ -138,6 +166,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
 
 struct Ticks {
     drain: tokio::time::Interval,
+    files: tokio::time::Interval,
     sweep: tokio::time::Interval,
     metrics: tokio::time::Interval,
     watchdog: tokio::time::Interval,
@@ -152,6 +181,7 @@ impl Ticks {
         };
         Self {
             drain: every(DRAIN_EVERY),
+            files: every(FILES_EVERY),
             sweep: every(SWEEP_EVERY),
             metrics: every(METRICS_EVERY),
             watchdog: every(watchdog_period()),
@@ -224,8 +254,173 @@ impl Reload {
     }
 }
 
-fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
-    let Call { request, answer } = call;
+/// Answers to revocations, which wait until control has dropped whatever it accepted before.
+#[derive(Default)]
+struct Forgetting {
+    next: ipc::Question,
+    waiting: HashMap<ipc::Question, Waiting>,
+}
+
+/// Who waits, and for what.
+enum Waiting {
+    Operator(oneshot::Sender<Reply>, Reply),
+    /// An operator who asks through control.
+    Caller(ToControl),
+}
+
+impl Waiting {
+    fn answer(self, control: &mut Control) {
+        match self {
+            Self::Operator(answer, reply) => {
+                // Who asked has gone: nobody misses the answer.
+                let _ = answer.send(reply);
+            }
+            Self::Caller(message) => control.tell(&message, None),
+        }
+    }
+}
+
+impl Forgetting {
+    /// Answers when control has forgotten, or at once if nobody is there to forget.
+    fn then(&mut self, control: &mut Control, waiting: Waiting) {
+        if !control.is_ready() {
+            return waiting.answer(control);
+        }
+        self.next += 1;
+        self.waiting.insert(self.next, waiting);
+        control.tell(&ToControl::Forget { question: self.next }, None);
+    }
+
+    fn forgotten(&mut self, control: &mut Control, question: ipc::Question) {
+        if let Some(waiting) = self.waiting.remove(&question) {
+            waiting.answer(control);
+        }
+    }
+
+    /// A process that ended remembers nothing.
+    fn all(&mut self, control: &mut Control) {
+        for (_, waiting) in self.waiting.drain() {
+            waiting.answer(control);
+        }
+    }
+}
+
+/// What the control process wants, or what became of it.
+fn serve(
+    daemon: &mut Daemon,
+    control: &mut Control,
+    files: &mut Files,
+    forgetting: &mut Forgetting,
+    happened: Happened,
+) {
+    match happened {
+        Happened::Nothing => {}
+        Happened::Restart => match control.start(&files.settings(daemon)) {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::error!(%error, "proofs cannot be shown");
+                control.try_later();
+            }
+        },
+        Happened::Ended(how) => {
+            forgetting.all(control);
+            daemon.control_ended(&how);
+        }
+        Happened::Accepted(fd, who) => match who {
+            Ok(who) => {
+                let caller = daemon.introduce(&who);
+                control.hand_over(fd, who, caller);
+            }
+            // The connection is closed: nobody can be told.
+            Err(error) => daemon.not_attested(&error),
+        },
+        Happened::Message(message) => said(daemon, control, forgetting, message),
+    }
+}
+
+fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting, message: FromControl) {
+    let unknown = || Refusal { reason: "caller_gone".to_owned(), message: "there is no such connection".to_owned() };
+    match message {
+        FromControl::Ready { generation } => {
+            control.became_ready();
+            daemon.control_is_ready(generation);
+        }
+        FromControl::Grant { question, connection, wanted } => {
+            let who = control.who(connection).cloned();
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.grant(&who, wanted));
+            control.tell(
+                &match result {
+                    Ok(grant) => ToControl::Granted { question, grant },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
+        FromControl::Return { question, connection, grant } => {
+            let who = control.who(connection).cloned();
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.give_back(&who, &grant));
+            control.tell(
+                &match result {
+                    Ok(()) => ToControl::Returned { question },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
+        FromControl::Held { question, connection } => {
+            let result = control.who(connection).ok_or_else(unknown).and_then(|who| daemon.held(who));
+            control.tell(
+                &match result {
+                    Ok(grants) => ToControl::Holds { question, grants },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
+        FromControl::Refused { connection, rule, reason, proofs } => {
+            if let Some(who) = control.who(connection).cloned() {
+                daemon.refused(&who, rule, &reason, &proofs);
+            }
+        }
+        FromControl::Forward { question, connection, wanted, request } => {
+            let who = control.who(connection).cloned();
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.forward(&who, wanted, request));
+            control.tell(
+                &match result {
+                    Ok(()) => ToControl::Returned { question },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
+        FromControl::Forwarded { connection, rule, reason, proofs, request } => {
+            if let Some(who) = control.who(connection).cloned() {
+                daemon.forwarded(&who, rule, reason, &proofs, request);
+            }
+        }
+        FromControl::Revoke { question, connection, what, text } => {
+            let refusal = match control.who(connection) {
+                Some(Who::Admin { uid }) => match daemon.revoke(what, *uid, &text) {
+                    Ok(effect) => {
+                        return forgetting.then(control, Waiting::Caller(ToControl::Revoked { question, effect }));
+                    }
+                    Err(message) => Refusal { reason: "store_unusable".to_owned(), message },
+                },
+                Some(_) => Refusal {
+                    reason: "not_an_operator".to_owned(),
+                    message: "only operators revoke, on their own socket".to_owned(),
+                },
+                None => unknown(),
+            };
+            control.tell(&ToControl::NotGranted { question, refusal }, None);
+        }
+        FromControl::Forgotten { question } => forgetting.forgotten(control, question),
+        FromControl::Closed { connection } => control.forget(connection),
+    }
+}
+
+fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forgetting: &mut Forgetting, call: Call) {
+    let Call { request, uid, answer } = call;
     let error = |error: DaemonError| Answer::Error { message: error.to_string() };
     let reply = match request {
         Request::Apply => return reload.ask(Some(answer)),
@@ -244,6 +439,18 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, call: Call) {
             let (lines, more) = daemon.recent(last);
             Reply::Lines(lines, follow.then_some(more))
         }
+        Request::KeyCreate(new) => Reply::One(daemon.create_key(uid, *new)),
+        Request::KeyList => Reply::One(daemon.list_keys()),
+        Request::KeyRevoke { id } => Reply::One(daemon.revoke_key(uid, id)),
+        Request::Revoke { what, text } => {
+            let reply = Reply::One(match daemon.revoke(what, uid, &text) {
+                Ok(effect) => Answer::Revoked(effect),
+                Err(message) => Answer::Error { message },
+            });
+            return forgetting.then(control, Waiting::Operator(answer, reply));
+        }
+        Request::Reinstate { what } => Reply::One(daemon.reinstate(&what, uid)),
+        Request::Revocations => Reply::One(daemon.revocations()),
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);
@@ -275,8 +482,8 @@ fn policy_differs(daemon: &Daemon) -> bool {
     sources.len() != in_force.len() || sources.iter().zip(in_force).any(|(a, b)| a.name != b.name || a.text != b.text)
 }
 
-/// The socket of operators: root's alone.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// A socket that whoever the mode admits can connect to.
+pub(super) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent()
         && !directory.exists()
     {
@@ -287,7 +494,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 

@@ -29,6 +29,8 @@ pub struct Classification {
     pub workload: u32,
     /// A pattern could match a strict descendant.
     pub open: bool,
+    /// Where grants go by instance: how much of the path is the instance's own.
+    pub instance: Option<usize>,
 }
 
 /// Says whose a cgroup is, by its path below the root that is enforced (`/` for that root).
@@ -77,6 +79,26 @@ impl Tree {
     /// All entries, for a generation.
     pub fn identities(&self) -> HashMap<u64, IdentityEntry> {
         self.known.values().copied().collect()
+    }
+
+    /// What the kernel knows of a cgroup by its path: its own entry, or the nearest one above it. As in the kernel, a cgroup
+    /// below an open one that has none itself is not known yet.
+    pub fn nearest(&self, path: &str) -> Option<IdentityEntry> {
+        if let Some((_, entry)) = self.known.get(path) {
+            return Some(*entry);
+        }
+        let mut end = path.len();
+        while let Some(slash) = path.get(..end).and_then(|head| head.rfind('/')) {
+            let above = if slash == 0 { "/" } else { path.get(..slash)? };
+            if let Some((_, entry)) = self.known.get(above) {
+                return (entry.flags & identity_flags::OPEN == 0).then_some(*entry);
+            }
+            if slash == 0 {
+                return None;
+            }
+            end = slash;
+        }
+        None
     }
 
     /// Instances of workloads: path, number, entry.
@@ -160,9 +182,15 @@ impl Tree {
         if !metadata.is_dir() {
             return Ok(());
         }
-        let Classification { workload, open } = classify(&path);
+        let Classification { workload, open, instance } = classify(&path);
         let cgroup = metadata.ino();
-        let entry = IdentityEntry { workload, flags: if open { identity_flags::OPEN } else { 0 } };
+        let instance = match instance.and_then(|end| path.get(..end)) {
+            None => 0,
+            Some(own) if own == path => cgroup,
+            // What lies on the way to an open directory was entered before it.
+            Some(own) => self.known.get(own).map_or(cgroup, |(instance, _)| *instance),
+        };
+        let entry = IdentityEntry { workload, flags: if open { identity_flags::OPEN } else { 0 }, instance };
         if open {
             // The watch comes before the listing, so that nothing falls between them.
             let flags = AddWatchFlags::IN_CREATE
@@ -267,11 +295,13 @@ mod tests {
     fn classify(path: &str) -> Classification {
         let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
         match parts.as_slice() {
-            [] => Classification { workload: 0, open: true },
-            ["agents"] => Classification { workload: 0, open: true },
-            ["agents", name, ..] if name.starts_with("a-") => Classification { workload: 7, open: false },
-            ["db", ..] => Classification { workload: 3, open: false },
-            _ => Classification { workload: 0, open: false },
+            [] => Classification { workload: 0, open: true, instance: None },
+            ["agents"] => Classification { workload: 0, open: true, instance: None },
+            ["agents", name, ..] if name.starts_with("a-") => {
+                Classification { workload: 7, open: false, instance: Some("/agents/".len() + name.len()) }
+            }
+            ["db", ..] => Classification { workload: 3, open: false, instance: None },
+            _ => Classification { workload: 0, open: false, instance: None },
         }
     }
 
@@ -282,7 +312,7 @@ mod tests {
         let mut tree = Tree::new(&scratch.0).unwrap();
         tree.rescan(&classify).unwrap();
         let identities = tree.identities();
-        assert_eq!(identities[&db], IdentityEntry { workload: 3, flags: 0 });
+        assert_eq!(identities[&db], IdentityEntry { workload: 3, flags: 0, instance: 0 });
         assert!(!identities.contains_key(&inner));
         assert_eq!(tree.path_of(inner).as_deref(), Some("/db/inner"));
     }
@@ -294,7 +324,7 @@ mod tests {
         let mut tree = Tree::new(&scratch.0).unwrap();
         tree.rescan(&classify).unwrap();
         let cgroup = scratch.make("agents/a-1");
-        let entry = IdentityEntry { workload: 7, flags: 0 };
+        let entry = IdentityEntry { workload: 7, flags: 0, instance: cgroup };
         assert_eq!(tree.changes(&classify).unwrap(), [Change::Appeared { cgroup, entry }]);
         assert_eq!(tree.changes(&classify).unwrap(), []);
     }
@@ -306,7 +336,7 @@ mod tests {
         tree.rescan(&classify).unwrap();
         let cgroup = scratch.make("agents/a-1");
         let changes = tree.changes(&classify).unwrap();
-        let entry = IdentityEntry { workload: 7, flags: 0 };
+        let entry = IdentityEntry { workload: 7, flags: 0, instance: cgroup };
         assert!(changes.contains(&Change::Appeared { cgroup, entry }), "{changes:?}");
     }
 

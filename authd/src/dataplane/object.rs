@@ -13,8 +13,9 @@ use authd_common::{
     ABI_VERSION,
     event::Event,
     tables::{
-        ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey,
-        IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, WorkloadEntry, names,
+        ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, Grant,
+        GrantKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tag,
+        WorkloadEntry, names,
     },
 };
 use aya::{
@@ -36,6 +37,8 @@ pub struct Sizes {
     pub cells: u32,
     pub conversations: u32,
     pub locals: u32,
+    /// Grants that live at one time.
+    pub grants: u32,
     /// Bytes; a power of two.
     pub events: u32,
 }
@@ -48,6 +51,7 @@ impl Default for Sizes {
             cells: 524_288,
             conversations: 65_536,
             locals: 65_536,
+            grants: 65_536,
             events: 1 << 22,
         }
     }
@@ -101,6 +105,10 @@ pub struct Maps {
     pub sequence: PerCpuArray<MapData, Sequence>,
     pub events: RingBuf<MapData>,
     pub barrier: ArrayOfMaps<MapData, Array<MapData, u64>>,
+    pub grants: HashMap<MapData, GrantKey, Grant>,
+    /// Two words each: end, serial number.
+    pub slots: MappedArray<u64>,
+    pub tags: OwnedFd,
 }
 
 /// What loading gave.
@@ -131,13 +139,15 @@ const PINNED: &[&str] = &[
     names::SEQUENCE,
     names::EVENTS,
     names::BARRIER,
+    names::GRANTS,
+    names::SLOTS,
 ];
 
 /// Where pins of one layout and size lie below authd's directory.
 pub fn maps_directory(pins: &Path, sizes: &Sizes) -> PathBuf {
     pins.join(format!(
-        "maps-v{ABI_VERSION}-{}-{}-{}-{}-{}-{}",
-        sizes.identities, sizes.addresses, sizes.cells, sizes.conversations, sizes.locals, sizes.events
+        "maps-v{ABI_VERSION}-{}-{}-{}-{}-{}-{}-{}",
+        sizes.identities, sizes.addresses, sizes.cells, sizes.conversations, sizes.locals, sizes.grants, sizes.events
     ))
 }
 
@@ -164,6 +174,8 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
         .map_max_entries(names::CELLS, sizes.cells)
         .map_max_entries(names::CONVERSATIONS, sizes.conversations)
         .map_max_entries(names::LOCALS, sizes.locals)
+        .map_max_entries(names::GRANTS, sizes.grants)
+        .map_max_entries(names::SLOTS, slots(sizes))
         .map_max_entries(names::EVENTS, sizes.events);
     for name in PINNED {
         loader.map_pin_path(name, directory.join(name));
@@ -171,7 +183,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
     let mut ebpf = loader.load(OBJECT)?;
     // Programs first: their instructions hold the numbers of the maps' descriptors, which taking the maps may close.
     let (programs, refused) = load_programs(&mut ebpf)?;
-    let maps = open(&mut ebpf)?;
+    let maps = open(&mut ebpf, sizes)?;
     Ok(Object { programs, refused, maps: Some(maps), adopted: complete, ebpf })
 }
 
@@ -272,7 +284,12 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadErr
     Ok((loaded, refused))
 }
 
-fn open(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
+/// One slot is nobody's.
+fn slots(sizes: &Sizes) -> u32 {
+    sizes.grants + 1
+}
+
+fn open(ebpf: &mut Ebpf, sizes: &Sizes) -> Result<Maps, LoadError> {
     Ok(Maps {
         head: mapped(ebpf, names::HEAD, 1)?,
         roots: typed(ebpf, names::ROOTS)?,
@@ -287,6 +304,9 @@ fn open(ebpf: &mut Ebpf) -> Result<Maps, LoadError> {
         sequence: typed(ebpf, names::SEQUENCE)?,
         events: typed(ebpf, names::EVENTS)?,
         barrier: typed(ebpf, names::BARRIER)?,
+        grants: typed(ebpf, names::GRANTS)?,
+        slots: mapped(ebpf, names::SLOTS, slots(sizes) as usize * (size_of::<Slot>() / size_of::<u64>()))?,
+        tags: descriptor(&take(ebpf, names::TAGS)).map_err(|error| LoadError::Mapping { name: names::TAGS, error })?,
     })
 }
 
@@ -311,7 +331,7 @@ fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &'static str, length: usize) -> Re
 
 fn descriptor(map: &Map) -> io::Result<OwnedFd> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) => {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) | Map::SkStorage(data) => {
             data.fd().as_fd().try_clone_to_owned()
         }
         _ => Err(io::ErrorKind::Unsupported.into()),
@@ -320,6 +340,15 @@ fn descriptor(map: &Map) -> io::Result<OwnedFd> {
 
 fn one_line(error: &ProgramError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// A tag, from the bytes of a socket's storage.
+pub fn tag(bytes: &[u8]) -> Option<Tag> {
+    if bytes.len() != size_of::<Tag>() {
+        return None;
+    }
+    // SAFETY: the size was compared, and `Tag` is plain data without padding: every bit pattern is a value.
+    Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
 }
 
 /// An event, from the bytes of the ring. `None` if they have another size: another layout, which the ABI number rules out.

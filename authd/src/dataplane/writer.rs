@@ -15,8 +15,8 @@ use std::{
 use authd_common::{
     address::Address,
     tables::{
-        ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, IdentityEntry, IdentityKey,
-        MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, WorkloadEntry, address_key, root_slot,
+        ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, Grant, GrantKey, IdentityEntry,
+        IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Slot, WorkloadEntry, address_key, root_slot,
     },
 };
 use aya::{
@@ -28,7 +28,7 @@ use super::{
     bpf,
     object::{Maps, Sizes},
 };
-use crate::policy::image::Image;
+use crate::{grants::Command, policy::image::Image};
 
 /// Entries per system call.
 const BATCH: usize = 4096;
@@ -153,6 +153,7 @@ impl Writer {
         image: &Image,
         identities: &StdHashMap<u64, IdentityEntry>,
         base_level: u32,
+        hold_ms: u32,
     ) -> Result<Loaded, WriteError> {
         let started = Instant::now();
         let same = |a: bool| if a { 0 } else { 1 };
@@ -175,6 +176,8 @@ impl Writer {
             workload_bank: (self.root.workload_bank + new_workloads) % BANKS,
             port_bank: (self.root.port_bank + new_ports) % BANKS,
             base_level,
+            hold_ms,
+            zero: 0,
         };
         self.clean()?;
         self.check_capacity(image, identities, &root)?;
@@ -238,6 +241,50 @@ impl Writer {
     pub fn take_denial(&mut self, key: &DenialKey) -> Result<Option<Denial>, WriteError> {
         let of = |error| WriteError::Write { table: "denials", error };
         bpf::take::<DenialKey, Denial>(self.maps.denials.fd.as_fd(), key).map_err(of)
+    }
+
+    /// Follows what became of grants, in order. Stops at the first that cannot be followed.
+    pub fn follow(&mut self, commands: &[Command]) -> Result<(), WriteError> {
+        let of = |error| WriteError::Map { table: "grants", error };
+        for command in commands {
+            match *command {
+                Command::Fill { grant, until } => {
+                    // A slot at rest: nobody remembers its new serial number yet.
+                    self.set_slot(grant.slot, Slot { until: 0, serial: grant.serial, reserved: 0 });
+                    self.set_end(grant.slot, until);
+                }
+                Command::Empty { slot } => self.set_end(slot, 0),
+                Command::Point { key, grant } => self.maps.grants.insert(key, grant, 0).map_err(of)?,
+                Command::Unpoint { key } => match self.maps.grants.remove(&key) {
+                    Ok(()) | Err(MapError::KeyNotFound) => {}
+                    Err(error) => return Err(of(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Every slot, as the kernel has it.
+    pub fn slots(&self) -> Vec<Slot> {
+        let word = |at| self.maps.slots.get(at);
+        (0..self.maps.slots.len() / 2)
+            .map(|slot| Slot { until: word(slot * 2), serial: word(slot * 2 + 1) as u32, reserved: 0 })
+            .collect()
+    }
+
+    /// Every entry of the grants' index.
+    pub fn pointed(&self) -> Result<Vec<(GrantKey, Grant)>, WriteError> {
+        let entries = self.maps.grants.iter().collect::<Result<_, _>>();
+        entries.map_err(|error| WriteError::Map { table: "grants", error })
+    }
+
+    fn set_slot(&mut self, slot: u32, value: Slot) {
+        self.set_end(slot, value.until);
+        self.maps.slots.set(slot as usize * 2 + 1, value.serial.into());
+    }
+
+    fn set_end(&mut self, slot: u32, until: u64) {
+        self.maps.slots.set(slot as usize * 2, until);
     }
 
     /// Table, entries, capacity. An upper bound where the kernel does not count.

@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use authd_common::{
     reason::Reason,
     tables::{
-        ADDRESS_CLASS_OTHER, ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, MAX_WORKLOADS, NO_RULE, PORT_SLOTS, Phase,
-        PortEntry, WorkloadEntry, path, port_flags, port_slot, root_flags, workload_flags,
+        ADDRESS_CLASS_OTHER, ALTERNATIVES, ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, MAX_WORKLOADS, NO_RULE,
+        PORT_SLOTS, Phase, PortEntry, WorkloadEntry, path, phase_flags, port_flags, port_slot, root_flags,
+        workload_flags,
     },
     tables::{IPPROTO_TCP, IPPROTO_UDP, UNMANAGED},
     verdict::Action,
@@ -57,6 +58,12 @@ pub enum CompileError {
     PortClasses(usize),
     #[error("the policy has had {0} workloads lately, and tables have room for {max}", max = MAX_WORKLOADS - 1)]
     Workloads(usize),
+    #[error(
+        "rules {} ask for different proofs for the same flows, and a flow may have {ALTERNATIVES} such alternatives: \
+         merge rules",
+        .0.join(", ")
+    )]
+    Alternatives(Vec<String>),
 }
 
 /// Names and their numbers, as records and tables carry them.
@@ -88,7 +95,8 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
     let ports = PortClasses::new(&services, options)?;
     let subjects = Subjects::new(model, &rules);
     let workloads = WorkloadClasses::new(model, &services, &subjects);
-    let mut cells = Cells { rules: &rules, registry, at, made: BTreeMap::new(), known: HashMap::new(), next: None };
+    let mut cells =
+        Cells { rules: &rules, registry, at, made: BTreeMap::new(), known: HashMap::new(), next: None, too_many: None };
     for (class, members) in workloads.members.iter().enumerate() {
         let Some(&workload) = members.first() else { continue };
         let own = &subjects.of_workload[workload];
@@ -96,6 +104,9 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
         cells.inbound(class as u32 + 1, workload, model, &services, &addresses, &ports, &workloads);
     }
     cells.outbound(ANY_CLASS, &[], &subjects.any, &services, &addresses, &ports);
+    if let Some(rules) = cells.too_many {
+        return Err(CompileError::Alternatives(rules));
+    }
     let mut entries = vec![WorkloadEntry::default(); registry.workloads.end()];
     for (index, workload) in model.workloads.iter().enumerate() {
         if let Some(number) = registry.workloads.number(&workload.name) {
@@ -381,6 +392,8 @@ struct Cells<'a> {
     made: BTreeMap<CellKey, Cell>,
     known: HashMap<(Vec<usize>, bool), Cell>,
     next: Option<Timestamp>,
+    /// Names of rules that are too many for one cell.
+    too_many: Option<Vec<String>>,
 }
 
 /// Object and port of an outbound cell.
@@ -464,7 +477,7 @@ impl Cells<'_> {
                     Object::Service(service) => here.contains(service),
                 })
             };
-            let mut base = Vec::new();
+            let (mut base, mut base_remote) = (Vec::new(), Vec::new());
             let mut local: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
             let mut remote: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
             for (index, rule) in self.rules.iter().enumerate().filter(|(_, rule)| applies(rule)) {
@@ -473,6 +486,8 @@ impl Cells<'_> {
                         Subject::Any => base.push(index),
                         Subject::Unmanaged => local.entry(UNMANAGED).or_default().push(index),
                         Subject::Workload(caller) => local.entry(workloads.class[caller]).or_default().push(index),
+                        // Known by its certificate alone: it may call from anywhere, and shows it first.
+                        Subject::Peer(peer) if addresses.of_peer[peer].is_empty() => base_remote.push(index),
                         Subject::Peer(peer) => {
                             for &address in &addresses.of_peer[peer] {
                                 remote.entry(address).or_default().push(index);
@@ -485,6 +500,9 @@ impl Cells<'_> {
             debug_assert!(model.workloads.len() == workloads.class.len());
             for (path, subjects) in [(path::IN_LOCAL, local), (path::IN_REMOTE, remote)] {
                 let attested = path == path::IN_LOCAL;
+                if !attested {
+                    base.append(&mut base_remote);
+                }
                 for (subject, own) in subjects {
                     let key = CellKey { epoch: 0, subject, object: class, port, path, reserved: 0 };
                     self.put(key, own.into_iter().chain(base.iter().copied()).collect(), attested);
@@ -535,11 +553,27 @@ impl Cells<'_> {
         self.at.monotonic.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX)).max(1)
     }
 
-    fn phase(&self, rules: &[usize], attested: bool, at: Timestamp) -> Phase {
+    fn phase(&mut self, rules: &[usize], attested: bool, at: Timestamp) -> Phase {
         let in_force = rules.iter().map(|index| &self.rules[*index]).filter(|rule| is_in_force(rule, at));
-        let (action, reason, rule) = combine(in_force, attested);
-        let rule = rule.and_then(|rule| self.registry.rules.number(&rule.name)).unwrap_or(NO_RULE);
-        Phase { rule, reason: reason.code(), action: action.code(), reserved: 0 }
+        let combined = combine(in_force, attested);
+        let number = |rule: &Rule| self.registry.rules.number(&rule.name).unwrap_or(NO_RULE);
+        let mut phase = Phase {
+            rule: combined.rule.map_or(NO_RULE, number),
+            reason: combined.reason.code(),
+            action: combined.action.code(),
+            watched_by: combined.watch.map_or(NO_RULE, number),
+            ..Phase::default()
+        };
+        if combined.open_to.len() > ALTERNATIVES {
+            self.too_many.get_or_insert_with(|| combined.open_to.iter().map(|rule| rule.name.clone()).collect());
+        }
+        for (place, rule) in phase.granted_by.iter_mut().zip(&combined.open_to) {
+            *place = number(rule);
+        }
+        if combined.open_to.iter().any(|rule| rule.hold) {
+            phase.flags |= phase_flags::HOLD;
+        }
+        phase
     }
 }
 
@@ -547,12 +581,24 @@ pub fn is_in_force(rule: &Rule, at: Timestamp) -> bool {
     rule.when.as_ref().is_none_or(|schedule| schedule.contains(at))
 }
 
-/// What rules that cover the same flow say together. They come in the order in which they are named.
+/// What rules that cover the same flow say together.
+pub struct Combined<'a> {
+    pub action: Action,
+    pub reason: Reason,
+    pub rule: Option<&'a Rule>,
+    /// If proofs are what lacks: rules whose grants let the flow pass.
+    pub open_to: Vec<&'a Rule>,
+    /// The observed denial that turns what a grant lets pass into something observed.
+    pub watch: Option<&'a Rule>,
+}
+
+/// Combines rules, in the order in which they are named.
 ///
 /// Rules add up, and a denial wins. A denial that is only observed turns what would pass into something observed; a rule
 /// that is only observed lets pass, on record, whoever lacks its proofs.
-pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> (Action, Reason, Option<&'a Rule>) {
+pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> Combined<'a> {
     let (mut denies, mut watches, mut allows, mut unmet, mut unmet_watched) = (None, None, None, None, None);
+    let mut open_to = Vec::new();
     for rule in rules {
         let slot = match (rule.deny, rule.observe) {
             (true, false) => &mut denies,
@@ -564,8 +610,11 @@ pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> (Ac
         if slot.is_none() {
             *slot = Some(rule);
         }
+        if rule.is_grantable() {
+            open_to.push(rule);
+        }
     }
-    match (denies, watches, allows, unmet_watched, unmet) {
+    let (action, reason, rule) = match (denies, watches, allows, unmet_watched, unmet) {
         (Some(rule), ..) => (Action::Deny, Reason::DeniedByRule, Some(rule)),
         (None, Some(rule), Some(_), ..) | (None, Some(rule), None, Some(_), _) => {
             (Action::Observe, Reason::DeniedByRule, Some(rule))
@@ -574,5 +623,7 @@ pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> (Ac
         (None, None, None, Some(rule), _) => (Action::Observe, Reason::ProofRequired, Some(rule)),
         (None, _, None, None, Some(rule)) => (Action::Deny, Reason::ProofRequired, Some(rule)),
         (None, _, None, None, None) => (Action::Deny, Reason::NoRule, None),
-    }
+    };
+    let (open_to, watch) = if reason == Reason::ProofRequired { (open_to, watches) } else { (Vec::new(), None) };
+    Combined { action, reason, rule, open_to, watch }
 }

@@ -45,6 +45,14 @@ pub fn diff(old: &Model, new: &Model, options: &Options, moment: Moment) -> Resu
             }
         }
     }
+    // No packet shows who they are: the verdict is about what they show besides.
+    let by_certificate: BTreeSet<&str> = old
+        .peers
+        .iter()
+        .chain(&new.peers)
+        .filter(|peer| peer.networks.is_empty())
+        .map(|peer| peer.name.as_str())
+        .collect();
     let callers: BTreeSet<&str> = old
         .workloads
         .iter()
@@ -52,6 +60,7 @@ pub fn diff(old: &Model, new: &Model, options: &Options, moment: Moment) -> Resu
         .map(|w| w.name.as_str())
         .chain(old.peers.iter().chain(&new.peers).map(|p| p.name.as_str()))
         .chain(["unmanaged"])
+        .filter(|name| !by_certificate.contains(name))
         .collect();
     let mut changes = Vec::new();
     for caller in callers {

@@ -8,7 +8,7 @@ use authd_common::{
     address::Address,
     reason::Reason,
     tables::UNMANAGED,
-    verdict::{Action, Caller, Verdict, decide_in, decide_out},
+    verdict::{Action, FarEnd, Opener, Verdict, decide_in, decide_out},
 };
 use serde::Serialize;
 
@@ -141,7 +141,8 @@ impl Policy<'_> {
         let number =
             |workload: usize| self.registry.workloads.number(&self.model.workloads[workload].name).unwrap_or(UNMANAGED);
         if let From::Workload(workload) = from {
-            let verdict = decide_out(&view, &root, number(workload), &to.address, to.protocol, to.port);
+            let opener = Opener { workload: number(workload), instance: 0 };
+            let verdict = decide_out(&view, &root, &opener, &to.address, to.protocol, to.port);
             steps.push(self.step("outbound", workload, from, to, verdict));
             verdicts.push(verdict);
         }
@@ -153,9 +154,9 @@ impl Policy<'_> {
         guards.dedup();
         for guard in guards {
             let caller = match from {
-                From::Workload(workload) => Caller::Local(number(workload)),
-                From::Unmanaged => Caller::Local(UNMANAGED),
-                From::Remote(address) => Caller::Remote(address),
+                From::Workload(workload) => FarEnd::local(number(workload), 0),
+                From::Unmanaged => FarEnd::local(UNMANAGED, 0),
+                From::Remote(address) => FarEnd::remote(address, 0),
             };
             let verdict = decide_in(&view, &root, number(guard), &caller, to.protocol, to.port);
             steps.push(self.step("inbound", guard, from, to, verdict));

@@ -11,6 +11,8 @@ use serde::{
 };
 use toml::Spanned;
 
+use crate::proofs::x509::crl::CrlPolicy;
+
 /// A policy file. All files of a directory are merged; their order does not matter.
 #[derive(Deserialize, JsonSchema, Debug, Default)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +39,10 @@ pub struct File {
     #[serde(default)]
     #[schemars(with = "Vec<Issuer>")]
     pub issuer: Vec<Spanned<Issuer>>,
+    /// Whose word counts about certificates.
+    #[serde(default)]
+    #[schemars(with = "Vec<Authority>")]
+    pub authority: Vec<Spanned<Authority>>,
     /// Who may call what.
     #[serde(default)]
     #[schemars(with = "Vec<Rule>")]
@@ -216,10 +222,13 @@ pub struct Peer {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub networks: Vec<Spanned<String>>,
+    /// SPIFFE ID of its certificate, in full.
     #[schemars(with = "Option<String>")]
     pub spiffe_id: Option<Spanned<String>>,
+    /// DNS name in its certificate; `*.example.org` stands for any name one label longer.
     #[schemars(with = "Option<String>")]
     pub dns: Option<Spanned<String>>,
+    /// Subject of its certificate (RFC 4514), as `openssl x509 -noout -subject -nameopt RFC2253,-esc_msb,utf8` prints it.
     #[schemars(with = "Option<String>")]
     pub subject: Option<Spanned<String>>,
     #[schemars(with = "Option<String>")]
@@ -257,15 +266,24 @@ pub struct Issuer {
     pub name: Spanned<String>,
     /// `jwt` or `introspection`.
     pub kind: IssuerKind,
-    /// The `iss` claim (RFC 7519, 4.1.1): an https URL.
+    /// The `iss` claim (RFC 7519, 4.1.1): an https URL, to the letter.
     #[schemars(with = "String")]
     pub issuer: Spanned<String>,
+    /// Where its public keys are published (RFC 7517, 5).
     #[schemars(with = "Option<String>")]
     pub jwks_url: Option<Spanned<String>>,
+    /// The same as a file, in the policy directory unless the path is absolute.
     #[schemars(with = "Option<String>")]
     pub jwks_file: Option<Spanned<String>>,
+    /// Where it says whether a token is active (RFC 7662).
     #[schemars(with = "Option<String>")]
     pub introspection_url: Option<Spanned<String>>,
+    /// As whom authd introspects.
+    #[schemars(with = "Option<String>")]
+    pub client_id: Option<Spanned<String>>,
+    /// File with that client's secret. Without it, authd shows its TLS certificate (RFC 8705, 2).
+    #[schemars(with = "Option<String>")]
+    pub client_secret_file: Option<Spanned<String>>,
     /// Algorithms that are accepted (RFC 7518, 3.1).
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
@@ -273,6 +291,15 @@ pub struct Issuer {
     /// Longest lifetime that a token may have, such as `15m`.
     #[schemars(with = "Option<String>")]
     pub max_ttl: Option<Spanned<String>>,
+    /// How much its clock may be off, up to `60s`. Default: `30s`.
+    #[schemars(with = "Option<String>")]
+    pub leeway: Option<Spanned<String>>,
+    /// Take only tokens of type `at+jwt`, with all claims that RFC 9068 requires. Keeps its ID tokens out.
+    #[schemars(with = "Option<bool>")]
+    pub access_token_type: Option<Spanned<bool>>,
+    /// Whether its URLs may lead to private addresses.
+    #[schemars(with = "Option<bool>")]
+    pub allow_private: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
@@ -280,6 +307,27 @@ pub struct Issuer {
 pub enum IssuerKind {
     Jwt,
     Introspection,
+}
+
+/// Who vouches for certificates, and with which limits.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// File of CA certificates in PEM; relative to the directory of the policy.
+    #[schemars(with = "String")]
+    pub bundle: Spanned<String>,
+    /// The SPIFFE trust domain that it speaks for. Without one, its certificates may carry no SPIFFE ID.
+    #[schemars(with = "Option<String>")]
+    pub trust_domain: Option<Spanned<String>>,
+    /// Files of revocation lists, in DER or PEM; relative to the directory of the policy.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub crl_files: Vec<Spanned<String>>,
+    /// Whether an issuer may be without a revocation list. Default: `if-present`.
+    #[schemars(with = "Option<CrlPolicy>")]
+    pub crl: Option<Spanned<CrlPolicy>>,
 }
 
 #[derive(Deserialize, JsonSchema, Debug)]
@@ -303,8 +351,14 @@ pub struct Rule {
     pub require: Vec<Spanned<Proof>>,
     #[schemars(with = "Option<Token>")]
     pub token: Option<Spanned<Token>>,
+    #[schemars(with = "Option<Mtls>")]
+    pub mtls: Option<Spanned<Mtls>>,
+    /// How long a grant lives, such as `5m`. Default: 5m.
     #[schemars(with = "Option<String>")]
     pub grant_ttl: Option<Spanned<String>>,
+    /// What becomes of a TCP connection whose proofs have not been shown. Default: `refuse`.
+    #[schemars(with = "Option<Pending>")]
+    pub pending: Option<Spanned<Pending>>,
     #[serde(default)]
     pub across_tenants: bool,
     #[serde(default)]
@@ -313,17 +367,49 @@ pub struct Rule {
     pub when: Option<Spanned<When>>,
 }
 
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Pending {
+    /// It fails at once.
+    Refuse,
+    /// It waits for them, for as long as `hold_seconds` in authd.toml says.
+    Hold,
+}
+
 /// What a token has to say.
 #[derive(Deserialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
     #[schemars(with = "String")]
     pub issuer: Spanned<String>,
-    pub audience: Option<String>,
+    /// One of its audiences (`aud`).
+    #[schemars(with = "Option<String>")]
+    pub audience: Option<Spanned<String>>,
+    /// Scopes that it must have; all of them.
     #[serde(default)]
-    pub scopes: Vec<String>,
+    #[schemars(with = "Vec<String>")]
+    pub scopes: Vec<Spanned<String>>,
+    /// Whether it has to be bound to a certificate (RFC 8705) or a DPoP key (RFC 9449).
     #[serde(default)]
     pub bound: bool,
+    /// Subjects (`sub`) that are accepted. Default: any.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub subjects: Option<Spanned<Vec<Spanned<String>>>>,
+}
+
+/// What a certificate has to say. Each key that is there must fit; of several texts in one, one has to.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Mtls {
+    /// Who has to vouch for it. Default: any authority.
+    #[schemars(with = "Option<String>")]
+    pub authority: Option<Spanned<String>>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub spiffe_id: Option<Spanned<Texts>>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub dns: Option<Spanned<Texts>>,
+    #[schemars(with = "Option<OneOrMany>")]
+    pub subject: Option<Spanned<Texts>>,
 }
 
 /// When a rule holds.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use authd_common::{
     address::Address,
     tables::{
-        ADDRESS_CLASS_OTHER, Cell, CellKey, IdentityEntry, PortEntry, Root, Tables, WorkloadEntry, port_slot,
-        workload_flags,
+        ADDRESS_CLASS_OTHER, Cell, CellKey, Grant, GrantKey, IdentityEntry, PortEntry, Root, Slot, Tables,
+        WorkloadEntry, port_slot, workload_flags,
     },
 };
 use jiff::Timestamp;
@@ -40,9 +40,11 @@ impl Image {
         let mut lengths: Vec<u8> = self.addresses.keys().map(|(_, bits)| *bits).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.dedup();
-        View { image: self, lengths, now }
+        View { image: self, lengths, now, grants: Box::new(|_| None), slots: Box::new(|_| None) }
     }
 }
+
+type LookUp<'a, K, V> = Box<dyn Fn(K) -> Option<V> + 'a>;
 
 /// An image at one moment.
 pub struct View<'a> {
@@ -50,6 +52,19 @@ pub struct View<'a> {
     /// Prefix lengths that occur, longest first.
     lengths: Vec<u8>,
     now: u64,
+    grants: LookUp<'a, GrantKey, Grant>,
+    slots: LookUp<'a, u32, Slot>,
+}
+
+impl<'a> View<'a> {
+    /// The same with grants: who holds which, and what the slots say.
+    pub fn with_grants(
+        self,
+        grants: impl Fn(GrantKey) -> Option<Grant> + 'a,
+        slots: impl Fn(u32) -> Option<Slot> + 'a,
+    ) -> Self {
+        Self { grants: Box::new(grants), slots: Box::new(slots), ..self }
+    }
 }
 
 impl Tables for View<'_> {
@@ -76,8 +91,16 @@ impl Tables for View<'_> {
         self.image.ports.get(&port_slot(protocol, port)).copied().unwrap_or_default()
     }
 
-    fn cell(&self, key: &CellKey) -> Option<Cell> {
-        self.image.cells.get(&CellKey { epoch: 0, ..*key }).copied()
+    fn cell(&self, key: &CellKey) -> Option<&Cell> {
+        self.image.cells.get(&CellKey { epoch: 0, ..*key })
+    }
+
+    fn grant(&self, key: &GrantKey) -> Option<Grant> {
+        (self.grants)(*key)
+    }
+
+    fn slot(&self, slot: u32) -> Option<Slot> {
+        (self.slots)(slot)
     }
 
     fn now(&self) -> u64 {

@@ -18,6 +18,7 @@ pub fn lint(model: &Model) -> Vec<Diagnostic> {
         pointless_rules(model, &mut warnings);
     }
     weak_proofs(model, &mut warnings);
+    any_audience(model, &mut warnings);
     unused(model, &mut warnings);
     warnings
 }
@@ -61,7 +62,8 @@ fn pointless_rules(model: &Model, warnings: &mut Vec<Diagnostic>) {
     for rule in model.rules.iter().filter(|rule| !rule.deny) {
         let by = model.rules.iter().find(|other| {
             let wider = other.name != rule.name && !other.deny && other.when.is_none() && covers(model, other, rule);
-            let cheaper = other.require.iter().all(|proof| rule.require.contains(proof));
+            let token = other.token.is_none() || other.token == rule.token;
+            let cheaper = token && other.require.iter().all(|proof| rule.require.contains(proof));
             // Of two rules that say the same, the second is the pointless one.
             let same = covers(model, rule, other) && rule.require.len() == other.require.len() && rule.when.is_none();
             wider && cheaper && (!same || other.name < rule.name)
@@ -98,6 +100,21 @@ fn weak_proofs(model: &Model, warnings: &mut Vec<Diagnostic>) {
                 warnings.push(warning.with_related(&service.place, "the service"));
             }
         }
+    }
+}
+
+/// Rules that take tokens which their issuer made for somebody else.
+fn any_audience(model: &Model, warnings: &mut Vec<Diagnostic>) {
+    for rule in model.rules.iter().filter(|rule| rule.token.as_ref().is_some_and(|token| token.audience.is_none())) {
+        warnings.push(Diagnostic::warning(
+            "any_audience",
+            rule.place.clone(),
+            format!(
+                "rule `{}` takes tokens for any audience: each service that is shown one can use it here",
+                rule.name
+            ),
+            "add `audience = \"...\"` to `token`",
+        ));
     }
 }
 
@@ -142,8 +159,13 @@ fn covers_subject(model: &Model, outer: &Subject, inner: &Subject) -> bool {
     match (outer, inner) {
         (Subject::Any, _) => true,
         (Subject::Peer(a), Subject::Peer(b)) => {
-            let networks = &model.peers[*a].networks;
-            model.peers[*b].networks.iter().all(|inner| networks.iter().any(|outer| outer.covers(inner)))
+            // Peers that are known by certificates are the same only if they are one.
+            let (outer, inner) = (&model.peers[*a], &model.peers[*b]);
+            if outer.has_certificate() || inner.has_certificate() {
+                return a == b;
+            }
+            let networks = &outer.networks;
+            inner.networks.iter().all(|inner| networks.iter().any(|outer| outer.covers(inner)))
         }
         (a, b) => a == b,
     }

@@ -1,6 +1,6 @@
 //! The policy with every name resolved and every value in range: what the builder makes, and the compiler reads.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use super::{
     diagnostic::Place,
@@ -9,14 +9,31 @@ use super::{
     pattern::{Pattern, Patterns},
     schedule::Schedule,
 };
+use crate::proofs::{
+    claims::{IssuerPolicy, Leeway},
+    jws::Algorithm,
+    x509::{
+        crl::CrlPolicy,
+        identity::{DnsPattern, VerifiedCertificate},
+        spiffe::{SpiffeId, TrustDomain},
+    },
+};
 
-#[derive(Clone, Debug)]
+/// Names become path segments of SPIFFE IDs and words of command lines.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&text.len()) && text.chars().all(allowed) && text.starts_with(char::is_alphanumeric)
+}
+
+#[derive(Clone, Debug, Default)]
 pub struct Model {
     pub trust_domain: String,
     pub observe: bool,
     pub workloads: Vec<Workload>,
     pub peers: Vec<Peer>,
     pub services: Vec<Service>,
+    pub authorities: Vec<Authority>,
+    pub issuers: Vec<Issuer>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -38,6 +55,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether each cgroup that matches holds its own grants. Agents and jobs are many, and none answers for another.
+    pub fn by_instance(&self) -> bool {
+        matches!(self.kind, Kind::Agent | Kind::Job)
+    }
+
     /// Operators must be able to reach what they log in through; agents and jobs are nothing that they log in through.
     pub fn has_failsafe(&self) -> bool {
         !matches!(self.kind, Kind::Agent | Kind::Job)
@@ -49,9 +71,66 @@ pub struct Peer {
     pub name: String,
     pub kind: Kind,
     pub networks: Vec<Network>,
+    pub spiffe_id: Option<SpiffeId>,
+    pub dns: Option<DnsPattern>,
+    /// RFC 4514.
+    pub subject: Option<String>,
     pub tenant: Option<String>,
     pub environment: Option<String>,
     pub place: Place,
+}
+
+impl Peer {
+    /// Whether a certificate is part of how it is known.
+    pub fn has_certificate(&self) -> bool {
+        self.spiffe_id.is_some() || self.dns.is_some() || self.subject.is_some()
+    }
+
+    /// Whether a certificate names it: all of what is said of its certificate has to fit. One of whose certificate nothing
+    /// is said is named by none.
+    pub fn is_named_by(&self, certificate: &VerifiedCertificate) -> bool {
+        self.has_certificate()
+            && self.spiffe_id.as_ref().is_none_or(|id| certificate.has_spiffe_id(id))
+            && self.dns.as_ref().is_none_or(|pattern| certificate.has_dns_name(pattern))
+            && self.subject.as_ref().is_none_or(|subject| certificate.has_subject(subject))
+    }
+}
+
+/// Whose word counts about certificates. Nothing has read the files yet.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    pub name: String,
+    /// As the policy writes it: relative to its directory.
+    pub bundle: PathBuf,
+    pub trust_domain: Option<TrustDomain>,
+    pub crl_files: Vec<PathBuf>,
+    pub crl: CrlPolicy,
+    pub place: Place,
+}
+
+/// What a rule asks of a certificate, beyond that somebody vouches for it. An empty list asks nothing.
+#[derive(Clone, Debug, Default)]
+pub struct MtlsRequirement {
+    /// Whose word counts, by index; everybody's of the policy, if `None`.
+    pub authority: Option<usize>,
+    pub spiffe_ids: Vec<SpiffeId>,
+    pub dns: Vec<DnsPattern>,
+    /// RFC 4514.
+    pub subjects: Vec<String>,
+}
+
+impl MtlsRequirement {
+    /// Whether the certificate has one of each list that asks something. Who vouched for it is compared by name.
+    pub fn is_met_by(&self, certificate: &VerifiedCertificate, authorities: &[Authority]) -> bool {
+        let one = |empty: bool, found: bool| empty || found;
+        let vouched = self.authority.is_none_or(|index| {
+            authorities.get(index).is_some_and(|authority| authority.name == certificate.authority)
+        });
+        vouched
+            && one(self.spiffe_ids.is_empty(), self.spiffe_ids.iter().any(|id| certificate.has_spiffe_id(id)))
+            && one(self.dns.is_empty(), self.dns.iter().any(|pattern| certificate.has_dns_name(pattern)))
+            && one(self.subjects.is_empty(), self.subjects.iter().any(|subject| certificate.has_subject(subject)))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +167,75 @@ impl Service {
     }
 }
 
+/// Who issues tokens.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    pub name: String,
+    /// The `iss` claim, to the letter.
+    pub issuer: String,
+    pub check: TokenCheck,
+    pub max_ttl: Option<Duration>,
+    pub leeway: Leeway,
+    /// RFC 9068 tokens only.
+    pub access_token_type: bool,
+    /// Whether its URLs may lead to private addresses.
+    pub allow_private: bool,
+    pub place: Place,
+}
+
+/// How tokens of an issuer are checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TokenCheck {
+    Jwt {
+        keys: Keys,
+        algorithms: Vec<Algorithm>,
+    },
+    Introspection {
+        url: String,
+        client_id: String,
+        /// Relative to the policy directory. Without one, the client's TLS certificate says who asks.
+        client_secret_file: Option<PathBuf>,
+    },
+}
+
+/// Where an issuer's public keys are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Keys {
+    /// Relative to the policy directory.
+    File(PathBuf),
+    Url(String),
+}
+
+impl Issuer {
+    /// What is asked of each of its tokens.
+    pub fn policy(&self) -> IssuerPolicy {
+        let algorithms = match &self.check {
+            TokenCheck::Jwt { algorithms, .. } => algorithms.clone(),
+            TokenCheck::Introspection { .. } => Vec::new(),
+        };
+        IssuerPolicy {
+            name: self.name.clone(),
+            issuer: self.issuer.clone(),
+            algorithms,
+            max_ttl: self.max_ttl,
+            leeway: self.leeway,
+            require_at_jwt: self.access_token_type,
+        }
+    }
+}
+
+/// What a rule asks of tokens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TokenRequirement {
+    /// By index.
+    pub issuer: usize,
+    pub audience: Option<String>,
+    pub scopes: Vec<String>,
+    pub bound: bool,
+    /// Any, if there are none.
+    pub subjects: Vec<String>,
+}
+
 /// Who a rule is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Subject {
@@ -115,7 +263,13 @@ pub struct Rule {
     pub deny: bool,
     pub observe: bool,
     pub require: Vec<Proof>,
+    /// What the certificate has to say where `require` has `mtls`.
+    pub mtls: Option<MtlsRequirement>,
+    /// There exactly if a token is required.
+    pub token: Option<TokenRequirement>,
     pub grant_ttl: Option<Duration>,
+    /// Connections wait for their proofs, instead of being refused at once.
+    pub hold: bool,
     pub when: Option<Schedule>,
     pub place: Place,
 }
@@ -130,7 +284,10 @@ impl Rule {
             deny: false,
             observe: false,
             require: Vec::new(),
+            mtls: None,
+            token: None,
             grant_ttl: None,
+            hold: false,
             when: None,
             place: Place::nowhere(),
         }
@@ -139,6 +296,14 @@ impl Rule {
     /// Whether what the rule requires is there without anybody showing anything.
     pub fn is_met_by(&self, attested: bool) -> bool {
         self.require.iter().all(|proof| attested && *proof == Proof::Cgroup)
+    }
+
+    /// Whether a caller can get a grant for it: it asks for proofs, and for none that nobody can show.
+    pub fn is_grantable(&self) -> bool {
+        let shown = |proof: &Proof| matches!(proof, Proof::Mtls | Proof::Token | Proof::ApiKey);
+        !self.deny
+            && self.require.iter().any(shown)
+            && self.require.iter().all(|proof| shown(proof) || *proof == Proof::Cgroup)
     }
 }
 
@@ -151,6 +316,9 @@ impl Model {
                 .enumerate()
                 .flat_map(|(index, workload)| workload.patterns.iter().map(move |(pattern, _)| (index, pattern)))
                 .map(|(index, pattern)| (number(index), pattern)),
+        )
+        .with_instances(
+            self.workloads.iter().enumerate().filter(|(_, w)| w.by_instance()).map(|(index, _)| number(index)),
         )
     }
 

@@ -3,7 +3,7 @@
 //! A pattern is a path whose components may contain `*`. The longest pattern that matches a path or one of its ancestors
 //! decides; of two equally long, the one with more literal characters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use authd_common::{identity::MAX_DEPTH, tables::UNMANAGED};
 
@@ -82,6 +82,8 @@ pub struct Classified {
 #[derive(Clone, Debug, Default)]
 pub struct Patterns {
     nodes: Vec<Node>,
+    /// Workloads whose grants go by instance.
+    by_instance: HashSet<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -116,7 +118,18 @@ impl Patterns {
             }
             nodes[at].workload = Some((workload, pattern.literals()));
         }
-        Self { nodes }
+        Self { nodes, by_instance: HashSet::new() }
+    }
+
+    /// Says whose grants go by instance.
+    pub fn with_instances(self, workloads: impl Iterator<Item = u32>) -> Self {
+        Self { by_instance: workloads.collect(), ..self }
+    }
+
+    /// How much of a path is the instance's own, if its workload's grants go by instance.
+    pub fn instance_end(&self, path: &str) -> Option<usize> {
+        let own = self.by_instance.contains(&self.classify(path).workload);
+        own.then(|| self.instance_path(path)).flatten().map(str::len)
     }
 
     /// Whose a path below the enforced root is. `/` is the root.

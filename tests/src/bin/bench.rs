@@ -256,9 +256,9 @@ impl Scene {
         let mut object = object::load(sandbox.pins(), &sizes)?;
         let mut writer = Writer::new(object.take_maps(), sizes)?;
         let number = registry.workloads.number("bench").context("the workload has a number")?;
-        let entry = IdentityEntry { workload: number, flags: 0 };
+        let entry = IdentityEntry { workload: number, flags: 0, instance: 0 };
         let identities = HashMap::from([(fs::metadata(&inside)?.ino(), entry)]);
-        writer.load(&image, &identities, base.level)?;
+        writer.load(&image, &identities, base.level, 0)?;
         attach::attach(&mut object, sandbox.cgroup.path(), sandbox.pins())?;
 
         let mut programs: HashMap<String, u32> = object.programs.iter().map(|p| (p.name.clone(), p.id)).collect();

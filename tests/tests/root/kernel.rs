@@ -15,6 +15,7 @@ use authd::{
         ring,
         writer::Writer,
     },
+    grants::Command,
     policy::{
         compile::{Options, Registry, compile},
         diagnostic::Source,
@@ -26,8 +27,11 @@ use authd_common::{
     address::Address,
     event::{Event, direction, kind},
     parse::{Packet, packet_flags, parse},
-    tables::{Counter, DenialKey, IPPROTO_UDP, IdentityEntry, PENDING, Tables, UNMANAGED, identity_flags, port_flags},
-    verdict::{Caller, Verdict, decide_packet_in, decide_packet_out},
+    tables::{
+        ALTERNATIVES, Counter, DenialKey, Grant, GrantKey, IPPROTO_UDP, IdentityEntry, PENDING, Slot, Tables,
+        UNMANAGED, identity_flags, port_flags,
+    },
+    verdict::{FarEnd, Opener, Verdict, decide_packet_in, decide_packet_out},
 };
 use authd_tests::{frames, meaning, netns::Netns, sandbox::Sandbox};
 use aya::programs::{Program, TestRun, TestRunOptions};
@@ -49,16 +53,18 @@ const FRAMES_PER_POLICY: u64 = 2_000;
 const CONTEXT: usize = 192;
 const IFINDEX: usize = 40;
 const LOOPBACK: u32 = 1;
+/// A sender's instance, where it has one.
+const INSTANCE: u64 = 77;
 /// A type that nobody uses (IEEE 802, local experiments): newer kernels refuse to run what claims to be IP and is short.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
-/// This process in another cgroup, for as long as this lives: sockets of test runs belong to it.
-struct Moved {
+/// This process in another cgroup, for as long as this lives: its new sockets, and those of test runs, belong to it.
+pub struct Moved {
     back: PathBuf,
 }
 
 impl Moved {
-    fn to(cgroup: &Path) -> Result<Self> {
+    pub fn to(cgroup: &Path) -> Result<Self> {
         let mount = authd::daemon::cgroupfs::mount_point().context("cgroup v2 is mounted")?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).context("a process has a cgroup")?;
@@ -125,6 +131,9 @@ struct Bench {
     elsewhere: u32,
     /// What the kernel's counters should say, by reason.
     counters: HashMap<u16, Counter>,
+    grants: HashMap<GrantKey, Grant>,
+    /// Ends and serials, by slot.
+    slots: HashMap<u32, Slot>,
     /// Loopback flows to guarded ports that this cgroup has sent on: a packet that arrives on one is its own.
     sent: HashSet<Flow>,
 }
@@ -140,11 +149,27 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
     let writer = Writer::new(object.take_maps(), sizes)?;
     let cgroup = fs::metadata(own)?.ino();
     let elsewhere = nix::net::if_::if_nametoindex("near")?;
-    let mut bench = Bench { object, writer, cgroup, elsewhere, counters: HashMap::new(), sent: HashSet::new() };
+    let mut bench = Bench {
+        object,
+        writer,
+        cgroup,
+        elsewhere,
+        counters: HashMap::new(),
+        grants: HashMap::new(),
+        slots: HashMap::new(),
+        sent: HashSet::new(),
+    };
+    let mut on_grants = 0;
     let mut compared = 0;
     for seed in 0..(2 * frames).div_ceil(FRAMES_PER_POLICY) {
         let mut random = SmallRng::seed_from_u64(seed);
-        let policy = meaning::policy(&mut random, true);
+        let mut policy = meaning::policy(&mut random, true);
+        if seed % 2 == 0 {
+            // Else few packets come to a grant.
+            let asking = policy.rules.iter().filter(|rule| rule.require.iter().any(|proof| *proof != "cgroup")).count();
+            let free = policy.rules.iter_mut().filter(|rule| !rule.deny && rule.require.is_empty());
+            free.take(ALTERNATIVES.saturating_sub(asking)).for_each(|rule| rule.require.push("api-key"));
+        }
         let source = Source { name: "random.toml".into(), text: policy.text().into() };
         let model = texts(vec![source]).model.with_context(|| format!("refused:\n{}", policy.text()))?;
         let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin };
@@ -158,14 +183,18 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
             1 => Who::Pending,
             _ => Who::Managed(number),
         };
+        let instance = if random.random_bool(0.5) { 0 } else { INSTANCE };
         let identities: HashMap<u64, IdentityEntry> = match who {
-            Who::Managed(workload) => HashMap::from([(cgroup, IdentityEntry { workload, flags: 0 })]),
+            Who::Managed(workload) => HashMap::from([(cgroup, IdentityEntry { workload, flags: 0, instance })]),
             Who::Unmanaged => HashMap::new(),
-            Who::Pending => {
-                HashMap::from([(base.id()?, IdentityEntry { workload: UNMANAGED, flags: identity_flags::OPEN })])
-            }
+            Who::Pending => HashMap::from([(
+                base.id()?,
+                IdentityEntry { workload: UNMANAGED, flags: identity_flags::OPEN, instance: 0 },
+            )]),
         };
-        bench.writer.load(&image, &identities, base.level)?;
+        bench.writer.load(&image, &identities, base.level, 0)?;
+        let rules: Vec<u32> = model.rules.iter().filter_map(|rule| registry.rules.number(&rule.name)).collect();
+        bench.give_grants(&mut random, &rules, who)?;
         for n in 0..FRAMES_PER_POLICY.min(2 * frames - compared) {
             let packet = if n % 2 == 0 { frames::random(&mut random) } else { frames::structured(&mut random) };
             let outbound = random.random_bool(0.5);
@@ -177,11 +206,15 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
                     policy.text()
                 )
             };
-            bench.one(&image, who, &packet, outbound, on_loopback).with_context(context)?;
+            on_grants +=
+                u64::from(bench.one(&image, who, instance, &packet, outbound, on_loopback).with_context(context)?);
             compared += 1;
         }
+        bench.take_grants()?;
         bench.compare_counters().with_context(|| format!("seed {seed}"))?;
     }
+    // The few packets of an emulated machine may miss them all.
+    ensure!(on_grants > 100 || frames < FRAMES, "of {compared} verdicts {on_grants} rest on a grant");
     Ok(compared)
 }
 
@@ -193,8 +226,53 @@ struct Expected {
 }
 
 impl Bench {
-    fn one(&mut self, image: &Image, who: Who, packet: &[u8], outbound: bool, on_loopback: bool) -> Result<()> {
-        let expected = self.expected(image, who, packet, outbound, on_loopback);
+    /// Grants of the sender and of callers from elsewhere: some live, some revoked, some of another one's slot.
+    fn give_grants(&mut self, random: &mut SmallRng, rules: &[u32], who: Who) -> Result<()> {
+        let callers: Vec<Address> =
+            (0..20).filter_map(|_| Some(parse(frames::structured(random).as_slice()).ok()?.source)).collect();
+        let local = |scope| (who.number(), scope, Address::UNSPECIFIED);
+        let remote = callers.iter().map(|address| (UNMANAGED, 0, *address));
+        let holders: Vec<_> = [local(0), local(INSTANCE)].into_iter().chain(remote).collect();
+        let mut commands = Vec::new();
+        for (workload, scope, address) in holders {
+            for rule in rules.iter().filter(|_| random.random_bool(0.4)).copied().collect::<Vec<_>>() {
+                let grant = Grant { slot: self.slots.len() as u32 + 1, serial: random.random_range(1..1000) };
+                let (until, serial) = match random.random_range(0..6) {
+                    0 => (0, grant.serial),
+                    1 => (u64::MAX, grant.serial + 1),
+                    _ => (u64::MAX, grant.serial),
+                };
+                let key = GrantKey { rule, workload, scope, address };
+                if self.grants.contains_key(&key) {
+                    continue;
+                }
+                commands.push(Command::Fill { grant: Grant { serial, ..grant }, until });
+                commands.push(Command::Point { key, grant });
+                self.grants.insert(key, grant);
+                self.slots.insert(grant.slot, Slot { until, serial, reserved: 0 });
+            }
+        }
+        Ok(self.writer.follow(&commands)?)
+    }
+
+    fn take_grants(&mut self) -> Result<()> {
+        let unpoint = self.grants.drain().map(|(key, _)| Command::Unpoint { key });
+        let empty = self.slots.drain().map(|(slot, _)| Command::Empty { slot });
+        let commands: Vec<Command> = unpoint.chain(empty).collect();
+        Ok(self.writer.follow(&commands)?)
+    }
+
+    /// Returns whether the verdict rests on a grant.
+    fn one(
+        &mut self,
+        image: &Image,
+        who: Who,
+        instance: u64,
+        packet: &[u8],
+        outbound: bool,
+        on_loopback: bool,
+    ) -> Result<bool> {
+        let expected = self.expected(image, who, instance, packet, outbound, on_loopback);
         if let Some((verdict, _)) = &expected.event {
             let counter = self.counters.entry(verdict.reason.code()).or_default();
             counter.verdicts += 1;
@@ -206,12 +284,13 @@ impl Bench {
         let mut events = ring::drain(&mut self.writer.maps_mut().events, 4);
         ensure!(events.len() <= 1, "one packet, {} events: {events:?}", events.len());
         match (events.pop(), &expected.event) {
-            (None, None) => Ok(()),
+            (None, None) => Ok(false),
             (Some(event), None) => anyhow::bail!("an event of what should be silent: {event:?}"),
             (None, Some((verdict, _))) => anyhow::bail!("no event of {verdict:?}"),
             (Some(event), Some((verdict, told))) => {
                 self.forget_denial(&event)?;
-                self.check_event(&event, &expected, verdict, told.as_ref(), who, outbound)
+                self.check_event(&event, &expected, verdict, told.as_ref(), who, outbound)?;
+                Ok(verdict.grant.is_some())
             }
         }
     }
@@ -233,13 +312,13 @@ impl Bench {
         let found = (event.kind, event.action, event.reason, event.rule, event.direction, event.count);
         let way = if outbound { direction::OUT } else { direction::IN };
         let meant = (told_as(expected), verdict.action.code(), verdict.reason.code(), verdict.rule, way, 1);
-        ensure!(found == meant, "kind, action, reason, rule, direction, count: {found:?} is not {meant:?}");
+        ensure!(found == meant, "kind, action, reason, rule, direction, count: {found:?} is not {meant:?}: {event:?}");
         let found = (event.local, event.local_port, event.remote, event.remote_port, event.protocol);
         let meant = (local.0, local.1, remote.0, remote.1, packet.protocol);
         ensure!(found == meant, "ends: {found:?} is not {meant:?}");
-        let found = (event.workload, event.cgroup, event.generation);
-        let meant = (who.number(), self.cgroup, self.writer.generation());
-        ensure!(found == meant, "workload, cgroup, generation: {found:?} is not {meant:?}");
+        let found = (event.workload, event.cgroup, event.generation, event.grant);
+        let meant = (who.number(), self.cgroup, self.writer.generation(), verdict.grant);
+        ensure!(found == meant, "workload, cgroup, generation, grant: {found:?} is not {meant:?}");
         Ok(())
     }
 
@@ -291,8 +370,19 @@ fn told_as(expected: &Expected) -> u8 {
 }
 
 impl Bench {
-    fn expected(&mut self, image: &Image, who: Who, packet: &[u8], outbound: bool, on_loopback: bool) -> Expected {
+    fn expected(
+        &mut self,
+        image: &Image,
+        who: Who,
+        instance: u64,
+        packet: &[u8],
+        outbound: bool,
+        on_loopback: bool,
+    ) -> Expected {
+        let (grants, slots) = (&self.grants, &self.slots);
         let view = image.at(clock::monotonic());
+        let view = view.with_grants(|key| grants.get(&key).copied(), |slot| slots.get(&slot).copied());
+        let instance = if let Who::Managed(_) = who { instance } else { 0 };
         let root = image.root();
         let silent = |passes| Expected { passes, event: None };
         if who == Who::Unmanaged {
@@ -310,7 +400,8 @@ impl Bench {
         let verdict = if outbound {
             let guarded = |flow: &Flow| view.port(&root, IPPROTO_UDP, flow.3).flags & port_flags::GUARDED != 0;
             self.sent.extend(flow.filter(guarded));
-            decide_packet_out(&view, &root, who.number(), &parsed)
+            let opener = Opener { workload: who.number(), instance };
+            decide_packet_out(&view, &root, &opener, &parsed)
         } else {
             // Without ports nobody can tell a call from an answer: it passes, and opens nothing.
             if sound.is_some_and(|packet| packet.protocol != IPPROTO_UDP) {
@@ -319,9 +410,9 @@ impl Bench {
             let source = sound.map_or(Address::UNSPECIFIED, |packet| packet.source);
             let own = flow.is_some_and(|flow| self.sent.contains(&flow));
             let caller = match (on_loopback, own) {
-                (false, _) => Caller::Remote(source),
-                (true, false) => Caller::Local(UNMANAGED),
-                (true, true) => Caller::Local(who.number()),
+                (false, _) => FarEnd::remote(source, 0),
+                (true, false) => FarEnd::local(UNMANAGED, 0),
+                (true, true) => FarEnd::local(who.number(), instance),
             };
             decide_packet_in(&view, &root, who.number(), &parsed, &caller)
         };

@@ -291,8 +291,18 @@ fn flows_can_be_followed() -> Result<Verdict> {
 }
 
 /// The names of `packaging/authd.service` and their numbers (include/uapi/linux/capability.h).
-const CAPABILITIES: [(&str, libc::c_ulong); 4] =
-    [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_DAC_READ_SEARCH", 2)];
+pub const CAPABILITIES: [(&str, libc::c_ulong); 10] = [
+    ("CAP_BPF", 39),
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_PERFMON", 38),
+    ("CAP_DAC_READ_SEARCH", 2),
+    ("CAP_SYS_CHROOT", 18),
+    ("CAP_SETUID", 7),
+    ("CAP_SETGID", 6),
+    ("CAP_KILL", 5),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_SYS_PTRACE", 19),
+];
 
 fn the_units_capabilities_are_enough() -> Result<Verdict> {
     let unit = include_str!("../../../packaging/authd.service");

@@ -3,11 +3,18 @@
 
 mod basics;
 mod bypass;
+mod grants;
 mod kernel;
+mod keys;
 mod lifecycle;
 mod modes;
+mod oauth;
+mod peers;
+mod proxies;
 mod reload;
 mod remote;
+mod sockets;
+mod takeover;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -27,7 +34,7 @@ pub fn trial(name: &'static str, body: Body) -> Trial {
             println!("\nSKIP {name}: {why}");
             Ok(Completion::ignored_with(why))
         }
-        Err(error) => Err(Failed::from(format!("{error:#}"))),
+        Err(error) => Err(Failed::from(format!("{error:?}"))),
     })
 }
 
@@ -43,6 +50,13 @@ fn main() {
         remote::trials(),
         reload::trials(),
         lifecycle::trials(),
+        keys::trials(),
+        grants::trials(),
+        peers::trials(),
+        oauth::trials(),
+        proxies::trials(),
+        takeover::trials(),
+        sockets::trials(),
     ]
     .into_iter()
     .flatten()

@@ -73,6 +73,10 @@ name = "db-sql"
 workload = "db"
 ports = ["tcp/7005"]
 
+[[authority]]
+name = "pki"
+bundle = "ca.pem"
+
 [[rule]]
 name = "a-plain"
 from = ["strict"]

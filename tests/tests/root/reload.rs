@@ -24,7 +24,7 @@ pub fn trials() -> Vec<Trial> {
 
 const AGENT: &str = "/agents/a1";
 
-fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let started = Instant::now();
     while !condition()? {
         ensure!(started.elapsed() < PATIENCE, "waited for {what}");

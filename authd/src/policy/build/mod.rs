@@ -3,6 +3,8 @@
 //! Enters: files as they are written. Leaves: a [`Model`] in which nothing can dangle, or the list of all that is wrong.
 //! Never: tables.
 
+mod certificates;
+mod issuers;
 mod rules;
 
 use std::{collections::HashMap, ops::Range, time::Duration};
@@ -12,7 +14,7 @@ use toml::Spanned;
 use super::{
     diagnostic::{Diagnostic, Place, Source},
     file::{self, Inbound, Kind, Mode, Texts},
-    model::{Model, Peer, Service, Subject, Workload},
+    model::{Issuer, Model, Peer, Service, Subject, Workload, is_name},
     network::{Network, Ports},
     pattern::Pattern,
 };
@@ -26,13 +28,14 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
     let mut builder = Builder::default();
     let mut raw = Raw::default();
     for (source, file) in files {
-        let file::File { trust_domain, mode, workload, peer, service, issuer, rule } = file;
+        let file::File { trust_domain, mode, workload, peer, service, issuer, authority, rule } = file;
         builder.once(&source, "trust_domain", trust_domain, &mut raw.trust_domain);
         builder.once(&source, "mode", mode, &mut raw.mode);
         raw.workloads.extend(workload.into_iter().map(|w| (source.clone(), w)));
         raw.peers.extend(peer.into_iter().map(|p| (source.clone(), p)));
         raw.services.extend(service.into_iter().map(|s| (source.clone(), s)));
         raw.issuers.extend(issuer.into_iter().map(|i| (source.clone(), i)));
+        raw.authorities.extend(authority.into_iter().map(|a| (source.clone(), a)));
         raw.rules.extend(rule.into_iter().map(|r| (source.clone(), r)));
     }
     let model = builder.model(raw);
@@ -48,6 +51,7 @@ struct Raw {
     peers: Vec<(Source, Spanned<file::Peer>)>,
     services: Vec<(Source, Spanned<file::Service>)>,
     issuers: Vec<(Source, Spanned<file::Issuer>)>,
+    authorities: Vec<(Source, Spanned<file::Authority>)>,
     rules: Vec<(Source, Spanned<file::Rule>)>,
 }
 
@@ -56,15 +60,19 @@ struct Builder {
     diagnostics: Vec<Diagnostic>,
     callers: HashMap<String, (Subject, Place)>,
     services: HashMap<String, (usize, Place)>,
-    issuers: HashMap<String, Place>,
+    authorities: HashMap<String, (usize, Place)>,
+    issuers: HashMap<String, (usize, Place)>,
 }
 
 impl Builder {
     fn model(&mut self, raw: Raw) -> Model {
-        let Raw { trust_domain, mode, workloads, peers, services, issuers, rules } = raw;
+        let Raw { trust_domain, mode, workloads, peers, services, issuers, authorities, rules } = raw;
         let trust_domain = self.trust_domain(trust_domain);
-        for (source, issuer) in issuers {
-            self.issuer(&source, issuer.into_inner());
+        let authorities = self.authorities(authorities);
+        let issuers: Vec<Issuer> =
+            issuers.into_iter().filter_map(|(source, issuer)| self.issuer(&source, issuer.into_inner())).collect();
+        for (index, issuer) in issuers.iter().enumerate() {
+            self.issuers.insert(issuer.name.clone(), (index, issuer.place.clone()));
         }
         // Names first: a rule may stand before what it names.
         for (index, (source, workload)) in workloads.iter().enumerate() {
@@ -94,6 +102,8 @@ impl Builder {
             workloads,
             peers,
             services,
+            authorities,
+            issuers,
             rules: Vec::new(),
         };
         let mut names: HashMap<String, Place> = HashMap::new();
@@ -162,11 +172,8 @@ impl Builder {
         domain
     }
 
-    /// Names become path segments of SPIFFE IDs and words of command lines.
     fn name(&mut self, at: &Place, name: &str) {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(allowed) || !name.starts_with(char::is_alphanumeric)
-        {
+        if !is_name(name) {
             self.error(
                 "bad_name",
                 at,
@@ -208,70 +215,6 @@ impl Builder {
             );
         }
         Some(label)
-    }
-
-    fn issuer(&mut self, source: &Source, raw: file::Issuer) {
-        let file::Issuer { name, kind, issuer, jwks_url, jwks_file, introspection_url, algorithms, max_ttl } = raw;
-        let at = place(source, name.span());
-        self.name(&at, name.as_ref());
-        if let Some(first) = self.issuers.get(name.as_ref()) {
-            self.duplicate(&at, &first.clone(), "issuer", name.as_ref());
-        }
-        if !issuer.as_ref().starts_with("https://") {
-            self.error(
-                "bad_issuer",
-                &place(source, issuer.span()),
-                format!("issuer `{}` is no https URL", issuer.as_ref()),
-                "write the `iss` claim exactly as the issuer's tokens carry it (RFC 8414, 2)",
-            );
-        }
-        for url in [&jwks_url, &introspection_url].into_iter().flatten() {
-            if !url.as_ref().starts_with("https://") {
-                self.error(
-                    "bad_url",
-                    &place(source, url.span()),
-                    format!("`{}` is no https URL", url.as_ref()),
-                    "keys and answers must not come over a connection that anybody can change",
-                );
-            }
-        }
-        match kind {
-            file::IssuerKind::Jwt if jwks_url.is_none() == jwks_file.is_none() => self.error(
-                "issuer_keys",
-                &at,
-                format!("issuer `{}` needs either `jwks_url` or `jwks_file`", name.as_ref()),
-                "say where its public keys are, in one way",
-            ),
-            file::IssuerKind::Jwt if algorithms.is_empty() => self.error(
-                "issuer_algorithms",
-                &at,
-                format!("issuer `{}` accepts no algorithm", name.as_ref()),
-                "list what it signs with, such as `algorithms = [\"ES256\"]`",
-            ),
-            file::IssuerKind::Introspection if introspection_url.is_none() => self.error(
-                "issuer_introspection",
-                &at,
-                format!("issuer `{}` has no `introspection_url`", name.as_ref()),
-                "say where tokens are introspected (RFC 7662)",
-            ),
-            _ => {}
-        }
-        // RFC 7518, 3.1, and RFC 8037: asymmetric ones only. A shared secret would let every verifier sign.
-        const KNOWN: [&str; 9] = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
-        for algorithm in &algorithms {
-            if !KNOWN.contains(&algorithm.as_ref().as_str()) {
-                self.error(
-                    "bad_algorithm",
-                    &place(source, algorithm.span()),
-                    format!("`{}` is no signature algorithm that authd accepts", algorithm.as_ref()),
-                    format!("use some of {}", KNOWN.join(", ")),
-                );
-            }
-        }
-        if let Some(max_ttl) = max_ttl {
-            self.duration(source, &max_ttl);
-        }
-        self.issuers.insert(name.into_inner(), at);
     }
 
     fn workload(&mut self, source: &Source, raw: file::Workload) -> Workload {
@@ -361,29 +304,19 @@ impl Builder {
     fn peer(&mut self, source: &Source, raw: file::Peer) -> Peer {
         let file::Peer { name, kind, networks, spiffe_id, dns, subject, tenant, environment } = raw;
         let at = place(source, name.span());
-        for (key, value) in [("spiffe_id", &spiffe_id), ("dns", &dns), ("subject", &subject)] {
-            if let Some(value) = value {
-                self.error(
-                    "unenforceable_peer",
-                    &place(source, value.span()),
-                    format!(
-                        "peer `{}` is known by `{key}`, and nothing checks certificates of peers yet",
-                        name.as_ref()
-                    ),
-                    "name the networks that it calls from instead",
-                );
-            }
-        }
         if networks.is_empty() && spiffe_id.is_none() && dns.is_none() && subject.is_none() {
             self.error(
                 "unidentified_peer",
                 &at,
                 format!("nothing says how peer `{}` is known", name.as_ref()),
-                "add `networks = [\"192.0.2.0/24\"]`",
+                "add `networks = [\"192.0.2.0/24\"]`, or `spiffe_id`, `dns` or `subject` of its certificate",
             );
         }
         Peer {
             networks: self.networks(source, networks),
+            spiffe_id: spiffe_id.and_then(|text| self.spiffe_id(source, text)),
+            dns: dns.and_then(|text| self.dns(source, text)),
+            subject: subject.and_then(|text| self.certificate_subject(source, text)),
             kind: kind.unwrap_or(Kind::Partner),
             tenant: self.label(source, "tenant", tenant),
             environment: self.label(source, "environment", environment),

@@ -8,8 +8,8 @@ use toml::Spanned;
 use super::{Builder, place};
 use crate::policy::{
     diagnostic::{Place, Source},
-    file::{self, Mode, Proof, Texts},
-    model::{Model, Object, Peer, Rule, Service, Subject, Workload},
+    file::{self, Mode, Pending, Proof, Texts},
+    model::{Model, Object, Peer, Rule, Service, Subject, TokenRequirement, Workload},
     schedule::{self, Schedule},
 };
 
@@ -31,7 +31,9 @@ impl Builder {
             mode,
             require,
             token,
+            mtls,
             grant_ttl,
+            pending,
             across_tenants,
             across_environments,
             when,
@@ -55,16 +57,13 @@ impl Builder {
                 }
             }
         }
+        let mtls_at = self.mtls_place(source, &require);
         let proofs = self.require(source, require, deny, token.as_ref(), &at);
-        if let Some(token) = token {
-            let file::Token { issuer, audience: _, scopes: _, bound: _ } = token.into_inner();
-            if !self.issuers.contains_key(issuer.as_ref()) {
-                let help =
-                    self.similar(issuer.as_ref(), self.issuers.keys().cloned().collect(), "define an `[[issuer]]`");
-                let message = format!("no issuer is called `{}`", issuer.as_ref());
-                self.error("unknown_issuer", &place(source, issuer.span()), message, help);
-            }
+        for (subject, at) in &subjects {
+            self.provable(at, *subject, deny, mtls_at.is_some(), model);
         }
+        let mtls = self.mtls(source, mtls, mtls_at.as_ref(), model);
+        let token = token.and_then(|token| self.token(source, token.into_inner()));
         let grant_ttl = grant_ttl.and_then(|ttl| {
             let at = place(source, ttl.span());
             let duration = self.duration(source, &ttl)?;
@@ -79,7 +78,10 @@ impl Builder {
             to: sorted(objects.into_iter().map(|(o, _)| o)),
             deny,
             observe: mode == Mode::Observe,
+            hold: self.hold(source, pending, &proofs),
             require: proofs,
+            mtls,
+            token,
             grant_ttl,
             when: when.and_then(|when| self.when(source, when.into_inner())),
             place: at,
@@ -228,6 +230,60 @@ impl Builder {
             _ => {}
         }
         proofs
+    }
+
+    fn hold(&mut self, source: &Source, pending: Option<Spanned<Pending>>, proofs: &[Proof]) -> bool {
+        let Some(pending) = pending else { return false };
+        if !proofs.iter().any(|proof| *proof != Proof::Cgroup) {
+            self.error(
+                "nothing_pending",
+                &place(source, pending.span()),
+                "the rule requires nothing that a connection could wait for",
+                "remove `pending`, or add to `require`",
+            );
+        }
+        pending.into_inner() == Pending::Hold
+    }
+
+    fn token(&mut self, source: &Source, token: file::Token) -> Option<TokenRequirement> {
+        let file::Token { issuer, audience, scopes, bound, subjects } = token;
+        if let Some(audience) = audience.as_ref().filter(|audience| audience.as_ref().is_empty()) {
+            let help = "write the `aud` that tokens for this service carry";
+            self.error("bad_audience", &place(source, audience.span()), "an audience cannot be empty", help);
+        }
+        for scope in &scopes {
+            // RFC 6749, 3.3.
+            let allowed = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+            if scope.as_ref().is_empty() || !scope.as_ref().bytes().all(allowed) {
+                self.error(
+                    "bad_scope",
+                    &place(source, scope.span()),
+                    format!("`{}` is no scope, and no token can have it", scope.as_ref()),
+                    "write one scope per text, without spaces",
+                );
+            }
+        }
+        if let Some(subjects) = &subjects {
+            // An empty list would take anybody, and look as if it took nobody.
+            let empty = subjects.as_ref().iter().find(|subject| subject.as_ref().is_empty()).map(Spanned::span);
+            if let Some(span) = empty.or_else(|| subjects.as_ref().is_empty().then(|| subjects.span())) {
+                let help = "name subjects, or leave `subjects` away to accept any";
+                self.error("bad_subject", &place(source, span), "no token has such a subject", help);
+            }
+        }
+        let Some((index, _)) = self.issuers.get(issuer.as_ref()) else {
+            let help = self.similar(issuer.as_ref(), self.issuers.keys().cloned().collect(), "define an `[[issuer]]`");
+            let message = format!("no issuer is called `{}`", issuer.as_ref());
+            self.error("unknown_issuer", &place(source, issuer.span()), message, help);
+            return None;
+        };
+        Some(TokenRequirement {
+            issuer: *index,
+            audience: audience.map(Spanned::into_inner),
+            scopes: sorted(scopes.into_iter().map(Spanned::into_inner)),
+            bound,
+            subjects: sorted(subjects.into_iter().flat_map(Spanned::into_inner).map(Spanned::into_inner)),
+        })
     }
 
     fn when(&mut self, source: &Source, when: file::When) -> Option<Schedule> {

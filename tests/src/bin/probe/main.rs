@@ -1,6 +1,9 @@
 //! Tries things from inside a cgroup and a network namespace, each the way that an attacker or an application would, and says
 //! in one line of JSON how it went.
 
+mod crowd;
+mod takeover;
+
 use std::{
     fs::{self, File},
     io::{self, BufRead, IoSlice, IoSliceMut, Read, Write},
@@ -10,7 +13,7 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -35,6 +38,40 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
+    /// As authd's control process, if somebody took it over.
+    Control {
+        #[arg(long)]
+        uid: u32,
+        #[arg(long)]
+        gid: u32,
+        #[arg(long)]
+        root: PathBuf,
+    },
+    /// Writes a line to a Unix socket; the detail is the line that comes back.
+    Say {
+        socket: PathBuf,
+        line: String,
+    },
+    /// A program, to its end; says what it printed.
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Becomes another program.
+    Exec {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Many instances with a grant each, and many connections of each.
+    Crowd(crowd::Crowd),
+    /// Echo server for many connections.
+    ServeCrowd {
+        at: SocketAddr,
+    },
+    /// HTTP server whose answers repeat the request's first line and headers.
+    ServeHttp {
+        at: SocketAddr,
+    },
     /// Echo server. Says what it received, line by line.
     ServeTcp {
         at: SocketAddr,
@@ -57,6 +94,8 @@ enum Action {
     /// Connect once; then, for every line of input, send and wait for the echo.
     HoldTcp {
         to: SocketAddr,
+        #[arg(long)]
+        from: Option<SocketAddr>,
     },
     /// Connect and close as often as possible until the input ends. Says how often it worked.
     Hammer {
@@ -215,10 +254,14 @@ fn main() -> Result<()> {
         enter_cgroup(cgroup)?;
     }
     let outcome = match cli.action {
+        Action::Exec { command } => return become_program(&command),
+        Action::Crowd(crowd) => return crowd::run(&crowd),
+        Action::ServeCrowd { at } => return crowd::serve(at),
+        Action::ServeHttp { at } => return serve_http(&TcpListener::bind(at)?),
         Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
         Action::ServeSink { at } => return serve_sink(at),
-        Action::HoldTcp { to } => return hold_tcp(TcpStream::connect_timeout(&to, WAIT).step("connect")),
+        Action::HoldTcp { to, from } => return hold_tcp(connect(to, from, WAIT)),
         Action::RetryTcp { to } => return retry_tcp(to),
         Action::HoldMptcp { to } => return hold_tcp(connect_mptcp(to)),
         Action::HoldUdp { to } => return hold_udp(to),
@@ -234,6 +277,15 @@ fn main() -> Result<()> {
         Action::Counter { family, name } => return counter(&family, &name),
         Action::Uring { to } => uring_connect(to),
         Action::UringSend { to } => uring_send(to),
+        Action::Control { uid, gid, root } => return takeover::run(uid, gid, root),
+        Action::Say { socket, line } => {
+            say(&say_to(&socket, &line)?);
+            return Ok(());
+        }
+        Action::Run { command } => {
+            say(&run(&command)?);
+            return Ok(());
+        }
         Action::Crafted { to, shape } => crafted(to, shape),
         Action::UseSocket { path, to } => use_socket(&path, to),
         Action::MoveThenConnect { cgroup, to } => move_then_connect(&cgroup, to),
@@ -381,16 +433,15 @@ fn exchange(stream: &mut TcpStream, wait: Duration) -> Attempt {
 }
 
 fn tcp(to: SocketAddr, from: Option<SocketAddr>, timeout: Duration) -> Attempt {
-    let mut stream = match from {
-        None => TcpStream::connect_timeout(&to, timeout).step("connect")?,
-        Some(from) => {
-            let socket = new_socket(to, libc::SOCK_STREAM, 0)?;
-            bind_fd(socket.as_raw_fd(), from).step("bind")?;
-            connect_fd(socket.as_raw_fd(), to).step("connect")?;
-            TcpStream::from(socket)
-        }
-    };
-    exchange(&mut stream, timeout)
+    exchange(&mut connect(to, from, timeout)?, timeout)
+}
+
+fn connect(to: SocketAddr, from: Option<SocketAddr>, timeout: Duration) -> Result<TcpStream, Failure> {
+    let Some(from) = from else { return TcpStream::connect_timeout(&to, timeout).step("connect") };
+    let socket = new_socket(to, libc::SOCK_STREAM, 0)?;
+    bind_fd(socket.as_raw_fd(), from).step("bind")?;
+    connect_fd(socket.as_raw_fd(), to).step("connect")?;
+    Ok(TcpStream::from(socket))
 }
 
 fn hold_tcp(connected: Result<TcpStream, Failure>) -> Result<()> {
@@ -405,6 +456,40 @@ fn hold_tcp(connected: Result<TcpStream, Failure>) -> Result<()> {
     for line in io::stdin().lock().lines() {
         line?;
         say(&outcome_of(exchange(&mut stream, WAIT)));
+    }
+    Ok(())
+}
+
+fn run(command: &[String]) -> Result<Outcome> {
+    let (program, arguments) = command.split_first().context("a program")?;
+    let output = Command::new(program).args(arguments).output()?;
+    let detail = [output.stdout, output.stderr].concat();
+    let detail = String::from_utf8_lossy(&detail).into_owned();
+    Ok(Outcome { ok: output.status.success(), detail, ..Outcome::default() })
+}
+
+fn say_to(socket: &Path, line: &str) -> Result<Outcome> {
+    let mut stream = UnixStream::connect(socket)?;
+    writeln!(stream, "{line}")?;
+    let mut answer = String::new();
+    io::BufReader::new(stream).read_line(&mut answer)?;
+    Ok(Outcome { ok: !answer.is_empty(), detail: answer, ..Outcome::default() })
+}
+
+fn become_program(command: &[String]) -> Result<()> {
+    let (program, arguments) = command.split_first().context("a program")?;
+    Err(std::os::unix::process::CommandExt::exec(Command::new(program).args(arguments)).into())
+}
+
+fn serve_http(listener: &TcpListener) -> Result<()> {
+    say(&Outcome { ok: true, ..Outcome::default() });
+    for stream in listener.incoming() {
+        let mut reader = io::BufReader::new(stream?);
+        let mut head = String::new();
+        while reader.read_line(&mut head)? > 2 {}
+        let length = head.len();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{head}");
+        reader.into_inner().write_all(answer.as_bytes())?;
     }
     Ok(())
 }

@@ -1,0 +1,201 @@
+//! A caller of the control path: what `authd grant` and `authd whoami` speak.
+//!
+//! Enters: where to connect, and what to show. Leaves: answers. Never: a file that was not named.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{HeaderMap, Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+/// A request, from the connection to the last byte of the answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+const ANSWER_BYTES: usize = 1 << 20;
+
+/// Where authd listens.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// On this node.
+    Socket(PathBuf),
+    /// On another: `https://host:7443`, and PEM bytes of the authorities that its certificate may be of.
+    Peer { host: String, port: u16, authorities: Vec<u8> },
+}
+
+/// The client's certificate chain and key, in PEM.
+pub struct Identity {
+    pub certificates: Vec<u8>,
+    pub key: Vec<u8>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("connecting: {0}")]
+    Connect(io::Error),
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("{what}: {error}")]
+    Pem { what: &'static str, error: rustls::pki_types::pem::Error },
+    #[error("`{0}` is no host name")]
+    Host(String),
+    #[error("HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the answer: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("the request: {0}")]
+    Request(#[from] http::Error),
+    #[error("no answer within {} s", PATIENCE.as_secs())]
+    Timeout,
+}
+
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// One request on a connection of its own.
+pub async fn ask(
+    target: &Target,
+    identity: Option<&Identity>,
+    method: Method,
+    path: &str,
+    headers: HeaderMap,
+    body: Vec<u8>,
+) -> Result<Answer, ClientError> {
+    timeout(PATIENCE, ask_in_time(target, identity, method, path, headers, body))
+        .await
+        .map_err(|_| ClientError::Timeout)?
+}
+
+async fn ask_in_time(
+    target: &Target,
+    identity: Option<&Identity>,
+    method: Method,
+    path: &str,
+    headers: HeaderMap,
+    body: Vec<u8>,
+) -> Result<Answer, ClientError> {
+    let mut request = Request::builder().method(method).uri(path).body(Full::new(Bytes::from(body)))?;
+    *request.headers_mut() = headers;
+    let host = match target {
+        Target::Socket(_) => "authd.local".to_owned(),
+        Target::Peer { host, port, .. } => format!("{host}:{port}"),
+    };
+    if let Ok(host) = header::HeaderValue::from_str(&host) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    match target {
+        Target::Socket(path) => {
+            let stream = UnixStream::connect(path).await.map_err(ClientError::Connect)?;
+            match identity {
+                None => exchange(stream, request).await,
+                // Whoever holds the socket's directory is authd: the certificate is the client's to show, not to check.
+                Some(identity) => {
+                    let config = ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(Local));
+                    let stream = tls(config, identity, "authd.local", stream).await?;
+                    exchange(stream, request).await
+                }
+            }
+        }
+        Target::Peer { host, port, authorities } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(ClientError::Connect)?;
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(authorities) {
+                roots.add(certificate.map_err(|error| ClientError::Pem { what: "authorities", error })?)?;
+            }
+            let config = ClientConfig::builder().with_root_certificates(roots);
+            let stream = match identity {
+                Some(identity) => tls(config, identity, host, stream).await?,
+                None => connect(config.with_no_client_auth(), host, stream).await?,
+            };
+            exchange(stream, request).await
+        }
+    }
+}
+
+async fn tls<S: AsyncRead + AsyncWrite + Unpin>(
+    config: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    identity: &Identity,
+    host: &str,
+    stream: S,
+) -> Result<tokio_rustls::client::TlsStream<S>, ClientError> {
+    let chain = CertificateDer::pem_slice_iter(&identity.certificates)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| ClientError::Pem { what: "certificate", error })?;
+    let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(|error| ClientError::Pem { what: "key", error })?;
+    connect(config.with_client_auth_cert(chain, key)?, host, stream).await
+}
+
+async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+    config: ClientConfig,
+    host: &str,
+    stream: S,
+) -> Result<tokio_rustls::client::TlsStream<S>, ClientError> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| ClientError::Host(host.to_owned()))?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(ClientError::Connect)
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, ClientError> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(ClientError::Body)?.to_bytes();
+    connection.abort();
+    Ok(Answer { status: head.status, headers: head.headers, body })
+}
+
+/// The server on this node's socket, which its path vouches for.
+#[derive(Debug)]
+struct Local;
+
+impl rustls::client::danger::ServerCertVerifier for Local {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let supported = &rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, supported)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let supported = &rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, supported)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,190 @@
+//! `authd grant`: shows proofs, and gets a grant. With `--keep`, again and again.
+
+use std::{
+    fs,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, bail};
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
+use hyper::{
+    HeaderMap, Method, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
+};
+use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::{CallerArgs, GrantQuestion},
+    client::{self, Answer, Identity, Target},
+    control::LOCAL_HOST,
+    digest::Digest,
+    proofs::base64url,
+};
+
+const PATH: &str = "/v1/grants";
+/// A grant is asked for again when this much of its time is left, of eight parts.
+const RENEW_AT: u32 = 3;
+/// After a failure that may pass.
+const RETRY: Duration = Duration::from_secs(5);
+
+pub fn run(config: Option<&Path>, question: GrantQuestion) -> anyhow::Result<ExitCode> {
+    let target = match target(config, &question.caller) {
+        Ok(target) => target?,
+        Err(code) => return Ok(code),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        loop {
+            let asked = ask(&target, &question).await;
+            if !question.keep {
+                return report(&asked?, question.json);
+            }
+            let pause = match asked {
+                Ok(answer) if answer.status == StatusCode::CREATED => {
+                    report(&answer, question.json)?;
+                    let grant: Value = serde_json::from_slice(&answer.body)?;
+                    let left = Duration::from_secs(grant["expires_in"].as_u64().unwrap_or(0));
+                    (left * (8 - RENEW_AT) / 8).max(Duration::from_secs(1))
+                }
+                // What the caller shows is not enough: the same again will not help, other files may.
+                Ok(answer) => {
+                    report(&answer, question.json)?;
+                    RETRY
+                }
+                Err(error) => {
+                    eprintln!("authd: {error:#}");
+                    RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    })
+}
+
+/// Where to ask, or the exit code after saying what is wrong with the settings.
+pub fn target(config: Option<&Path>, caller: &CallerArgs) -> Result<anyhow::Result<Target>, ExitCode> {
+    let Some(url) = &caller.url else {
+        return Ok(Ok(Target::Socket(super::settings(config)?.control.socket)));
+    };
+    Ok(peer(url, caller.ca.as_deref()))
+}
+
+fn peer(url: &str, authorities: Option<&Path>) -> anyhow::Result<Target> {
+    let uri: http::Uri = url.parse().with_context(|| format!("`{url}` is no URL"))?;
+    if uri.scheme_str() != Some("https") {
+        bail!("`{url}` is no https URL");
+    }
+    let host = uri.host().context("the URL has a host")?.trim_matches(['[', ']']).to_owned();
+    let authorities = authorities.context("name the authorities of its certificate with --ca")?;
+    let authorities = fs::read(authorities).with_context(|| authorities.display().to_string())?;
+    Ok(Target::Peer { host, port: uri.port_u16().unwrap_or(7443), authorities })
+}
+
+pub fn identity(caller: &CallerArgs) -> anyhow::Result<Option<Identity>> {
+    let (Some(cert), Some(key)) = (&caller.cert, &caller.key) else { return Ok(None) };
+    let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
+    Ok(Some(Identity { certificates: read(cert)?, key: read(key)? }))
+}
+
+async fn ask(target: &Target, question: &GrantQuestion) -> anyhow::Result<Answer> {
+    let identity = identity(&question.caller)?;
+    let text = |path: &Path| {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        anyhow::Ok(text.trim().to_owned())
+    };
+    let token = question.token_file.as_deref().map(text).transpose()?;
+    let api_key = question.api_key_file.as_deref().map(text).transpose()?;
+    let dpop = question.dpop_key.as_deref().map(DpopKey::read).transpose()?;
+    let body = serde_json::to_vec(&json!({ "rule": question.rule, "seconds": question.seconds }))?;
+    let mut nonce: Option<String> = None;
+    loop {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = &api_key {
+            headers.insert(HeaderName::from_static("x-api-key"), secret(key)?);
+        }
+        if let Some(token) = &token {
+            let scheme = if dpop.is_some() { "DPoP" } else { "Bearer" };
+            headers.insert(AUTHORIZATION, secret(&format!("{scheme} {token}"))?);
+            if let Some(key) = &dpop {
+                let proof = key.proof(target, token, nonce.as_deref())?;
+                headers.insert(HeaderName::from_static("dpop"), secret(&proof)?);
+            }
+        }
+        let answer = client::ask(target, identity.as_ref(), Method::POST, PATH, headers, body.clone()).await?;
+        // RFC 9449, 8: the server says which nonce it wants, once.
+        let wanted = answer.headers.get("dpop-nonce").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        if answer.status == StatusCode::UNAUTHORIZED && dpop.is_some() && nonce.is_none() && wanted.is_some() {
+            nonce = wanted;
+            continue;
+        }
+        return Ok(answer);
+    }
+}
+
+fn secret(text: &str) -> anyhow::Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).context("a credential has characters that no header has")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The grant or the refusal, and the exit code that says which.
+fn report(answer: &Answer, json: bool) -> anyhow::Result<ExitCode> {
+    let body: Value = serde_json::from_slice(&answer.body).context("the answer is no JSON")?;
+    let text = |key: &str| body[key].as_str().unwrap_or_default();
+    if json {
+        println!("{body}");
+    } else if answer.status == StatusCode::CREATED {
+        println!("{} until {} ({} s), rule {}", text("id"), text("until"), body["expires_in"], text("rule"));
+    } else {
+        eprintln!("authd: refused ({}): {}", text("reason"), text("detail"));
+    }
+    Ok(if answer.status == StatusCode::CREATED { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+/// A key that tokens are bound to (RFC 9449).
+struct DpopKey {
+    pair: EcdsaKeyPair,
+}
+
+impl DpopKey {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let wrong = || format!("{}: no P-256 key in PKCS#8 PEM", path.display());
+        let der = PrivatePkcs8KeyDer::from_pem_file(path).with_context(wrong)?;
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der())
+            .ok()
+            .with_context(wrong)?;
+        Ok(Self { pair })
+    }
+
+    /// A proof for one request (RFC 9449, 4.2).
+    fn proof(&self, target: &Target, token: &str, nonce: Option<&str>) -> anyhow::Result<String> {
+        let url = match target {
+            Target::Socket(_) => format!("http://{LOCAL_HOST}{PATH}"),
+            Target::Peer { host, port, .. } if host.contains(':') => format!("https://[{host}]:{port}{PATH}"),
+            Target::Peer { host, port, .. } => format!("https://{host}:{port}{PATH}"),
+        };
+        // An uncompressed point: a byte 4, then both coordinates (SEC 1, 2.3.3).
+        let point: &[u8] = self.pair.public_key().as_ref();
+        let (x, y) = point.get(1..).and_then(|both| both.split_at_checked(32)).context("a P-256 point")?;
+        let jwk = json!({ "kty": "EC", "crv": "P-256", "x": base64url::encode(x), "y": base64url::encode(y) });
+        let header = json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": jwk });
+        let mut jti = [0; 16];
+        aws_lc_rs::rand::fill(&mut jti)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        let ath = base64url::encode(Digest::of(token.as_bytes()).as_bytes());
+        let mut claims = json!({ "jti": base64url::encode(jti), "htm": "POST", "htu": url, "iat": now, "ath": ath });
+        if let Some(nonce) = nonce {
+            claims["nonce"] = nonce.into();
+        }
+        let signed = format!("{}.{}", base64url::encode(header.to_string()), base64url::encode(claims.to_string()));
+        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes())?;
+        Ok(format!("{signed}.{}", base64url::encode(signature.as_ref())))
+    }
+}

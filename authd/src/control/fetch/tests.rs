@@ -1,0 +1,269 @@
+//! Issuers that are down, slow, huge, wrong or flapping, on real sockets.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::*;
+use crate::proofs::testing::Signer;
+
+/// A server of HTTP that answers each request with the next of some texts, the last one again and again.
+struct Server {
+    url: String,
+    asked: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+enum Reply {
+    Text(String),
+    /// Headers, and then a body without end.
+    Endless,
+    /// Nothing.
+    Silence,
+    Closed,
+}
+
+fn ok(body: &str) -> Reply {
+    Reply::Text(format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+fn status(line: &str) -> Reply {
+    Reply::Text(format!("HTTP/1.1 {line}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
+}
+
+impl Server {
+    async fn start(replies: Vec<Reply>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                let reply = replies[number.min(replies.len() - 1)].clone();
+                tokio::spawn(async move {
+                    let mut request = vec![0; 4096];
+                    let _ = stream.read(&mut request).await;
+                    match reply {
+                        Reply::Text(text) => drop(stream.write_all(text.as_bytes()).await),
+                        Reply::Endless => {
+                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").await;
+                            while stream.write_all(&[b' '; 65_536]).await.is_ok() {}
+                        }
+                        Reply::Silence => tokio::time::sleep(Duration::from_secs(600)).await,
+                        Reply::Closed => {}
+                    }
+                });
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    fn published(&self) -> Arc<Published> {
+        let short = Duration::from_millis(500);
+        let settings = Settings { fetch_timeout: short, retry_first: short, ..Settings::default() };
+        let published = Published::new(self.url.clone(), true, client(For::Keys, true, None).unwrap(), settings);
+        let published = Arc::new(published);
+        keep_fresh(&published);
+        published
+    }
+}
+
+fn keys() -> String {
+    String::from_utf8(Signer::es256("k1").jwks()).unwrap()
+}
+
+/// The first caller after a start, as prove.rs serves it.
+async fn first(published: &Published) -> Result<(), &'static str> {
+    // The task that fetches may not have had its turn.
+    tokio::task::yield_now().await;
+    published.first(Timestamp::now()).await;
+    published.keys(Timestamp::now()).map(drop).map_err(|error| error.reason())
+}
+
+#[tokio::test]
+async fn an_issuer_that_is_down_slow_huge_or_wrong_has_no_keys() {
+    let server = Server::start(vec![ok(&keys())]).await;
+    assert_eq!(first(&server.published()).await, Ok(()));
+    for (what, reply) in [
+        ("an error", status("500 Internal Server Error")),
+        ("no such page", status("404 Not Found")),
+        ("no content", status("204 No Content")),
+        ("a redirect to nowhere", status("302 Found")),
+        ("a body without end", Reply::Endless),
+        ("silence", Reply::Silence),
+        ("a closed connection", Reply::Closed),
+        ("a page for people", ok("<html>Welcome</html>")),
+        ("no keys", ok("{\"keys\":[]}")),
+        ("a private key", ok(&json!({ "keys": [{ "kty": "EC", "crv": "P-256", "d": "AA" }] }).to_string())),
+        ("half an answer", Reply::Text(format!("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{}", keys()))),
+        ("no HTTP", Reply::Text("SSH-2.0-OpenSSH_9.2\r\n".to_owned())),
+    ] {
+        let server = Server::start(vec![reply]).await;
+        assert_eq!(first(&server.published()).await, Err("keys_unavailable"), "{what}");
+        assert!(server.asked() >= 1, "{what}");
+    }
+    // Nobody listens at all.
+    let server = Server { url: "http://127.0.0.1:1/keys".to_owned(), asked: Arc::default() };
+    assert_eq!(first(&server.published()).await, Err("keys_unavailable"));
+}
+
+#[tokio::test]
+async fn redirects_are_followed_a_few_times_and_not_to_another_scheme() {
+    let good = Server::start(vec![ok(&keys())]).await;
+    let to = |url: &str| {
+        Reply::Text(format!("HTTP/1.1 302 Found\r\nLocation: {url}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
+    };
+    let once = Server::start(vec![to(&good.url)]).await;
+    assert_eq!(first(&once.published()).await, Ok(()));
+    let around = Server::start(vec![to("/keys")]).await;
+    assert_eq!(first(&around.published()).await, Err("keys_unavailable"));
+    assert!((2..=5).contains(&around.asked()), "{}", around.asked());
+    let away = Server::start(vec![to(&good.url.replace("http://", "https://"))]).await;
+    assert_eq!(first(&away.published()).await, Err("keys_unavailable"));
+    assert_eq!(good.asked(), 1, "nobody else came through");
+}
+
+#[tokio::test]
+async fn an_issuer_that_comes_and_goes_keeps_the_keys_that_it_gave() {
+    let server =
+        Server::start(vec![status("503 Service Unavailable"), ok(&keys()), status("503 Service Unavailable")]).await;
+    let published = server.published();
+    assert_eq!(first(&published).await, Err("keys_unavailable"));
+    // The second attempt comes by itself, after a pause.
+    while published.keys(Timestamp::now()).is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(server.asked(), 2);
+    published.after_unknown_kid().await;
+    assert!(published.keys(Timestamp::now()).is_ok(), "what was fetched before goes on to serve");
+}
+
+#[tokio::test]
+async fn a_crowd_asks_an_issuer_once() {
+    let server = Server::start(vec![ok(&keys())]).await;
+    let published = server.published();
+    let crowd: Vec<_> = (0..500)
+        .map(|_| {
+            let published = published.clone();
+            tokio::spawn(async move {
+                let known = first(&published).await;
+                // Tokens with keys that nobody has.
+                published.after_unknown_kid().await;
+                known
+            })
+        })
+        .collect();
+    for one in crowd {
+        assert_eq!(one.await.unwrap(), Ok(()));
+    }
+    assert!(server.asked() <= 2, "one for the keys, one for keys that are not known: {}", server.asked());
+    // The same with one that never answers: nobody waits for longer than one fetch may take.
+    let server = Server::start(vec![Reply::Silence]).await;
+    let published = server.published();
+    let crowd: Vec<_> = (0..500)
+        .map(|_| {
+            let published = published.clone();
+            tokio::spawn(async move { first(&published).await })
+        })
+        .collect();
+    for one in crowd {
+        assert_eq!(one.await.unwrap(), Err("keys_unavailable"));
+    }
+    assert!(server.asked() <= 2, "{}", server.asked());
+}
+
+#[tokio::test]
+async fn a_token_goes_to_its_issuer_and_no_further() {
+    let ask = |url: String| async move {
+        let request = introspection::Request { authorization: Some("Basic YTpi".into()), body: "token=secret".into() };
+        let client = client(For::Introspection, true, None).unwrap();
+        introspect(&client, &url, true, request).await.map_err(|error| error.reason())
+    };
+    let good = Server::start(vec![ok("{\"active\":false}")]).await;
+    assert_eq!(ask(good.url.clone()).await.as_deref(), Ok(&b"{\"active\":false}"[..]));
+    for code in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+        let to = Reply::Text(format!(
+            "HTTP/1.1 {code}\r\nLocation: {}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            good.url
+        ));
+        let elsewhere = Server::start(vec![to]).await;
+        assert_eq!(ask(elsewhere.url.clone()).await, Err("issuer_bad_status"), "{code}");
+    }
+    assert_eq!(good.asked(), 1, "the token did not follow a redirect");
+    for (reply, reason) in [
+        (status("500 Internal Server Error"), "issuer_bad_status"),
+        (status("401 Unauthorized"), "issuer_bad_status"),
+        (Reply::Endless, "issuer_answer_oversize"),
+        (Reply::Closed, "issuer_unreachable"),
+        (Reply::Silence, "issuer_unreachable"),
+    ] {
+        let server = Server::start(vec![reply]).await;
+        assert_eq!(ask(server.url.clone()).await, Err(reason));
+    }
+    assert_eq!(ask("http://127.0.0.1:1/".to_owned()).await, Err("issuer_unreachable"));
+}
+
+#[test]
+fn addresses_of_this_machine_and_its_networks_are_no_issuers() {
+    for text in [
+        "127.0.0.1",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "198.18.0.1",
+        "192.0.0.1",
+        "::1",
+        "::",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::",
+        "2001::1",
+        "2001:db8::1",
+    ] {
+        assert!(is_special(text.parse().unwrap()), "{text}");
+    }
+    for text in ["1.1.1.1", "8.8.8.8", "100.128.0.1", "2606:4700::1111"] {
+        assert!(!is_special(text.parse().unwrap()), "{text}");
+    }
+}
+
+#[test]
+fn only_https_and_loopback_http_are_asked() {
+    let ask = |url: &str, allow| check(&Url::parse(url).unwrap(), allow).is_ok();
+    assert!(ask("https://idp.example.org/jwks", false));
+    assert!(!ask("https://127.0.0.1/jwks", false) && ask("https://127.0.0.1/jwks", true));
+    assert!(!ask("https://[::ffff:169.254.169.254]/", false));
+    assert!(!ask("http://idp.example.org/", true));
+    assert!(!ask("http://127.0.0.1:1/", false) && ask("http://127.0.0.1:1/", true));
+    assert!(!ask("file:///etc/passwd", true) && !ask("ftp://127.0.0.1/", true));
+    // Numbers that some resolvers take for addresses are addresses to the URL parser too.
+    assert!(!ask("https://2130706433/", false) && !ask("https://0x7f.1/", false));
+}
+
+#[test]
+fn max_age_is_read_and_nonsense_is_not() {
+    let read = |value: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(CACHE_CONTROL, value.parse().unwrap());
+        max_age(&headers)
+    };
+    assert_eq!(read("public, max-age=60"), Some(Duration::from_secs(60)));
+    assert_eq!(read("max-age=soon"), None);
+}

@@ -1,0 +1,145 @@
+//! The unprivileged process: everything that callers say is read here, and nowhere else.
+//!
+//! Enters: connections and settings from dataplane, bytes from callers, key sets and introspection answers from issuers.
+//! Leaves: proofs that were verified, as requests to dataplane, and answers to callers. Never: a grant by its own power.
+
+pub mod api;
+pub mod fetch;
+pub mod forward;
+pub mod problem;
+pub mod prove;
+pub mod sandbox;
+pub mod serve;
+pub mod verifier;
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::timeout};
+
+use self::verifier::Verifier;
+use crate::{
+    daemon::granting::Effect,
+    ipc::{Channel, FromControl, Granted, IpcError, Question, Refusal, Settings, ToControl},
+};
+
+/// What the Unix socket is called in requests.
+pub const LOCAL_HOST: &str = "authd.local";
+/// Dataplane answers at once, or is busy with a large policy.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What dataplane answers to a question.
+pub enum Answer {
+    Granted(Granted),
+    Refused(Refusal),
+    Returned,
+    Holds(Vec<Granted>),
+    Revoked(Effect),
+}
+
+/// What all connections share.
+pub struct Shared {
+    channel: Channel,
+    questions: Mutex<HashMap<Question, oneshot::Sender<Answer>>>,
+    next: AtomicU64,
+    verifier: RwLock<Option<Arc<Verifier>>>,
+}
+
+impl Shared {
+    /// What is verified against, once there are settings.
+    pub fn verifier(&self) -> Option<Arc<Verifier>> {
+        self.verifier.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells dataplane something. If it is gone, this process is about to end.
+    pub async fn tell(&self, message: FromControl) {
+        if let Err(error) = self.channel.send(&message).await {
+            tracing::warn!(%error, "dataplane was not told");
+        }
+    }
+
+    /// Asks dataplane. A refusal is an answer; none at all is a refusal too.
+    pub async fn ask(&self, question: impl FnOnce(Question) -> FromControl) -> Answer {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).insert(number, answer);
+        self.tell(question(number)).await;
+        let answer = timeout(ANSWER, answered).await;
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        match answer {
+            Ok(Ok(answer)) => answer,
+            _ => Answer::Refused(Refusal {
+                reason: "unavailable".to_owned(),
+                message: "the enforcing process does not answer".to_owned(),
+            }),
+        }
+    }
+
+    fn answer(&self, question: Question, answer: Answer) {
+        let waiting = self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
+        // Who asked may have gone.
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(answer);
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::SandboxError),
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error("settings came without their file")]
+    NoFile,
+}
+
+/// Serves until dataplane is gone.
+pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
+    let shared = Arc::new(Shared {
+        channel: Channel::new(fd)?,
+        questions: Mutex::new(HashMap::new()),
+        next: AtomicU64::new(1),
+        verifier: RwLock::new(None),
+    });
+    let router = api::router();
+    while let Some((message, attached)) = shared.channel.receive::<ToControl>().await? {
+        match message {
+            ToControl::Settings => {
+                let settings = Settings::open(attached.ok_or(ControlError::NoFile)?)?;
+                let generation = settings.generation;
+                let verifier = Arc::new(Verifier::new(settings, shared.verifier().as_deref()));
+                verifier.clone().begin();
+                *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier);
+                shared.tell(FromControl::Ready { generation }).await;
+            }
+            ToControl::Connected { connection, caller } => match attached {
+                Some(fd) => {
+                    tokio::spawn(serve::serve(shared.clone(), router.clone(), fd, connection, caller));
+                }
+                None => shared.tell(FromControl::Closed { connection }).await,
+            },
+            ToControl::Granted { question, grant } => shared.answer(question, Answer::Granted(grant)),
+            ToControl::NotGranted { question, refusal } => shared.answer(question, Answer::Refused(refusal)),
+            ToControl::Returned { question } => shared.answer(question, Answer::Returned),
+            ToControl::Holds { question, grants } => shared.answer(question, Answer::Holds(grants)),
+            ToControl::Revoked { question, effect } => shared.answer(question, Answer::Revoked(effect)),
+            ToControl::Forget { question } => {
+                if let Some(verifier) = shared.verifier() {
+                    verifier.forget();
+                }
+                shared.tell(FromControl::Forgotten { question }).await;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! One connection, from its first byte to its last: TLS where it is spoken, HTTP/1.1 or HTTP/2, limits on all of it.
+//!
+//! Enters: a descriptor that dataplane accepted, and who it belongs to. Leaves: requests for [`super::api`]. Never: patience
+//! with a caller who is slow, or a buffer that a caller can fill without end.
+
+use std::{
+    io, net::TcpStream as StdTcp, os::fd::OwnedFd, os::unix::net::UnixStream as StdUnix, sync::Arc, time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::{Request, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rustls::{pki_types::CertificateDer, server::Acceptor};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tokio_rustls::LazyConfigAcceptor;
+use tower::ServiceExt;
+
+use super::{Shared, api::Session};
+use crate::ipc::{Caller, Connection, FromControl};
+
+/// From the connection to the end of its TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// From the first byte of a request to the last of its headers.
+const HEADERS: Duration = Duration::from_secs(5);
+/// A connection that has lived so long is ended after the request that it serves.
+const LIFE: Duration = Duration::from_secs(300);
+/// All headers of a request. HTTP/1.1 needs room for a request line and a token.
+const HEADER_BYTES: usize = 16 << 10;
+const MAX_HEADERS: usize = 64;
+/// Requests of one HTTP/2 connection at one time.
+const STREAMS: u32 = 32;
+/// The first byte of a TLS record with a handshake message (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("the handshake took too long")]
+    SlowHandshake,
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    #[error("the caller asks for another server")]
+    WrongName,
+    #[error("HTTP: {0}")]
+    Http(Box<dyn std::error::Error + Send + Sync>),
+    #[error("there are no settings yet")]
+    NoSettings,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl ServeError {
+    /// Stable name for records.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::SlowHandshake => Some("handshake_timeout"),
+            Self::Tls(_) => Some("handshake_failed"),
+            Self::WrongName => Some("wrong_server_name"),
+            Self::NoSettings | Self::Http(_) | Self::Io(_) => None,
+        }
+    }
+}
+
+/// Serves a connection until it ends, and tells dataplane so.
+pub async fn serve(shared: Arc<Shared>, router: Router, fd: OwnedFd, connection: Connection, caller: Caller) {
+    let result = serve_any(&shared, router, fd, connection, caller).await;
+    if let Err(error) = result {
+        tracing::debug!(connection, %error, "a connection ended");
+        if let Some(reason) = error.reason() {
+            let reason = reason.to_owned();
+            shared.tell(FromControl::Refused { connection, rule: None, reason, proofs: Vec::new() }).await;
+        }
+    }
+    shared.tell(FromControl::Closed { connection }).await;
+}
+
+async fn serve_any(
+    shared: &Arc<Shared>,
+    router: Router,
+    fd: OwnedFd,
+    connection: Connection,
+    caller: Caller,
+) -> Result<(), ServeError> {
+    if let Caller::Remote { .. } = caller {
+        let stream = StdTcp::from(fd);
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        return serve_tls(shared, router, TcpStream::from_std(stream)?, connection, caller).await;
+    }
+    let stream = StdUnix::from(fd);
+    stream.set_nonblocking(true)?;
+    let mut stream = UnixStream::from_std(stream)?;
+    // A Unix stream cannot be looked into: the first byte is taken, and given back in front of the others.
+    let mut first = [0; 1];
+    let length = timeout(HANDSHAKE, stream.read(&mut first)).await.map_err(|_| ServeError::SlowHandshake)??;
+    if length == 0 {
+        return Ok(());
+    }
+    let stream = Prefixed { first: Some(first[0]), stream };
+    if first[0] == TLS_HANDSHAKE {
+        serve_tls(shared, router, stream, connection, caller).await
+    } else {
+        let session = Session::new(shared.clone(), connection, caller, Vec::new());
+        serve_http(router, stream, session).await
+    }
+}
+
+/// TLS, with a client's certificate if it shows one. The handshake proves that it has the key; whether the certificate is
+/// worth anything is decided with each request, so that the answer can say why not.
+async fn serve_tls(
+    shared: &Arc<Shared>,
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    connection: Connection,
+    caller: Caller,
+) -> Result<(), ServeError> {
+    let verifier = shared.verifier().ok_or(ServeError::NoSettings)?;
+    let config = verifier.tls().ok_or(ServeError::NoSettings)?;
+    let is_remote = matches!(caller, Caller::Remote { .. });
+    let handshake = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await.map_err(ServeError::Tls)?;
+        // Who asks for another server was led here, or tries what there is.
+        let is_meant = start.client_hello().server_name().is_none_or(|name| verifier.is_called(name));
+        if is_remote && !is_meant {
+            return Err(ServeError::WrongName);
+        }
+        start.into_stream(config).await.map_err(ServeError::Tls)
+    };
+    let stream = timeout(HANDSHAKE, handshake).await.map_err(|_| ServeError::SlowHandshake)??;
+    let (_, tls) = stream.get_ref();
+    let chain: Vec<CertificateDer<'static>> =
+        tls.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let session = Session::new(shared.clone(), connection, caller, chain);
+    serve_http(router, stream, session).await
+}
+
+async fn serve_http(
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    session: Session,
+) -> Result<(), ServeError> {
+    let session = Arc::new(session);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(session.clone());
+        router.clone().oneshot(request.map(Body::new))
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEADER_BYTES as u32)
+        .max_concurrent_streams(STREAMS)
+        .max_pending_accept_reset_streams(STREAMS as usize)
+        .keep_alive_interval(HEADERS)
+        .keep_alive_timeout(HEADERS);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    match timeout(LIFE, connection.as_mut()).await {
+        Ok(result) => result.map_err(ServeError::Http),
+        Err(_) => {
+            connection.as_mut().graceful_shutdown();
+            // What is being answered is answered; who is too slow for that loses it.
+            timeout(HEADERS, connection).await.unwrap_or(Ok(())).map_err(ServeError::Http)
+        }
+    }
+}
+
+/// A stream whose first byte was looked at.
+struct Prefixed {
+    first: Option<u8>,
+    stream: UnixStream,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        if buffer.remaining() > 0
+            && let Some(first) = self.first.take()
+        {
+            buffer.put_slice(&[first]);
+            return std::task::Poll::Ready(Ok(()));
+        }
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,803 @@
+//! What control asks for, looked at again: grants are given here, or not; and here they end.
+//!
+//! Enters: who asks, as this process found out; the proofs that control verified. Leaves: grants in the kernel, on disk and
+//! on record. Never: a grant that the policy in force does not allow to this caller for these proofs, or one whose proof
+//! was revoked.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use authd_common::{
+    address::Address,
+    tables::{Grant, GrantKey, Tag, UNMANAGED},
+};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Daemon, DaemonError, admin::Answer, clock, control::Who};
+use crate::{
+    audit::record::Record,
+    dataplane::{
+        attestation::AttestError,
+        object,
+        sockets::{
+            self, Destroyed,
+            message::{Protocol, Socket},
+            namespaces::Namespace,
+        },
+    },
+    grants::{
+        Given, Grants, Holder, Id, Live,
+        flows::{Flow, Flows, Key},
+        proof::Shown,
+        terms::{self, Claimant},
+    },
+    ipc::{Granted, Refusal, Wanted},
+    policy::{
+        file::{Kind, Proof},
+        model::{Model, Object, Rule},
+        network::from_ip,
+        pattern::instance_name,
+    },
+    store::{grants::Grant as Row, revocations::Revocation, revoked::Revoked},
+};
+
+/// How long a grant lives whose rule does not say.
+const DEFAULT_TTL: Duration = Duration::from_secs(300);
+
+/// After a list of sockets that is not complete, there is another one no earlier than this.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Everything about grants that lives as long as the daemon.
+pub struct Ledger {
+    pub grants: Grants,
+    pub flows: Flows,
+    sockets: sockets::Sockets,
+    /// When to list sockets again, some of which could not be seen.
+    look_again: Option<Instant>,
+    /// Grants by everything that they can be revoked by.
+    by_name: HashMap<Revoked, Vec<Id>>,
+    /// `/proc/sys/kernel/random/boot_id`
+    boot: String,
+    /// Rows that are not on disk yet.
+    unsaved: Vec<Row>,
+    unremoved: Vec<Id>,
+}
+
+/// What a revocation did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Effect {
+    pub grants: usize,
+    pub flows: usize,
+    pub destroyed: usize,
+    /// Sockets that could not be closed; their packets are dropped all the same.
+    pub left: usize,
+    /// Until the last packet could pass.
+    pub cut_microseconds: u64,
+    /// Until the last socket was closed.
+    pub microseconds: u64,
+}
+
+impl Ledger {
+    pub fn new(serials: Vec<u32>) -> Result<Self, sockets::SocketError> {
+        let mut flows = Flows::default();
+        // What an earlier daemon let through is not known yet.
+        flows.miss();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok(Self {
+            grants: Grants::new(serials),
+            flows,
+            sockets: sockets::Sockets::new()?,
+            look_again: None,
+            by_name: HashMap::new(),
+            boot: boot.trim().to_owned(),
+            unsaved: Vec::new(),
+            unremoved: Vec::new(),
+        })
+    }
+}
+
+fn refusal(reason: &str, message: impl ToString) -> Refusal {
+    Refusal { reason: reason.to_owned(), message: message.to_string() }
+}
+
+/// A caller, under the policy in force.
+struct Known {
+    claimant: Owned,
+    holder: Holder,
+    workload: u32,
+    scope: u64,
+    address: Address,
+    kind: Option<Kind>,
+}
+
+enum Owned {
+    Workload { index: usize, spiffe_id: String },
+    Address(IpAddr),
+}
+
+impl Owned {
+    fn borrow(&self) -> Claimant<'_> {
+        match self {
+            Self::Workload { index, spiffe_id } => Claimant::Workload { index: *index, spiffe_id },
+            Self::Address(address) => Claimant::Address(*address),
+        }
+    }
+}
+
+impl Daemon {
+    /// Gives a grant, or says why not. Either is on record.
+    pub fn grant(&mut self, who: &Who, wanted: Wanted) -> Result<Granted, Refusal> {
+        let rule = wanted.rule.clone();
+        let mut proofs = wanted.proofs.clone();
+        let result = self.give(who, wanted, &mut proofs);
+        let (event, reason) = match &result {
+            Ok(_) => ("grant_issued", None),
+            Err(refusal) => ("grant_refused", Some(refusal.reason.clone())),
+        };
+        let mut record = Record::event(event);
+        record.verdict = Some(if result.is_ok() { "allowed" } else { "denied" }.to_owned());
+        record.reason = Some(reason.unwrap_or_else(|| "rule".to_owned()));
+        record.rule = Some(rule);
+        record.proofs = proofs.iter().map(Shown::told).collect();
+        if let Ok(granted) = &result {
+            record.grant = Some(granted.id.to_string());
+            record.until = Some(granted.until.to_string());
+        }
+        self.describe(who, &mut record);
+        self.report(record);
+        result
+    }
+
+    fn give(&mut self, who: &Who, wanted: Wanted, proofs: &mut Vec<Shown>) -> Result<Granted, Refusal> {
+        let now = Timestamp::now();
+        let known = self.known(who)?;
+        let prepared = &self.active.prepared;
+        let (model, registry) = (&prepared.model, &prepared.registry);
+        let rule = rule_named(model, &wanted.rule)?;
+        let number = registry.rules.number(&rule.name).ok_or_else(|| unknown_rule(&wanted.rule))?;
+        if !terms::may_ask(rule, model, known.claimant.borrow()) {
+            return Err(refusal("rule_not_for_caller", "the rule is not about this caller"));
+        }
+        // Control cannot vouch for an API key: what it says of one is replaced by what is found here.
+        proofs.retain(|shown| shown.kind() != Proof::ApiKey);
+        if let Some(key) = &wanted.api_key {
+            let trust = self.trust.as_mut().map_err(|error| refusal("store_unusable", error))?;
+            let (from, workload) = match (&known.holder, who) {
+                (Holder::Workload { name, .. }, _) => (None, Some(name.as_str())),
+                (_, Who::Remote(address)) => (Some(address.ip()), None),
+                _ => (None, None),
+            };
+            proofs.push(Shown::ApiKey(trust.check_key(now, key, from, &rule.name, workload)?));
+        }
+        let limit = terms::check(rule, model, known.claimant.borrow(), proofs, now)
+            .map_err(|unmet| refusal(unmet.reason(), unmet))?;
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        let mut names: Vec<(Revoked, Option<Timestamp>)> = proofs.iter().flat_map(Shown::revocable).collect();
+        // The holder is revoked for good, or as of a time before now.
+        names.extend(holder_names(&known.holder, known.kind, model).into_iter().map(|name| (name, Some(now))));
+        if let Some((found, _)) = names.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
+            return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
+        }
+        let ttl = wanted.seconds.map_or(Duration::MAX, |seconds| Duration::from_secs(seconds.into()));
+        let ttl = ttl.min(rule.grant_ttl.unwrap_or(DEFAULT_TTL));
+        let until = SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok()).unwrap_or(limit);
+        let until = until.min(limit);
+        let given = Given {
+            id: Id(random().map_err(|error| refusal("unavailable", error))?),
+            rule: rule.name.clone(),
+            holder: known.holder.clone(),
+            proofs: proofs.clone(),
+            terms: terms::digest(rule, model),
+            issued: now,
+            until,
+        };
+        let key = GrantKey { rule: number, workload: known.workload, scope: known.scope, address: known.address };
+        let names = names.into_iter().map(|(name, _)| name).chain([Revoked::Grant(given.id)]);
+        self.enter(given, key, names.collect())
+    }
+
+    fn enter(&mut self, given: Given, key: GrantKey, names: Vec<Revoked>) -> Result<Granted, Refusal> {
+        let granted = Granted { id: given.id, rule: given.rule.clone(), until: given.until };
+        let now = clock::monotonic();
+        let until = clock::on_monotonic(given.until);
+        let id = given.id;
+        let commands =
+            self.ledger.grants.give(now, given, key, until).map_err(|error| refusal(error.reason(), error))?;
+        if let Err(error) = self.writer.follow(&commands) {
+            // Half a grant is none.
+            let (_, commands) = self.ledger.grants.end(now, &[id]);
+            let _ = self.writer.follow(&commands);
+            return Err(refusal("grants_full", error));
+        }
+        for name in names {
+            self.ledger.by_name.entry(name).or_default().push(id);
+        }
+        if let Some(live) = self.ledger.grants.get(&id) {
+            self.directory.granted(live.grant, id);
+            self.ledger.unsaved.push(row(live, &self.ledger.boot));
+        }
+        self.totals.grants_issued += 1;
+        Ok(granted)
+    }
+
+    /// Whether a request that a proxy received may pass: the same question as for a grant, about whoever the proofs name.
+    pub fn forward(&mut self, proxy: &Who, wanted: Wanted, request: String) -> Result<(), Refusal> {
+        let rule = wanted.rule.clone();
+        let mut proofs = wanted.proofs.clone();
+        let result = self.may_pass(proxy, &wanted, &mut proofs);
+        let reason = result.as_ref().err().map(|refusal| refusal.reason.clone());
+        self.forwarded(proxy, rule, reason, &proofs, request);
+        result
+    }
+
+    fn may_pass(&mut self, proxy: &Who, wanted: &Wanted, proofs: &mut Vec<Shown>) -> Result<(), Refusal> {
+        let now = Timestamp::now();
+        let known = self.known(proxy)?;
+        let model = &self.active.prepared.model;
+        let rule = rule_named(model, &wanted.rule)?;
+        let Owned::Workload { index, .. } = known.claimant else {
+            return Err(refusal("proxy_not_allowed", "only a workload of this node may ask"));
+        };
+        let offers =
+            |object: &Object| matches!(object, Object::Service(s) if model.services[*s].workload == Some(index));
+        if !rule.to.iter().any(offers) {
+            return Err(refusal("proxy_not_allowed", "the workload offers no service of the rule"));
+        }
+        proofs.retain(|shown| shown.kind() != Proof::ApiKey);
+        if let Some(key) = &wanted.api_key {
+            let trust = self.trust.as_mut().map_err(|error| refusal("store_unusable", error))?;
+            proofs.push(Shown::ApiKey(trust.check_key(now, key, None, &rule.name, None)?));
+        }
+        terms::check(rule, model, Claimant::Forwarded, proofs, now).map_err(|unmet| refusal(unmet.reason(), unmet))?;
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        let names = proofs.iter().flat_map(Shown::revocable);
+        match names.into_iter().find(|(name, since)| trust.is_revoked(name, *since)) {
+            Some((found, _)) => Err(refusal(revoked_reason(&found), format!("{} was revoked", found.kind()))),
+            None => Ok(()),
+        }
+    }
+
+    /// The caller gives a grant back.
+    pub fn give_back(&mut self, who: &Who, id: &Id) -> Result<(), Refusal> {
+        let holder = self.known(who)?.holder;
+        let owned = self.ledger.grants.get(id).is_some_and(|live| is_same_holder(&live.given.holder, &holder));
+        if !owned {
+            return Err(refusal("grant_unknown", "the caller holds no such grant"));
+        }
+        self.end_grants(&[*id], "grant_returned", None);
+        Ok(())
+    }
+
+    /// The caller's grants.
+    pub fn held(&self, who: &Who) -> Result<Vec<Granted>, Refusal> {
+        let Ok(known) = self.known(who) else { return Ok(Vec::new()) };
+        let mut held: Vec<Granted> = self
+            .ledger
+            .grants
+            .iter()
+            .filter(|live| is_same_holder(&live.given.holder, &known.holder))
+            .map(|live| Granted { id: live.given.id, rule: live.given.rule.clone(), until: live.given.until })
+            .collect();
+        // One answer is one message.
+        held.sort_by_key(|grant| grant.until);
+        held.truncate(128);
+        Ok(held)
+    }
+
+    /// Revokes something. What it gave ends in the kernel first, and nothing is said before it is on disk.
+    pub fn revoke(&mut self, what: Revoked, by: u32, text: &str) -> Result<Effect, String> {
+        let ids = self.ledger.by_name.get(&what).cloned().unwrap_or_default();
+        let effect = self.end_grants(&ids, "grant_revoked", Some(&what));
+        let mut record = Record::about("revoked", format!("{what}: {text}"));
+        record.uid = Some(by);
+        record.count = Some(effect.grants as u64);
+        self.report(record);
+        if matches!(what, Revoked::Grant(_)) {
+            // It is gone; there is nothing to refuse later.
+            return Ok(effect);
+        }
+        let trust = self.trust.as_mut().map_err(|error| error.to_string())?;
+        if let Revoked::Key(id) = what {
+            trust.revoke_key(Timestamp::now(), by, id).map_err(|error| error.to_string())?;
+            return Ok(effect);
+        }
+        let revocation = Revocation::new(what, Timestamp::now(), by, text);
+        trust.revoke(revocation).map_err(|error| format!("in force, and lost with a restart: {error}"))?;
+        Ok(effect)
+    }
+
+    /// Takes a revocation back. What was issued before it stays refused.
+    pub fn reinstate(&mut self, what: &Revoked, by: u32) -> Answer {
+        let result = match self.trust.as_mut() {
+            Ok(trust) => trust.reinstate(what, Timestamp::now()).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match result {
+            Ok(found) => {
+                if found {
+                    let mut record = Record::about("reinstated", what.to_string());
+                    record.uid = Some(by);
+                    self.report(record);
+                }
+                Answer::Reinstated { found }
+            }
+            Err(message) => Answer::Error { message },
+        }
+    }
+
+    pub fn revocations(&self) -> Answer {
+        match &self.trust {
+            Ok(trust) => Answer::Revocations { revocations: trust.revocations() },
+            Err(error) => Answer::Error { message: error.to_string() },
+        }
+    }
+
+    /// A caller was refused by control, before it came to a grant.
+    pub fn refused(&mut self, who: &Who, rule: Option<String>, reason: &str, proofs: &[Shown]) {
+        let mut record = Record::event(if rule.is_some() { "grant_refused" } else { "caller_refused" });
+        record.verdict = Some("denied".to_owned());
+        record.reason = Some(reason.to_owned());
+        // A name that no rule has is the caller's text.
+        record.rule = rule.filter(|rule| rule_named(&self.active.prepared.model, rule).is_ok());
+        record.proofs = proofs.iter().map(Shown::told).collect();
+        self.describe(who, &mut record);
+        self.report(record);
+    }
+
+    /// A proxy asked about a request of somebody else.
+    pub fn forwarded(&mut self, who: &Who, rule: String, reason: Option<String>, proofs: &[Shown], request: String) {
+        let mut record = Record::event("request_decided");
+        record.verdict = Some(if reason.is_none() { "allowed" } else { "denied" }.to_owned());
+        record.reason = Some(reason.unwrap_or_else(|| "rule".to_owned()));
+        record.rule = Some(rule).filter(|rule| rule_named(&self.active.prepared.model, rule).is_ok());
+        record.proofs = proofs.iter().map(Shown::told).collect();
+        record.message = Some(request);
+        self.describe(who, &mut record);
+        self.report(record);
+    }
+
+    pub fn not_attested(&mut self, error: &AttestError) {
+        let mut record = Record::event("caller_refused");
+        record.verdict = Some("denied".to_owned());
+        record.reason = Some(error.reason().to_owned());
+        record.message = Some(error.to_string());
+        self.report(record);
+    }
+
+    pub fn control_is_ready(&mut self, generation: u32) {
+        if !self.control_ready {
+            tracing::info!(generation, "callers can show their proofs");
+        }
+        self.control_ready = true;
+    }
+
+    /// Live grants go on; new ones wait for the next process.
+    pub fn control_ended(&mut self, how: &str) {
+        self.control_ready = false;
+        tracing::error!(how, "the control process ended; it is started again");
+        self.report(Record::about("control_ended", how));
+    }
+
+    /// Ends grants now: slots, records, sockets, in this order.
+    fn end_grants(&mut self, ids: &[Id], event: &str, by: Option<&Revoked>) -> Effect {
+        let started = Instant::now();
+        let (ended, commands) = self.ledger.grants.end(clock::monotonic(), ids);
+        if let Err(error) = self.writer.follow(&commands) {
+            // The slots come first among the commands, and emptying one cannot fail.
+            tracing::error!(%error, "the index of grants");
+        }
+        let cut_microseconds = started.elapsed().as_micros() as u64;
+        for live in &ended {
+            self.forget_names(live);
+            let mut record = Record::event(event);
+            record.reason = Some(by.map_or_else(|| event.to_owned(), |by| revoked_reason(by).to_owned()));
+            self.report_grant(live, record);
+        }
+        self.totals.grants_revoked += ended.len() as u64;
+        let grants: Vec<Grant> = ended.iter().map(|live| live.grant).collect();
+        let (flows, result) = self.close_sockets(&grants);
+        Effect {
+            grants: ended.len(),
+            flows,
+            destroyed: result.destroyed,
+            left: result.failed.len(),
+            cut_microseconds,
+            microseconds: started.elapsed().as_micros() as u64,
+        }
+    }
+
+    /// Grants that came to their end by themselves. Flows that another grant of the same caller carries go on.
+    pub fn expire_grants(&mut self) {
+        let (ended, commands) = self.ledger.grants.expire(clock::monotonic());
+        if ended.is_empty() {
+            return;
+        }
+        if let Err(error) = self.writer.follow(&commands) {
+            tracing::error!(%error, "the index of grants");
+        }
+        let mut alone = Vec::new();
+        for live in &ended {
+            self.forget_names(live);
+            self.report_grant(live, Record::event("grant_expired"));
+            if !self.ledger.grants.iter().any(|other| other.key == live.key) {
+                alone.push(live.grant);
+            }
+        }
+        self.totals.grants_expired += ended.len() as u64;
+        self.close_sockets(&alone);
+    }
+
+    /// After another policy came into force: grants of rules that are no more, or that ask for other proofs now.
+    pub fn review_grants(&mut self) {
+        let model = &self.active.prepared.model;
+        let terms: HashMap<&str, u64> =
+            model.rules.iter().map(|rule| (rule.name.as_str(), terms::digest(rule, model))).collect();
+        let stale: Vec<Id> = self
+            .ledger
+            .grants
+            .iter()
+            .filter(|live| terms.get(live.given.rule.as_str()) != Some(&live.given.terms))
+            .map(|live| live.given.id)
+            .collect();
+        if !stale.is_empty() {
+            self.end_grants(&stale, "grant_outdated", None);
+        }
+    }
+
+    /// Takes up what an earlier daemon gave, as far as kernel and disk agree; ends the rest.
+    pub fn restore_grants(&mut self) -> Result<(), DaemonError> {
+        let slots = self.writer.slots();
+        let pointed = self.writer.pointed()?;
+        let boot = self.ledger.boot.clone();
+        let rows = match &self.trust {
+            Ok(trust) => trust.store().grants().unwrap_or_else(|error| {
+                tracing::error!(%error, "grants of the daemon before end");
+                Vec::new()
+            }),
+            Err(_) => Vec::new(),
+        };
+        let now = clock::monotonic();
+        let model = self.active.prepared.model.clone();
+        let mut kept: HashMap<u32, u32> = HashMap::new();
+        for row in rows {
+            let slot = slots.get(row.slot as usize).copied().unwrap_or_default();
+            if row.boot != boot || !slot.is_alive(row.serial, now) {
+                self.ledger.unremoved.push(row.given.id);
+                continue;
+            }
+            let key = key_of(&row);
+            let grant = Grant { slot: row.slot, serial: row.serial };
+            let id = row.given.id;
+            let kind = kind_of(&row.given.holder, &model);
+            let names = row.given.proofs.iter().flat_map(Shown::revocable).map(|(name, _)| name);
+            let names: Vec<Revoked> =
+                names.chain(holder_names(&row.given.holder, kind, &model)).chain([Revoked::Grant(id)]).collect();
+            let commands = self.ledger.grants.restore(row.given, key, grant, slot.until);
+            self.writer.follow(&commands)?;
+            self.directory.granted(grant, id);
+            for name in names {
+                self.ledger.by_name.entry(name).or_default().push(id);
+            }
+            kept.insert(row.slot, row.serial);
+        }
+        // A live slot that nothing explains is nobody's.
+        for (at, slot) in slots.iter().enumerate() {
+            let at = at as u32;
+            if slot.until > now && kept.get(&at) != Some(&slot.serial) {
+                self.writer.follow(&[crate::grants::Command::Empty { slot: at }])?;
+            }
+        }
+        for (key, grant) in pointed {
+            if kept.get(&grant.slot) != Some(&grant.serial) && !self.ledger.grants.iter().any(|live| live.key == key) {
+                self.writer.follow(&[crate::grants::Command::Unpoint { key }])?;
+            }
+        }
+        self.review_grants();
+        Ok(())
+    }
+
+    /// Puts on disk what became of grants. Losing it is safe: see `store/grants.rs`.
+    pub fn save_grants(&mut self) {
+        let (rows, gone) = (std::mem::take(&mut self.ledger.unsaved), std::mem::take(&mut self.ledger.unremoved));
+        let Ok(trust) = &self.trust else { return };
+        let live = rows.iter().filter(|row| !gone.contains(&row.given.id));
+        let saved = trust.store().put_grants(live).and_then(|()| trust.store().remove_grants(gone.iter().copied()));
+        if let Err(error) = saved {
+            tracing::error!(%error, "grants are not on disk: a restart would end them");
+        }
+    }
+
+    /// Destroys the sockets of flows that rested on grants that ended. Their packets are dropped already.
+    fn close_sockets(&mut self, ended: &[Grant]) -> (usize, Destroyed) {
+        if ended.is_empty() {
+            return (0, Destroyed::default());
+        }
+        self.catch_up();
+        let now = Instant::now();
+        self.find_flows();
+        let flows: Vec<Flow> = ended.iter().flat_map(|grant| self.ledger.flows.take(*grant)).collect();
+        let sockets: Vec<sockets::Flow> = flows.iter().filter_map(socket_of).collect();
+        let result = self.ledger.sockets.destroy(&sockets, now);
+        for (flow, error) in result.failed.iter().take(3) {
+            tracing::warn!(?flow, %error, "a socket stays open; its packets are dropped");
+        }
+        (flows.len(), result)
+    }
+
+    /// Learns of flows of which no event told. Before anything is revoked, so that no revocation waits for it.
+    pub fn find_flows(&mut self) {
+        let now = Instant::now();
+        if !self.ledger.flows.is_complete() || self.ledger.look_again.is_some_and(|at| at <= now) {
+            self.look_at_sockets(now);
+        }
+    }
+
+    /// Lists the kernel's sockets with what they remember: events were lost, or were an earlier daemon's.
+    fn look_at_sockets(&mut self, now: Instant) {
+        use std::os::fd::AsFd;
+        let discovered = self.ledger.sockets.discover();
+        let tags = self.writer.maps().tags.as_fd();
+        let dumped = self.ledger.sockets.dump(tags, &discovered.namespaces, now);
+        for found in &dumped.found {
+            let Some(tag) = found.tag.as_deref().and_then(object::tag) else { continue };
+            if tag.grant.is_some() {
+                self.ledger.flows.enter(flow_of(&found.flow, &tag), tag.grant);
+            }
+        }
+        self.ledger.flows.complete();
+        // Where it may not look now, it may later; but not with every revocation, each of which would wait for it.
+        let is_blind = !dumped.failed.is_empty() || discovered.incomplete.is_some();
+        self.ledger.look_again = is_blind.then(|| now + LOOK_AGAIN);
+    }
+
+    fn forget_names(&mut self, live: &Live) {
+        let id = live.given.id;
+        let kind = kind_of(&live.given.holder, &self.active.prepared.model);
+        let names = live.given.proofs.iter().flat_map(Shown::revocable).map(|(name, _)| name);
+        let names: Vec<Revoked> = names
+            .chain(holder_names(&live.given.holder, kind, &self.active.prepared.model))
+            .chain([Revoked::Grant(id)])
+            .collect();
+        for name in names {
+            if let Some(ids) = self.ledger.by_name.get_mut(&name) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.ledger.by_name.remove(&name);
+                }
+            }
+        }
+        self.directory.grant_ended(live.grant);
+        self.ledger.unremoved.push(id);
+    }
+
+    fn report_grant(&mut self, live: &Live, mut record: Record) {
+        record.grant = Some(live.given.id.to_string());
+        record.rule = Some(live.given.rule.clone());
+        record.proofs = live.given.proofs.iter().map(Shown::told).collect();
+        match &live.given.holder {
+            Holder::Workload { name, cgroup, .. } => {
+                record.workload = Some(name.clone());
+                record.cgroup = Some(cgroup.clone());
+            }
+            Holder::Address { address, .. } => record.remote_address = Some(*address),
+        }
+        self.report(record);
+    }
+
+    /// Who a caller is, under the policy in force.
+    fn known(&self, who: &Who) -> Result<Known, Refusal> {
+        let Active { model, registry } =
+            Active { model: &self.active.prepared.model, registry: &self.active.prepared.registry };
+        match who {
+            Who::Remote(address) => {
+                let address = address.ip();
+                if address.is_loopback() {
+                    // Loopback is this node: who calls there is known by its cgroup.
+                    let message = "callers of this node ask on the Unix socket";
+                    return Err(refusal("local_caller", message));
+                }
+                Ok(Known {
+                    claimant: Owned::Address(address),
+                    holder: Holder::Address { address, netns: self.ledger.sockets.own_namespace() },
+                    workload: UNMANAGED,
+                    scope: self.ledger.sockets.own_namespace(),
+                    address: from_ip(address),
+                    kind: None,
+                })
+            }
+            Who::Admin { .. } => {
+                Err(refusal("caller_unmanaged", "operators hold no grants; workloads ask on the workloads' socket"))
+            }
+            Who::Local(attested) => {
+                let unmanaged = || refusal("caller_unmanaged", "no workload of the policy matches the caller's cgroup");
+                let path = self.base.below(&attested.cgroup).ok_or_else(unmanaged)?;
+                let (number, instance, own) = self.instance_at(&path).ok_or_else(unmanaged)?;
+                let name = registry.workloads.name(number).ok_or_else(unmanaged)?;
+                let index = model.workloads.iter().position(|w| w.name == name).ok_or_else(unmanaged)?;
+                let workload = &model.workloads[index];
+                let spiffe_id = spiffe_id(model, index, &own);
+                Ok(Known {
+                    claimant: Owned::Workload { index, spiffe_id },
+                    holder: Holder::Workload { name: name.to_owned(), cgroup: own, instance },
+                    workload: number,
+                    scope: instance,
+                    address: Address::UNSPECIFIED,
+                    kind: Some(workload.kind),
+                })
+            }
+        }
+    }
+
+    /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
+    fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
+        let entry = self.tree.nearest(path)?;
+        (entry.workload != UNMANAGED).then(|| {
+            let own = self.active.patterns.instance_path(path).unwrap_or(path).to_owned();
+            (entry.workload, entry.instance, own)
+        })
+    }
+
+    /// What is known of a local caller, for control and for records.
+    pub fn introduce(&self, who: &Who) -> crate::ipc::Caller {
+        match who {
+            Who::Remote(address) => crate::ipc::Caller::Remote { address: *address },
+            Who::Admin { uid } => crate::ipc::Caller::Admin { uid: *uid },
+            Who::Local(attested) => {
+                let workload = self.known(who).ok().and_then(|known| match (known.holder, known.claimant) {
+                    (Holder::Workload { name, cgroup, .. }, Owned::Workload { spiffe_id, .. }) => {
+                        Some(crate::ipc::Workload { name, spiffe_id, cgroup })
+                    }
+                    _ => None,
+                });
+                crate::ipc::Caller::Local { workload, uid: attested.uid }
+            }
+        }
+    }
+
+    pub fn describe(&self, who: &Who, record: &mut Record) {
+        match who {
+            Who::Remote(address) => {
+                record.remote_address = Some(address.ip());
+                record.remote_port = Some(address.port());
+            }
+            Who::Admin { uid } => record.uid = Some(*uid),
+            Who::Local(attested) => {
+                record.pid = Some(attested.pid);
+                record.uid = Some(attested.uid);
+                record.cgroup = Some(attested.cgroup.clone());
+                if let crate::ipc::Caller::Local { workload: Some(workload), .. } = self.introduce(who) {
+                    record.workload = Some(workload.name);
+                    record.spiffe_id = Some(workload.spiffe_id);
+                    record.cgroup = Some(workload.cgroup);
+                }
+            }
+        }
+    }
+}
+
+struct Active<'a> {
+    model: &'a Model,
+    registry: &'a crate::policy::compile::Registry,
+}
+
+fn rule_named<'a>(model: &'a Model, name: &str) -> Result<&'a Rule, Refusal> {
+    model.rules.iter().find(|rule| rule.name == name).ok_or_else(|| unknown_rule(name))
+}
+
+fn unknown_rule(_: &str) -> Refusal {
+    // Not repeated: it is the caller's text.
+    refusal("rule_unknown", "the policy has no such rule")
+}
+
+fn spiffe_id(model: &Model, index: usize, own: &str) -> String {
+    let path = model.workloads[index].spiffe_path.replace("{instance}", &instance_name(own));
+    format!("spiffe://{}{path}", model.trust_domain)
+}
+
+fn kind_of(holder: &Holder, model: &Model) -> Option<Kind> {
+    match holder {
+        Holder::Workload { name, .. } => model.workloads.iter().find(|w| w.name == *name).map(|w| w.kind),
+        Holder::Address { .. } => None,
+    }
+}
+
+/// Everything by which a holder is revoked.
+fn holder_names(holder: &Holder, kind: Option<Kind>, model: &Model) -> Vec<Revoked> {
+    match holder {
+        Holder::Workload { name, cgroup, .. } => {
+            let mut names = vec![Revoked::Workload(name.clone()), Revoked::Instance(cgroup.clone())];
+            if kind == Some(Kind::Agent) {
+                names.push(Revoked::Agent(name.clone()));
+            }
+            let index = model.workloads.iter().position(|w| w.name == *name);
+            names.extend(index.map(|index| Revoked::SpiffeId(spiffe_id(model, index, cgroup))));
+            names
+        }
+        Holder::Address { address, .. } => {
+            let called = model
+                .peers
+                .iter()
+                .filter(|peer| peer.networks.iter().any(|network| network.contains(&from_ip(*address))));
+            called.map(|peer| Revoked::Peer(peer.name.clone())).collect()
+        }
+    }
+}
+
+fn revoked_reason(what: &Revoked) -> &'static str {
+    match what {
+        Revoked::Token { .. } | Revoked::TokenHash(_) => "token_revoked",
+        Revoked::Issuer(_) => "issuer_revoked",
+        Revoked::Key(_) => "api_key_revoked",
+        Revoked::Certificate(_) | Revoked::Serial { .. } | Revoked::Spki(_) => "certificate_revoked",
+        Revoked::SpiffeId(_) => "spiffe_id_revoked",
+        Revoked::Workload(_) | Revoked::Instance(_) | Revoked::Agent(_) => "workload_revoked",
+        Revoked::Peer(_) => "peer_revoked",
+        Revoked::Grant(_) => "grant_revoked",
+    }
+}
+
+fn is_same_holder(one: &Holder, other: &Holder) -> bool {
+    match (one, other) {
+        (Holder::Workload { name, instance, .. }, Holder::Workload { name: other, instance: others, .. }) => {
+            name == other && instance == others
+        }
+        (one, other) => one == other,
+    }
+}
+
+fn row(live: &Live, boot: &str) -> Row {
+    Row {
+        given: live.given.clone(),
+        rule_number: live.key.rule,
+        workload_number: live.key.workload,
+        slot: live.grant.slot,
+        serial: live.grant.serial,
+        boot: boot.to_owned(),
+    }
+}
+
+fn key_of(row: &Row) -> GrantKey {
+    let (scope, address) = match &row.given.holder {
+        Holder::Workload { instance, .. } => (*instance, Address::UNSPECIFIED),
+        Holder::Address { address, netns } => (*netns, from_ip(*address)),
+    };
+    GrantKey { rule: row.rule_number, workload: row.workload_number, scope, address }
+}
+
+/// The socket of a flow, if the kernel can close it: protocols without ports have none of their own.
+fn socket_of(flow: &Flow) -> Option<sockets::Flow> {
+    let Key { cookie, remote, remote_port, protocol } = flow.key;
+    Some(sockets::Flow {
+        namespace: Namespace { cookie: flow.netns, pid: flow.pid },
+        socket: Socket {
+            protocol: Protocol::from_number(protocol)?,
+            local: flow.local,
+            local_port: flow.local_port,
+            remote,
+            remote_port,
+            interface: 0,
+            cookie,
+        },
+    })
+}
+
+fn flow_of(found: &sockets::Flow, tag: &Tag) -> Flow {
+    let Socket { protocol, local, local_port, remote, remote_port, cookie, .. } = found.socket;
+    Flow {
+        key: Key { cookie, remote, remote_port, protocol: protocol.number() },
+        netns: found.namespace.cookie,
+        pid: tag.pid,
+        local,
+        local_port,
+    }
+}
+
+fn random() -> Result<[u8; 16], aws_lc_rs::error::Unspecified> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes)?;
+    Ok(bytes)
+}

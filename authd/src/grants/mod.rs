@@ -1,0 +1,441 @@
+//! Grants: who holds which, in which slot of the kernel's table, until when.
+//!
+//! Enters: grants that were decided, ends that were asked for, the time. Leaves: [`Command`]s for the writer. Never: a
+//! decision whether somebody deserves one, clocks, kernel objects.
+//!
+//! A *slot* is what flows remember. Ending a grant is one store into its slot, which the next packet on every CPU sees. A
+//! slot is used again only after a rest, under another serial number, so that no flow of its last holder can take the next
+//! one's grant for its own. Several grants may have one key (two callers of one workload, two tokens); the kernel's index
+//! then names the one that lives longest, and the next one when that ends.
+
+pub mod flows;
+pub mod proof;
+pub mod terms;
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    fmt,
+};
+
+use authd_common::tables::{Grant, GrantKey};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use self::proof::Shown;
+
+/// ns that a slot rests. Programs end within microseconds; this is far longer.
+const REST: u64 = 1_000_000_000;
+/// Grants that one holder may have of one rule at a time.
+const PER_KEY: usize = 1024;
+
+/// A grant's name: 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Id(pub [u8; 16]);
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("a grant's id has 32 hexadecimal digits")]
+pub struct IdError;
+
+impl std::str::FromStr for Id {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let plain = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let number = plain.then(|| u128::from_str_radix(text, 16).ok()).flatten().ok_or(IdError)?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Who holds a grant.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "holder", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Holder {
+    /// A workload of this node; `instance` is 0 where all its cgroups hold its grants together.
+    Workload { name: String, cgroup: String, instance: u64 },
+    /// A caller from elsewhere, by its address: no more than that is known of its packets.
+    Address { address: std::net::IpAddr, netns: u64 },
+}
+
+/// A grant, as it was decided.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Given {
+    pub id: Id,
+    pub rule: String,
+    pub holder: Holder,
+    pub proofs: Vec<Shown>,
+    /// What the rule asked for, when it was given: another rule of the same name is another rule.
+    pub terms: u64,
+    pub issued: Timestamp,
+    /// When it ends, on the clock of people; the kernel's end is computed from it.
+    pub until: Timestamp,
+}
+
+/// One that lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Live {
+    pub given: Given,
+    pub key: GrantKey,
+    pub grant: Grant,
+    /// End, in ns of the coarse monotonic clock.
+    pub until: u64,
+}
+
+/// What the writer has to do, in this order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Gives a slot to a grant.
+    Fill { grant: Grant, until: u64 },
+    /// Ends the grant that has a slot.
+    Empty { slot: u32 },
+    /// Names the grant that new flows rest on.
+    Point { key: GrantKey, grant: Grant },
+    /// There is none any more.
+    Unpoint { key: GrantKey },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GrantError {
+    #[error("the table of grants is full ({0}): raise limits.grants in authd.toml")]
+    Full(u32),
+    #[error("the caller holds {PER_KEY} grants of this rule: let some end")]
+    TooMany,
+    #[error("the grant would end before it begins")]
+    Over,
+}
+
+impl GrantError {
+    /// Stable name for answers and records.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Full(_) => "grants_full",
+            Self::TooMany => "too_many_grants",
+            Self::Over => "grant_over",
+        }
+    }
+}
+
+pub struct Grants {
+    /// Slots, the one that nobody has included.
+    slots: u32,
+    serials: Vec<u32>,
+    free: VecDeque<u32>,
+    /// Slots that rest, and until when.
+    resting: VecDeque<(u64, u32)>,
+    live: HashMap<Id, Live>,
+    by_key: HashMap<GrantKey, BTreeSet<(u64, Id)>>,
+    by_end: BTreeSet<(u64, Id)>,
+    by_slot: HashMap<u32, Id>,
+}
+
+impl Grants {
+    /// `serials` holds the last serial number of each slot, as the kernel's table has them.
+    pub fn new(serials: Vec<u32>) -> Self {
+        let slots = u32::try_from(serials.len()).unwrap_or(u32::MAX);
+        Self {
+            slots,
+            serials,
+            free: (1..slots).collect(),
+            resting: VecDeque::new(),
+            live: HashMap::new(),
+            by_key: HashMap::new(),
+            by_end: BTreeSet::new(),
+            by_slot: HashMap::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Grants that there may be at one time.
+    pub fn capacity(&self) -> u32 {
+        self.slots.saturating_sub(1)
+    }
+
+    pub fn get(&self, id: &Id) -> Option<&Live> {
+        self.live.get(id)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Live> {
+        self.live.values()
+    }
+
+    /// Whose grant a flow remembers, as long as it lives.
+    pub fn at(&self, grant: Grant) -> Option<&Live> {
+        self.live.get(self.by_slot.get(&grant.slot)?).filter(|live| live.grant == grant)
+    }
+
+    /// The next end.
+    pub fn next_end(&self) -> Option<u64> {
+        self.by_end.first().map(|(until, _)| *until)
+    }
+
+    /// A new grant that ends at `until`. A full table is the asker's error: nobody loses what he holds.
+    pub fn give(&mut self, now: u64, given: Given, key: GrantKey, until: u64) -> Result<Vec<Command>, GrantError> {
+        if until <= now {
+            return Err(GrantError::Over);
+        }
+        if self.by_key.get(&key).is_some_and(|held| held.len() >= PER_KEY) {
+            return Err(GrantError::TooMany);
+        }
+        while self.resting.front().is_some_and(|(rested, _)| *rested <= now) {
+            self.free.extend(self.resting.pop_front().map(|(_, slot)| slot));
+        }
+        let slot = self.free.pop_front().ok_or(GrantError::Full(self.capacity()))?;
+        let serial = self.serials.get_mut(slot as usize).ok_or(GrantError::Full(self.slots))?;
+        *serial = serial.wrapping_add(1);
+        let grant = Grant { slot, serial: *serial };
+        let mut commands = vec![Command::Fill { grant, until }];
+        self.enter(Live { given, key, grant, until });
+        commands.extend(self.point(&key));
+        Ok(commands)
+    }
+
+    /// Takes up a grant that an earlier daemon gave, as the kernel still has it.
+    pub fn restore(&mut self, given: Given, key: GrantKey, grant: Grant, until: u64) -> Vec<Command> {
+        self.free.retain(|slot| *slot != grant.slot);
+        if let Some(serial) = self.serials.get_mut(grant.slot as usize) {
+            *serial = grant.serial;
+        }
+        self.enter(Live { given, key, grant, until });
+        self.point(&key)
+    }
+
+    /// Ends grants before their time. The slots are emptied first: nothing passes from the first command on.
+    pub fn end(&mut self, now: u64, ids: &[Id]) -> (Vec<Live>, Vec<Command>) {
+        let ended: Vec<Live> = ids.iter().filter_map(|id| self.leave(now, id)).collect();
+        let mut commands: Vec<Command> = ended.iter().map(|live| Command::Empty { slot: live.grant.slot }).collect();
+        commands.extend(self.point_again(&ended));
+        (ended, commands)
+    }
+
+    /// Grants that came to their end. The kernel has let nothing pass on them since.
+    pub fn expire(&mut self, now: u64) -> (Vec<Live>, Vec<Command>) {
+        let over: Vec<Id> = self.by_end.iter().take_while(|(until, _)| *until <= now).map(|(_, id)| *id).collect();
+        let ended: Vec<Live> = over.iter().filter_map(|id| self.leave(now, id)).collect();
+        // The end stays in the slot: flows tell by it that the grant expired, and was not revoked.
+        let commands = self.point_again(&ended);
+        (ended, commands)
+    }
+
+    fn enter(&mut self, live: Live) {
+        let id = live.given.id;
+        self.by_key.entry(live.key).or_default().insert((live.until, id));
+        self.by_end.insert((live.until, id));
+        self.by_slot.insert(live.grant.slot, id);
+        self.live.insert(id, live);
+    }
+
+    fn leave(&mut self, now: u64, id: &Id) -> Option<Live> {
+        let live = self.live.remove(id)?;
+        self.by_end.remove(&(live.until, *id));
+        self.by_slot.remove(&live.grant.slot);
+        if let Some(held) = self.by_key.get_mut(&live.key) {
+            held.remove(&(live.until, *id));
+            if held.is_empty() {
+                self.by_key.remove(&live.key);
+            }
+        }
+        self.resting.push_back((now.saturating_add(REST), live.grant.slot));
+        Some(live)
+    }
+
+    fn point_again(&self, ended: &[Live]) -> Vec<Command> {
+        let mut keys: Vec<GrantKey> = ended.iter().map(|live| live.key).collect();
+        keys.dedup();
+        keys.iter().flat_map(|key| self.point(key)).collect()
+    }
+
+    /// The index entry of a key.
+    fn point(&self, key: &GrantKey) -> Vec<Command> {
+        let longest = self.by_key.get(key).and_then(|held| held.last()).and_then(|(_, id)| self.live.get(id));
+        vec![match longest {
+            Some(live) => Command::Point { key: *key, grant: live.grant },
+            None => Command::Unpoint { key: *key },
+        }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use authd_common::{address::Address, tables::NO_SLOT};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(n: u8) -> Id {
+        Id([n; 16])
+    }
+
+    fn key(rule: u32) -> GrantKey {
+        GrantKey { rule, workload: 1, scope: 0, address: Address::UNSPECIFIED }
+    }
+
+    fn given(n: u8) -> Given {
+        Given {
+            id: id(n),
+            rule: "r".to_owned(),
+            holder: Holder::Workload { name: "w".to_owned(), cgroup: "/w".to_owned(), instance: 0 },
+            proofs: Vec::new(),
+            terms: 0,
+            issued: Timestamp::UNIX_EPOCH,
+            until: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// The kernel's side, as the commands make it.
+    #[derive(Default)]
+    struct Kernel {
+        index: HashMap<GrantKey, Grant>,
+        slots: HashMap<u32, (u32, u64)>,
+    }
+
+    impl Kernel {
+        fn follow(&mut self, commands: Vec<Command>) {
+            for command in commands {
+                match command {
+                    Command::Fill { grant, until } => drop(self.slots.insert(grant.slot, (grant.serial, until))),
+                    Command::Empty { slot } => self.slots.get_mut(&slot).expect("it was filled").1 = 0,
+                    Command::Point { key, grant } => drop(self.index.insert(key, grant)),
+                    Command::Unpoint { key } => drop(self.index.remove(&key)),
+                }
+            }
+        }
+
+        fn lets_pass(&self, key: &GrantKey, now: u64) -> bool {
+            self.index.get(key).is_some_and(|grant| self.is_alive(*grant, now))
+        }
+
+        fn is_alive(&self, grant: Grant, now: u64) -> bool {
+            self.slots.get(&grant.slot).is_some_and(|(serial, until)| *serial == grant.serial && now < *until)
+        }
+    }
+
+    #[test]
+    fn a_full_table_refuses_the_asker_and_nobody_else() {
+        let mut grants = Grants::new(vec![0; 3]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+        kernel.follow(grants.give(0, given(2), key(2), 100).unwrap());
+        assert_eq!(grants.give(0, given(3), key(3), 100), Err(GrantError::Full(2)));
+        assert!(kernel.lets_pass(&key(1), 50) && kernel.lets_pass(&key(2), 50));
+    }
+
+    #[test]
+    fn a_slot_rests_and_returns_under_another_serial() {
+        let mut grants = Grants::new(vec![0; 2]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+        let first = grants.get(&id(1)).unwrap().grant;
+        kernel.follow(grants.end(10, &[id(1)]).1);
+        assert_eq!(grants.give(11, given(2), key(1), 100), Err(GrantError::Full(1)));
+        kernel.follow(grants.give(10 + REST, given(2), key(1), 2 * REST).unwrap());
+        let second = grants.get(&id(2)).unwrap().grant;
+        assert_eq!(first.slot, second.slot);
+        assert!(!kernel.is_alive(first, 11 + REST) && kernel.is_alive(second, 11 + REST));
+    }
+
+    #[test]
+    fn when_the_longest_grant_ends_the_next_one_serves() {
+        let mut grants = Grants::new(vec![0; 4]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+        kernel.follow(grants.give(0, given(2), key(1), 200).unwrap());
+        kernel.follow(grants.end(1, &[id(2)]).1);
+        assert!(kernel.lets_pass(&key(1), 50));
+        kernel.follow(grants.end(2, &[id(1)]).1);
+        assert!(!kernel.lets_pass(&key(1), 50) && kernel.index.is_empty());
+    }
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        assert_eq!(id(0xab).to_string().parse(), Ok(id(0xab)));
+        for text in ["", "AB", &"AB".repeat(16), &"+f".repeat(16), &"0".repeat(33)] {
+            assert_eq!(text.parse::<Id>(), Err(IdError), "{text}");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Give { key: u32, lives: u64 },
+        End { which: usize },
+        Wait { ns: u64 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..4_u32, 1..3 * REST).prop_map(|(key, lives)| Step::Give { key, lives }),
+            any::<usize>().prop_map(|which| Step::End { which }),
+            (0..2 * REST).prop_map(|ns| Step::Wait { ns }),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens: a key passes exactly if somebody holds a live grant of it, no slot has two grants or gets
+        /// lost, and a grant that ended never lives again.
+        #[test]
+        fn the_kernel_lets_pass_whom_the_table_says(steps in proptest::collection::vec(step(), 1..120)) {
+            let mut grants = Grants::new(vec![0; 9]);
+            let mut kernel = Kernel::default();
+            let (mut now, mut made) = (0, 0_u8);
+            let mut all: Vec<(Id, GrantKey, Grant)> = Vec::new();
+            for step in steps {
+                let some = |which: usize| (!all.is_empty()).then(|| all[which % all.len()].0);
+                match step {
+                    Step::Give { key: rule, lives } => {
+                        made = made.wrapping_add(1);
+                        if let Ok(commands) = grants.give(now, given(made), key(rule), now + lives) {
+                            kernel.follow(commands);
+                            all.push((id(made), key(rule), grants.get(&id(made)).unwrap().grant));
+                        } else {
+                            prop_assert_eq!(grants.len() + grants.resting.len(), 8);
+                        }
+                    }
+                    Step::End { which } => {
+                        if let Some(id) = some(which) {
+                            kernel.follow(grants.end(now, &[id]).1);
+                        }
+                    }
+                    Step::Wait { ns } => {
+                        now += ns;
+                        kernel.follow(grants.expire(now).1);
+                    }
+                }
+                prop_assert_eq!(grants.live.len() + grants.free.len() + grants.resting.len(), 8);
+                for rule in 0..4 {
+                    let holds = grants.iter().any(|live| live.key == key(rule) && now < live.until);
+                    prop_assert_eq!(kernel.lets_pass(&key(rule), now), holds);
+                }
+                for (id, _, grant) in &all {
+                    prop_assert!(grant.slot != NO_SLOT);
+                    let lives = grants.get(id).is_some_and(|live| live.grant == *grant && now < live.until);
+                    prop_assert_eq!(kernel.is_alive(*grant, now), lives);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What was proven of a caller, as it goes from control to dataplane, into grants, records and the store.
+//!
+//! Enters: verified proofs. Leaves: what they say, and what they are revoked by. Never: a secret; of a token there is a hash,
+//! of a key its public part.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    policy::file::Proof,
+    proofs::{
+        api_key::text::KeyId,
+        x509::{crl::CertificateIdentity, identity::VerifiedCertificate},
+    },
+    store::revoked::{Revoked, Serial},
+};
+
+/// One verified fact about a caller.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "proof", rename_all = "kebab-case")]
+pub enum Shown {
+    /// Possession of a certificate's key.
+    Mtls(Box<VerifiedCertificate>),
+    Token(Box<Token>),
+    ApiKey(ApiKey),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// The policy's name of the issuer.
+    pub issuer: String,
+    /// The `iss` claim.
+    pub iss: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    pub audience: Vec<String>,
+    pub scopes: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jti: Option<String>,
+    /// [`crate::proofs::claims::VerifiedToken::token_hash`].
+    pub hash: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// What it was bound to, and shown with.
+    pub bound_to: Vec<Binding>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_at: Option<Timestamp>,
+    pub not_after: Timestamp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    Certificate,
+    Dpop,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    pub id: KeyId,
+    pub name: String,
+    pub not_after: Timestamp,
+}
+
+/// What records say of a proof: as little as tells which one it was.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Told {
+    pub proof: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spiffe_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// SHA-256 of the certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_sha256: Option<Digest>,
+    /// SHA-256 of the token's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jti_sha256: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_sha256: Option<Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub bound_to: Vec<Binding>,
+}
+
+impl Shown {
+    /// What a rule calls it.
+    pub fn kind(&self) -> Proof {
+        match self {
+            Self::Mtls(_) => Proof::Mtls,
+            Self::Token(_) => Proof::Token,
+            Self::ApiKey(_) => Proof::ApiKey,
+        }
+    }
+
+    /// When it ends by itself.
+    pub fn not_after(&self) -> Timestamp {
+        match self {
+            Self::Mtls(certificate) => certificate.valid_until,
+            Self::Token(token) => token.not_after,
+            Self::ApiKey(key) => key.not_after,
+        }
+    }
+
+    /// Everything by which it can be revoked, and since when that exists.
+    pub fn revocable(&self) -> Vec<(Revoked, Option<Timestamp>)> {
+        match self {
+            Self::Mtls(certificate) => certificate_names(certificate),
+            Self::Token(token) => {
+                let id = token.jti.as_ref().map(|jti| Revoked::Token { issuer: token.iss.clone(), jti: jti.clone() });
+                let names = [Some(Revoked::TokenHash(token.hash)), Some(Revoked::Issuer(token.iss.clone())), id];
+                names.into_iter().flatten().map(|name| (name, token.issued_at)).collect()
+            }
+            Self::ApiKey(key) => vec![(Revoked::Key(key.id), None)],
+        }
+    }
+
+    pub fn told(&self) -> Told {
+        let proof = self.kind().name().to_owned();
+        match self {
+            Self::Mtls(certificate) => Told {
+                proof,
+                issuer: Some(certificate.issuer.clone()),
+                subject: Some(certificate.subject.clone()).filter(|subject| !subject.is_empty()),
+                spiffe_id: certificate.spiffe_id.as_ref().map(|id| id.as_str().to_owned()),
+                serial: Some(certificate.serial.clone()),
+                certificate_sha256: Some(Digest::from_bytes(certificate.fingerprint)),
+                ..Told::default()
+            },
+            Self::Token(token) => Told {
+                proof,
+                issuer: Some(token.iss.clone()),
+                subject: token.subject.clone(),
+                client_id: token.client_id.clone(),
+                jti_sha256: token.jti.as_ref().map(|jti| Digest::of(jti.as_bytes())),
+                token_sha256: Some(token.hash),
+                key_id: token.key_id.clone(),
+                bound_to: token.bound_to.clone(),
+                ..Told::default()
+            },
+            Self::ApiKey(key) => {
+                Told { proof, subject: Some(key.name.clone()), key_id: Some(key.id.to_string()), ..Told::default() }
+            }
+        }
+    }
+}
+
+/// Every certificate of the chain, by itself, by its number, by its key; and the leaf by whom it names.
+fn certificate_names(certificate: &VerifiedCertificate) -> Vec<(Revoked, Option<Timestamp>)> {
+    let mut names = Vec::new();
+    let issuers = certificate.issuers.iter().map(|issuer| issuer.issuer_hash);
+    let hashes = std::iter::once(certificate.issuer_hash).chain(issuers);
+    for (CertificateIdentity { serial, fingerprint, key_hash, spiffe_id, .. }, issuer) in
+        certificate.identities().zip(hashes)
+    {
+        names.push(Revoked::Certificate(Digest::from_bytes(fingerprint)));
+        names.push(Revoked::Spki(Digest::from_bytes(key_hash)));
+        if let Some(serial) = Serial::parse(serial) {
+            names.push(Revoked::Serial { issuer: Digest::from_bytes(issuer), serial });
+        }
+        names.extend(spiffe_id.map(|id| Revoked::SpiffeId(id.as_str().to_owned())));
+    }
+    // When a key came to be, no certificate says: a revocation of what came before a time refuses it too.
+    names.into_iter().map(|name| (name, None)).collect()
+}

@@ -1,0 +1,228 @@
+//! Whether somebody may have a grant of a rule, for the proofs that were verified.
+//!
+//! Enters: a rule, who asks, what was proven, the time. Leaves: until when the proofs carry a grant, or what lacks. Never:
+//! the verification of a proof. Dataplane asks this of every grant that control wants, whatever control says it checked.
+
+use std::{fmt::Write, net::IpAddr};
+
+use jiff::Timestamp;
+
+use super::proof::{Shown, Token};
+use crate::{
+    digest::Digest,
+    policy::{
+        compile::is_in_force,
+        file::Proof,
+        model::{Model, MtlsRequirement, Rule, Subject, TokenRequirement},
+        network::from_ip,
+    },
+    proofs::x509::identity::VerifiedCertificate,
+};
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub enum Claimant<'a> {
+    /// A workload of this node, by its index, with the SPIFFE ID of the instance.
+    Workload {
+        index: usize,
+        spiffe_id: &'a str,
+    },
+    Address(IpAddr),
+    /// Somebody whose request a proxy passes on: known by what it proves, and not by where it calls from.
+    Forwarded,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unmet {
+    // Whoever asks for this rule.
+    #[error("the rule asks for no proof that could be shown here")]
+    NotGrantable,
+    #[error("the rule is not about this caller")]
+    NotTheCaller,
+    #[error("the rule is not in force now")]
+    NotNow,
+    // What was shown.
+    #[error("the rule requires a proof of the kind `{}`", .0.name())]
+    Missing(Proof),
+    #[error("the proof of the kind `{}` has ended", .0.name())]
+    Over(Proof),
+    #[error("the certificate is not one that the rule is about")]
+    Certificate,
+    #[error("the token is of another issuer")]
+    Issuer,
+    #[error("the token is for another audience")]
+    Audience,
+    #[error("the token lacks a scope")]
+    Scope,
+    #[error("the token is about another subject")]
+    Subject,
+    #[error("the rule takes bound tokens only")]
+    NotBound,
+}
+
+impl Unmet {
+    /// Stable name for answers and records.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotGrantable => "rule_not_grantable",
+            Self::NotTheCaller => "rule_not_for_caller",
+            Self::NotNow => "rule_not_in_force",
+            Self::Missing(Proof::Mtls) => "certificate_missing",
+            Self::Missing(Proof::Token) => "authorization_missing",
+            Self::Missing(Proof::ApiKey) => "api_key_missing",
+            Self::Missing(_) => "proof_missing",
+            Self::Over(_) => "proof_over",
+            Self::Certificate => "certificate_not_allowed",
+            Self::Issuer => "token_wrong_issuer",
+            Self::Audience => "token_wrong_audience",
+            Self::Scope => "token_wrong_scope",
+            Self::Subject => "token_wrong_subject",
+            Self::NotBound => "token_not_bound",
+        }
+    }
+}
+
+/// Until when the proofs carry a grant of the rule.
+pub fn check(
+    rule: &Rule,
+    model: &Model,
+    claimant: Claimant<'_>,
+    proofs: &[Shown],
+    now: Timestamp,
+) -> Result<Timestamp, Unmet> {
+    if !rule.is_grantable() {
+        return Err(Unmet::NotGrantable);
+    }
+    if !is_in_force(rule, now) {
+        return Err(Unmet::NotNow);
+    }
+    let is_local = matches!(claimant, Claimant::Workload { .. });
+    let mut limit = Timestamp::MAX;
+    for required in &rule.require {
+        if *required == Proof::Cgroup && is_local {
+            continue;
+        }
+        let shown = proofs.iter().find(|shown| shown.kind() == *required).ok_or(Unmet::Missing(*required))?;
+        if shown.not_after() <= now {
+            return Err(Unmet::Over(*required));
+        }
+        limit = limit.min(shown.not_after());
+        if let Shown::Token(token) = shown {
+            check_token(token, rule.token.as_ref().ok_or(Unmet::NotGrantable)?, model)?;
+        }
+    }
+    let certificate = proofs.iter().find_map(|shown| match shown {
+        Shown::Mtls(certificate) => Some(&**certificate),
+        Shown::Token(_) | Shown::ApiKey(_) => None,
+    });
+    let named = rule.from.iter().any(|subject| is_claimant(*subject, model, claimant, certificate));
+    if !named {
+        // From the right place, with the certificate of somebody else.
+        let is_near = matches!(claimant, Claimant::Forwarded) || may_ask(rule, model, claimant);
+        return Err(if is_near && certificate.is_some() { Unmet::Certificate } else { Unmet::NotTheCaller });
+    }
+    if rule.require.contains(&Proof::Mtls) {
+        let certificate = certificate.ok_or(Unmet::Missing(Proof::Mtls))?;
+        if !is_meant(certificate, rule.mtls.as_ref(), model, claimant) {
+            return Err(Unmet::Certificate);
+        }
+    }
+    Ok(limit)
+}
+
+/// Whether the rule is about this caller at all, as far as that shows before anything is proven.
+pub fn may_ask(rule: &Rule, model: &Model, claimant: Claimant<'_>) -> bool {
+    rule.from.iter().any(|subject| match (*subject, claimant) {
+        (Subject::Any, _) => true,
+        (Subject::Workload(named), Claimant::Workload { index, .. }) => named == index,
+        (Subject::Peer(peer), Claimant::Address(address)) => calls_from(model, peer, address),
+        _ => false,
+    })
+}
+
+fn is_claimant(
+    subject: Subject,
+    model: &Model,
+    claimant: Claimant<'_>,
+    certificate: Option<&VerifiedCertificate>,
+) -> bool {
+    match (subject, claimant) {
+        (Subject::Any, _) => true,
+        (Subject::Workload(named), Claimant::Workload { index, .. }) => named == index,
+        (Subject::Peer(index), Claimant::Address(address)) => {
+            let peer = &model.peers[index];
+            let named = !peer.has_certificate() || certificate.is_some_and(|certificate| peer.is_named_by(certificate));
+            named && calls_from(model, index, address)
+        }
+        (Subject::Peer(index), Claimant::Forwarded) => {
+            certificate.is_some_and(|certificate| model.peers[index].is_named_by(certificate))
+        }
+        _ => false,
+    }
+}
+
+/// A peer without networks may call from anywhere.
+fn calls_from(model: &Model, peer: usize, address: IpAddr) -> bool {
+    let networks = &model.peers[peer].networks;
+    networks.is_empty() || networks.iter().any(|network| network.contains(&from_ip(address)))
+}
+
+/// A rule that says nothing of certificates means, of a workload, the one that names it.
+fn is_meant(
+    certificate: &VerifiedCertificate,
+    requirement: Option<&MtlsRequirement>,
+    model: &Model,
+    claimant: Claimant<'_>,
+) -> bool {
+    let asks = requirement
+        .is_some_and(|asked| !(asked.spiffe_ids.is_empty() && asked.dns.is_empty() && asked.subjects.is_empty()));
+    let met = requirement.is_none_or(|asked| asked.is_met_by(certificate, &model.authorities));
+    let own = match claimant {
+        Claimant::Workload { spiffe_id, .. } => {
+            asks || certificate.spiffe_id.as_ref().is_some_and(|id| id.as_str() == spiffe_id)
+        }
+        Claimant::Address(_) | Claimant::Forwarded => true,
+    };
+    met && own
+}
+
+fn check_token(token: &Token, asked: &TokenRequirement, model: &Model) -> Result<(), Unmet> {
+    let issuer = model.issuers.get(asked.issuer).ok_or(Unmet::Issuer)?;
+    if token.issuer != issuer.name {
+        return Err(Unmet::Issuer);
+    }
+    if asked.audience.as_ref().is_some_and(|audience| !token.audience.contains(audience)) {
+        return Err(Unmet::Audience);
+    }
+    if !asked.scopes.iter().all(|scope| token.scopes.contains(scope)) {
+        return Err(Unmet::Scope);
+    }
+    if !asked.subjects.is_empty() && !token.subject.as_ref().is_some_and(|subject| asked.subjects.contains(subject)) {
+        return Err(Unmet::Subject);
+    }
+    if asked.bound && token.bound_to.is_empty() {
+        return Err(Unmet::NotBound);
+    }
+    Ok(())
+}
+
+/// What a rule asks for, as one number: grants given under other terms end when the terms change.
+pub fn digest(rule: &Rule, model: &Model) -> u64 {
+    let mut text = String::new();
+    for proof in &rule.require {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{} ", proof.name());
+    }
+    if let Some(token) = &rule.token {
+        let TokenRequirement { issuer, audience, scopes, bound, subjects } = token;
+        let issuer = model.issuers.get(*issuer).map(|issuer| (&issuer.name, &issuer.issuer, &issuer.check));
+        let _ = write!(text, "token {issuer:?} {audience:?} {scopes:?} {bound} {subjects:?} ");
+    }
+    if let Some(mtls) = &rule.mtls {
+        let MtlsRequirement { authority, spiffe_ids, dns, subjects } = mtls;
+        let authority = authority.and_then(|index| model.authorities.get(index)).map(|authority| &authority.name);
+        let _ = write!(text, "mtls {authority:?} {spiffe_ids:?} {dns:?} {subjects:?}");
+    }
+    let [a, b, c, d, e, f, g, h, ..] = *Digest::of(text.as_bytes()).as_bytes();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}

@@ -1,0 +1,416 @@
+//! What the two processes say to each other: few messages, typed, bounded.
+//!
+//! Enters and leaves: JSON messages over a pair of sequenced-packet sockets, some with a descriptor. Whoever reads believes
+//! nothing: a message that is too long, or has a field too many, ends the connection. What *control* asks for is checked
+//! again by *dataplane* against the policy in force; see `daemon/granting.rs`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSlice, IoSliceMut, Read, Seek, Write},
+    net::SocketAddr,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use jiff::Timestamp;
+use nix::sys::{
+    memfd::{MFdFlags, memfd_create},
+    socket::{
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    daemon::granting::Effect,
+    digest::Digest,
+    grants::{Id, proof::Shown},
+    proofs::api_key::text::KeyId,
+    store::revoked::Revoked,
+};
+
+/// No message is longer.
+pub const MAX_MESSAGE: usize = 32 << 10;
+/// Settings travel as a file in memory; no policy with its files is larger.
+pub const MAX_SETTINGS: u64 = 256 << 20;
+/// Messages that wait in the kernel for the other side.
+const BUFFER: usize = 4 << 20;
+
+/// A connection's number, given by dataplane.
+pub type Connection = u64;
+/// A question's number, given by who asks.
+pub type Question = u64;
+
+/// Who is at the other end of a connection, as dataplane found out.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "caller", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Caller {
+    /// A process of this node, known by its cgroup. Without a workload: unmanaged.
+    Local { workload: Option<Workload>, uid: u32 },
+    /// Somebody elsewhere, at an address.
+    Remote { address: SocketAddr },
+    /// An operator, on the operators' socket.
+    Admin { uid: u32 },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    pub name: String,
+    pub spiffe_id: String,
+    pub cgroup: String,
+}
+
+/// From dataplane to control.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToControl {
+    /// Another policy, or other files. The descriptor holds [`Settings`].
+    Settings,
+    /// Somebody connected. The descriptor is the connection.
+    Connected {
+        connection: Connection,
+        caller: Caller,
+    },
+    Granted {
+        question: Question,
+        grant: Granted,
+    },
+    /// The grant was not given, or does not exist.
+    NotGranted {
+        question: Question,
+        refusal: Refusal,
+    },
+    Returned {
+        question: Question,
+    },
+    Holds {
+        question: Question,
+        grants: Vec<Granted>,
+    },
+    Revoked {
+        question: Question,
+        effect: Effect,
+    },
+    /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
+    Forget {
+        question: Question,
+    },
+}
+
+/// From control to dataplane.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromControl {
+    /// Settings are in use: callers can be served.
+    Ready {
+        generation: u32,
+    },
+    /// A caller showed these proofs for this rule.
+    Grant {
+        question: Question,
+        connection: Connection,
+        wanted: Wanted,
+    },
+    /// A caller has no more use for a grant of his.
+    Return {
+        question: Question,
+        connection: Connection,
+        grant: Id,
+    },
+    /// Which grants a caller holds.
+    Held {
+        question: Question,
+        connection: Connection,
+    },
+    /// A caller was refused before it came to a grant.
+    Refused {
+        connection: Connection,
+        rule: Option<String>,
+        reason: String,
+        proofs: Vec<Shown>,
+    },
+    /// The same for a request that a proxy received: no grant, but whether it may pass.
+    Forward {
+        question: Question,
+        connection: Connection,
+        wanted: Wanted,
+        request: String,
+    },
+    /// A proxy's request was decided without asking.
+    Forwarded {
+        connection: Connection,
+        rule: String,
+        reason: Option<String>,
+        proofs: Vec<Shown>,
+        request: String,
+    },
+    /// An operator revokes something.
+    Revoke {
+        question: Question,
+        connection: Connection,
+        what: Revoked,
+        text: String,
+    },
+    Forgotten {
+        question: Question,
+    },
+    Closed {
+        connection: Connection,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    pub rule: String,
+    pub proofs: Vec<Shown>,
+    /// An API key is checked by dataplane, which alone knows the keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<PresentedKey>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u32>,
+}
+
+/// What dataplane needs of an API key: its public part, and the SHA-256 of its secret one.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PresentedKey {
+    pub id: KeyId,
+    pub hash: Digest,
+}
+
+impl std::fmt::Debug for PresentedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PresentedKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Granted {
+    pub id: Id,
+    pub rule: String,
+    pub until: Timestamp,
+}
+
+/// Why not: a stable reason, and a sentence for people.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[serde(deny_unknown_fields)]
+#[error("{message}")]
+pub struct Refusal {
+    pub reason: String,
+    pub message: String,
+}
+
+/// What control needs to know of policy and settings.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub generation: u32,
+    /// Policy files: name and text.
+    pub sources: Vec<(String, String)>,
+    /// Files that the policy and the settings name, by the path that they name them by. Absent if unreadable.
+    pub files: BTreeMap<String, String>,
+    /// PEM chain and key of the listener for peers.
+    pub identity: Option<Identity>,
+    pub tls12: bool,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    pub certificates: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity")
+    }
+}
+
+impl Settings {
+    /// As a file in memory that nobody can change any more.
+    pub fn seal(&self) -> io::Result<OwnedFd> {
+        let fd = memfd_create(c"authd-settings", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let mut file = std::fs::File::from(fd);
+        file.write_all(&serde_json::to_vec(self)?)?;
+        let seals = nix::fcntl::SealFlag::all();
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(file.into())
+    }
+
+    pub fn open(fd: OwnedFd) -> io::Result<Self> {
+        let mut file = std::fs::File::from(fd);
+        file.rewind()?;
+        let mut text = Vec::new();
+        file.take(MAX_SETTINGS).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IpcError {
+    #[error("the other process does not read")]
+    Full,
+    #[error("a message of {0} bytes is too long")]
+    TooLong(usize),
+    #[error("no message that this process knows: {0}")]
+    Unknown(serde_json::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The two ends, each for one process.
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    for end in [&a, &b] {
+        nix::sys::socket::setsockopt(end, nix::sys::socket::sockopt::SndBuf, &BUFFER)?;
+    }
+    Ok((a, b))
+}
+
+/// One end.
+pub struct Channel {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Channel {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // SAFETY: an `OwnedFd` is open, and the same one, for as long as it exists; the `AsyncFd` owns it.
+        Ok(Self { fd: unsafe { AsyncFd::register_with_interest(fd, interest) }? })
+    }
+
+    /// Sends at once, or says that there is no room.
+    pub fn try_send<T: Serialize>(&self, message: &T, attached: Option<BorrowedFd<'_>>) -> Result<(), IpcError> {
+        let bytes = encode(message)?;
+        match transmit(self.fd.get_ref(), &bytes, attached) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(IpcError::Full),
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Sends when there is room.
+    pub async fn send<T: Serialize>(&self, message: &T) -> Result<(), IpcError> {
+        let bytes = encode(message)?;
+        loop {
+            let mut ready = self.fd.writable().await?;
+            match ready.try_io(|fd| transmit(fd.get_ref(), &bytes, None)) {
+                Ok(result) => return Ok(result?),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// The next message, with its descriptor if it has one; `None` when the other process is gone.
+    pub async fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<OwnedFd>)>, IpcError> {
+        loop {
+            let mut ready = self.fd.readable().await?;
+            match ready.try_io(|fd| collect(fd.get_ref())) {
+                Ok(Ok((bytes, _))) if bytes.is_empty() => return Ok(None),
+                Ok(Ok((bytes, attached))) => {
+                    let message = serde_json::from_slice(&bytes).map_err(IpcError::Unknown)?;
+                    return Ok(Some((message, attached)));
+                }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, IpcError> {
+    let bytes = serde_json::to_vec(message).map_err(IpcError::Unknown)?;
+    if bytes.len() > MAX_MESSAGE { Err(IpcError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+fn transmit(fd: &OwnedFd, bytes: &[u8], attached: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let descriptors: Vec<RawFd> = attached.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = ControlMessage::ScmRights(&descriptors);
+    let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { std::slice::from_ref(&rights) };
+    sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+fn collect(fd: &OwnedFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let (length, truncated, received) = {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let message = recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let mut received = Vec::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = control {
+                // SAFETY: the kernel just made these descriptors for this process, and nobody else has them.
+                received.extend(descriptors.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+        (message.bytes, truncated, received)
+    };
+    if truncated {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is longer than any"));
+    }
+    bytes.truncate(length);
+    Ok((bytes, received.into_iter().next()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn channels() -> (Channel, Channel) {
+        let (a, b) = pair().unwrap();
+        (Channel::new(a).unwrap(), Channel::new(b).unwrap())
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_whole_and_with_their_descriptor() {
+        let (a, b) = channels();
+        let settings = Settings { generation: 7, ..Settings::default() }.seal().unwrap();
+        a.try_send(&ToControl::Settings, Some(settings.as_fd())).unwrap();
+        let (message, fd) = b.receive::<ToControl>().await.unwrap().unwrap();
+        assert!(matches!(message, ToControl::Settings));
+        assert_eq!(Settings::open(fd.unwrap()).unwrap().generation, 7);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_too_long_is_not_sent() {
+        let (a, _b) = channels();
+        let refusal = Refusal { reason: "x".repeat(MAX_MESSAGE), message: String::new() };
+        let message = ToControl::NotGranted { question: 1, refusal };
+        assert!(matches!(a.try_send(&message, None), Err(IpcError::TooLong(_))));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_is_an_error() {
+        let (a, b) = channels();
+        for bytes in [&b"{}"[..], b"\xff", br#"{"message":"closed","connection":1,"more":2}"#] {
+            transmit(a.fd.get_ref(), bytes, None).unwrap();
+            assert!(matches!(b.receive::<FromControl>().await, Err(IpcError::Unknown(_))));
+        }
+        transmit(a.fd.get_ref(), &vec![b' '; MAX_MESSAGE + 1], None).unwrap();
+        assert!(matches!(b.receive::<FromControl>().await, Err(IpcError::Io(_))));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_other_process_is_seen() {
+        let (a, b) = channels();
+        drop(a);
+        assert!(b.receive::<FromControl>().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn sealed_settings_cannot_be_changed() {
+        let fd = Settings::default().seal().unwrap();
+        let mut file = std::fs::File::from(fd);
+        assert!(file.write_all(b"x").is_err());
+    }
+}

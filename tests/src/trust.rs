@@ -1,0 +1,92 @@
+//! Issuers and certificate authorities of tests' own.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use authd::proofs::base64url;
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
+use jiff::Timestamp;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyUsagePurpose, SanType};
+use serde_json::{Value, json};
+
+pub const ISSUER: &str = "https://idp.example.org";
+
+/// Signs tokens with ES256.
+pub struct Issuer {
+    pair: EcdsaKeyPair,
+    kid: String,
+}
+
+impl Issuer {
+    pub fn new(kid: &str) -> Result<Self> {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
+        Ok(Self { pair, kid: kid.to_owned() })
+    }
+
+    /// Its key set (RFC 7517).
+    pub fn jwks(&self) -> Result<String> {
+        let point = self.pair.public_key().as_ref();
+        let (x, y) = point.get(1..65).context("an uncompressed point")?.split_at(32);
+        let key = json!({
+            "kty": "EC", "crv": "P-256", "kid": self.kid, "use": "sig", "alg": "ES256",
+            "x": base64url::encode(x), "y": base64url::encode(y),
+        });
+        Ok(json!({ "keys": [key] }).to_string())
+    }
+
+    /// A token that is good for everything the tests' rules ask, with some claims changed.
+    pub fn token(&self, changed: &Value) -> Result<String> {
+        let now = Timestamp::now().as_second();
+        let mut claims = json!({
+            "iss": ISSUER, "sub": "one", "aud": "ledger", "client_id": "one", "scope": "ledger:write",
+            "iat": now, "exp": now + 600, "jti": format!("{:x}", rand::random::<u128>()),
+        });
+        for (name, value) in changed.as_object().into_iter().flatten() {
+            claims[name] = value.clone();
+        }
+        let header = json!({ "alg": "ES256", "typ": "at+jwt", "kid": self.kid });
+        let signed = format!("{}.{}", base64url::encode(header.to_string()), base64url::encode(claims.to_string()));
+        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes())?;
+        Ok(format!("{signed}.{}", base64url::encode(signature.as_ref())))
+    }
+}
+
+/// Issues client and server certificates.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(Self { issuer: CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)? })
+    }
+
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Writes `NAME.pem` and `NAME.key` into a directory. Returns the certificate's SHA-256.
+    pub fn issue(&self, directory: &Path, name: &str, names: Vec<SanType>) -> Result<[u8; 32]> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names = names;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = rcgen::KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        fs::write(directory.join(format!("{name}.pem")), certificate.pem())?;
+        fs::write(directory.join(format!("{name}.key")), key.serialize_pem())?;
+        Ok(*authd::digest::Digest::of(certificate.der()).as_bytes())
+    }
+
+    /// The same for a workload that is known by its SPIFFE ID.
+    pub fn issue_spiffe(&self, directory: &Path, name: &str, id: &str) -> Result<[u8; 32]> {
+        self.issue(directory, name, vec![SanType::URI(id.try_into()?)])
+    }
+}

@@ -1,0 +1,189 @@
+//! Whoever takes the control process over: what it can say to dataplane, and what its sandbox lets it do.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use authd_tests::{daemon::Daemon, probe};
+use jiff::{SignedDuration, Timestamp};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::{
+    Verdict,
+    grants::{ONE, Scene, TWO},
+    reload::wait_until,
+    trial,
+};
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_taken_over_control_gives_no_grant_beyond_a_rule", gives_no_grant_beyond_a_rule),
+        trial("a_taken_over_control_undoes_no_revocation", undoes_no_revocation),
+        trial("a_taken_over_control_that_talks_nonsense_is_ended", nonsense_ends_it),
+        trial("a_taken_over_control_can_do_nothing_to_the_node", can_do_nothing_to_the_node),
+    ]
+}
+
+fn taken_over() -> Result<Scene> {
+    Scene::started("", |sandbox| {
+        let program = probe::binary().display().to_string();
+        Daemon::start_with_environment(sandbox, &[("AUTHD_TEST_CONTROL", program)])
+    })
+}
+
+impl Scene {
+    /// Lets the control process say something in the name of a caller, and returns what dataplane answers.
+    fn says(&self, cgroup: &str, message: &Value) -> Result<Value> {
+        let outcome = self.tells(cgroup, &message.to_string())?;
+        serde_json::from_str(&outcome).with_context(|| format!("{outcome}\n{}", self.daemon.log()))
+    }
+
+    fn tells(&self, cgroup: &str, line: &str) -> Result<String> {
+        let socket = self.sandbox.directory().join("workload.sock");
+        let socket = socket.to_str().context("a path")?;
+        let outcome = self.sandbox.probe(cgroup, &["say", socket, line]);
+        Ok(outcome.with_context(|| self.daemon.log())?.detail)
+    }
+
+    /// A grant that control asks for with proofs that nobody showed.
+    fn claims(&self, cgroup: &str, rule: &str, proofs: &Value, more: &Value) -> Result<Value> {
+        let mut wanted = json!({ "rule": rule, "proofs": proofs });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            wanted[name] = value.clone();
+        }
+        self.says(cgroup, &json!({ "message": "grant", "question": 1, "connection": "CONNECTION", "wanted": wanted }))
+    }
+
+    fn claim_is_refused(&self, cgroup: &str, rule: &str, proofs: &Value, reason: &str) -> Result<()> {
+        let answer = self.claims(cgroup, rule, proofs, &json!({}))?;
+        ensure!(answer["refusal"]["reason"] == reason, "{reason} was expected for {rule} {proofs}: {answer}");
+        self.daemon.wait_for(reason, |r| r.event == "grant_refused" && r.reason.as_deref() == Some(reason))?;
+        Ok(())
+    }
+}
+
+/// A token that control says it verified, for everything that the rule `token` asks.
+fn token(changed: &Value) -> Value {
+    let now = Timestamp::now();
+    let mut token = json!({
+        "proof": "token", "issuer": "corp", "iss": "https://idp.example.org", "subject": "one", "audience": ["ledger"],
+        "scopes": ["ledger:write"], "jti": "invented", "hash": "00".repeat(32), "bound_to": [],
+        "issued_at": now, "not_after": now + SignedDuration::from_hours(24 * 365),
+    });
+    for (name, value) in changed.as_object().into_iter().flatten() {
+        token[name] = value.clone();
+    }
+    token
+}
+
+fn gives_no_grant_beyond_a_rule() -> Result<Verdict> {
+    let scene = taken_over()?;
+    // This is what it can do: claim a proof that the rule asks of this caller. And no more of it than the rule gives.
+    let answer = scene.claims(ONE, "token", &json!([token(&json!({}))]), &json!({ "seconds": u32::MAX }))?;
+    let until: Timestamp = answer["grant"]["until"].as_str().with_context(|| answer.to_string())?.parse()?;
+    ensure!(until <= Timestamp::now() + SignedDuration::from_mins(10), "grant_ttl is ten minutes: {answer}");
+    let id = answer["grant"]["id"].as_str().context("an id")?.to_owned();
+    scene.opens(ONE, 7101)?;
+    scene.is_closed(TWO, 7101)?;
+    // Not for less than the rule asks.
+    for (changed, reason) in [
+        (json!({ "issuer": "other" }), "token_wrong_issuer"),
+        (json!({ "audience": ["other"] }), "token_wrong_audience"),
+        (json!({ "scopes": [] }), "token_wrong_scope"),
+        (json!({ "not_after": Timestamp::now() - SignedDuration::from_mins(5) }), "proof_over"),
+    ] {
+        scene.claim_is_refused(TWO, "token", &json!([token(&changed)]), reason)?;
+    }
+    scene.claim_is_refused(TWO, "token", &json!([]), "authorization_missing")?;
+    scene.claim_is_refused(
+        TWO,
+        "both",
+        &json!([token(&json!({ "bound_to": ["certificate"] }))]),
+        "certificate_missing",
+    )?;
+    // Not an API key, which only dataplane can check: neither as a proof nor with a hash that it makes up.
+    let key = json!({ "proof": "api-key", "id": "2e3n8nazzq", "name": "k", "not_after": "2099-01-01T00:00:00Z" });
+    scene.claim_is_refused(TWO, "key", &json!([key]), "api_key_missing")?;
+    let made = scene.daemon.command(&["key", "create", "--name", "k"])?;
+    let made = String::from_utf8(made.stdout)?;
+    let public = made.trim().strip_prefix("authd_").and_then(|rest| rest.get(..10)).context("an id")?;
+    let guess = json!({ "api_key": { "id": public, "hash": "00".repeat(32) } });
+    let answer = scene.claims(TWO, "key", &json!([]), &guess)?;
+    ensure!(answer["refusal"]["reason"] == "api_key_unknown", "{answer}");
+    // Not for somebody whom the rule does not name, not in another one's name, not for a connection that is not there.
+    scene.claim_is_refused("/agents/a", "certificate", &json!([]), "rule_not_for_caller")?;
+    scene.claim_is_refused("/servers", "token", &json!([token(&json!({}))]), "caller_unmanaged")?;
+    let grant = json!({ "rule": "token", "proofs": [token(&json!({}))] });
+    let answer =
+        scene.says(TWO, &json!({ "message": "grant", "question": 2, "connection": 987_654, "wanted": grant }))?;
+    ensure!(answer["refusal"]["reason"] == "caller_gone", "{answer}");
+    // Not the end of somebody else's grant, and no operator's power.
+    let answer =
+        scene.says(TWO, &json!({ "message": "return", "question": 3, "connection": "CONNECTION", "grant": id }))?;
+    ensure!(answer["refusal"]["reason"] == "grant_unknown", "{answer}");
+    let revoke = json!({
+        "message": "revoke", "question": 4, "connection": "CONNECTION", "what": "workload one", "text": "",
+    });
+    let answer = scene.says(TWO, &revoke)?;
+    ensure!(answer["refusal"]["reason"] == "not_an_operator", "{answer}");
+    scene.opens(ONE, 7101)?;
+    Ok(Verdict::Ran)
+}
+
+fn undoes_no_revocation() -> Result<Verdict> {
+    let scene = taken_over()?;
+    let proofs = json!([token(&json!({}))]);
+    ensure!(scene.claims(ONE, "token", &proofs, &json!({}))?["message"] == "granted");
+    scene.revoke(&["token", "https://idp.example.org", "invented"])?;
+    scene.is_closed(ONE, 7101)?;
+    scene.claim_is_refused(ONE, "token", &proofs, "token_revoked")?;
+    scene.revoke(&["workload", "one"])?;
+    // Whatever it invents: the caller is known without it.
+    scene.claim_is_refused(ONE, "token", &json!([token(&json!({ "jti": "another" }))]), "workload_revoked")?;
+    scene.is_closed(ONE, 7101)?;
+    Ok(Verdict::Ran)
+}
+
+fn nonsense_ends_it() -> Result<Verdict> {
+    let scene = taken_over()?;
+    ensure!(scene.claims(ONE, "token", &json!([token(&json!({}))]), &json!({}))?["message"] == "granted");
+    let deep = format!("raw {}", "[".repeat(10_000));
+    for line in [
+        "raw {",
+        "raw {\"message\":\"apply\"}",
+        "raw {\"message\":\"ready\",\"generation\":1,\"and\":2}",
+        "raw ",
+        &deep,
+    ] {
+        let before = scene.daemon.control_pid()?;
+        scene.tells(TWO, line)?;
+        wait_until("another control process", || Ok(scene.daemon.control_pid().is_ok_and(|pid| pid != before)))?;
+        wait_until("it is ready", || Ok(scene.daemon.status()?.control_ready))?;
+    }
+    let ends = scene.daemon.records()?.iter().filter(|r| r.event == "control_ended").count();
+    ensure!(ends >= 5, "{ends} ends are on record");
+    // Grants do not depend on it.
+    scene.opens(ONE, 7101)?;
+    scene.is_closed(TWO, 7101)?;
+    Ok(Verdict::Ran)
+}
+
+fn can_do_nothing_to_the_node() -> Result<Verdict> {
+    let scene = taken_over()?;
+    let told = scene.tells(ONE, "sandbox")?;
+    let attempts: BTreeMap<String, String> = serde_json::from_str(&told).with_context(|| told.clone())?;
+    ensure!(attempts.len() >= 19, "{attempts:?}");
+    for (what, came_of_it) in &attempts {
+        let expected: &[&str] = match what.as_str() {
+            "read the policy" | "read passwords" | "leave its root" => &["ENOENT"],
+            "write in its root" => &["EACCES"],
+            "inherited descriptors" => &[""],
+            _ => &["EPERM"],
+        };
+        ensure!(expected.contains(&came_of_it.as_str()), "{what}: {came_of_it}");
+    }
+    // Nor does anybody find its memory: it is not dumpable.
+    let status = std::fs::metadata(format!("/proc/{}/mem", scene.daemon.control_pid()?))?;
+    ensure!(std::os::unix::fs::MetadataExt::uid(&status) == 0, "its files in /proc are root's");
+    Ok(Verdict::Ran)
+}
