@@ -372,7 +372,8 @@ mod tests {
     #[test]
     fn a_token_is_compared_with_the_rule_once_more() {
         assert_eq!(ask("token", ONE, &[token(|_| {})], noon()), Ok(hour()));
-        let changes: [(&str, fn(&mut Token)); 7] = [
+        type Change = fn(&mut Token);
+        let changes: [(&str, Change); 7] = [
             ("token_wrong_issuer", |token| token.issuer = "other".into()),
             ("token_wrong_audience", |token| token.audience = vec!["other".into()]),
             ("token_wrong_scope", |token| token.scopes = vec!["r".into()]),
