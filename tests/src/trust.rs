@@ -1,8 +1,12 @@
 //! Issuers and certificate authorities of tests' own.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use authd::proofs::base64url;
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -88,5 +92,48 @@ impl Authority {
     /// The same for a workload that is known by its SPIFFE ID.
     pub fn issue_spiffe(&self, directory: &Path, name: &str, id: &str) -> Result<[u8; 32]> {
         self.issue(directory, name, vec![SanType::URI(id.try_into()?)])
+    }
+}
+
+/// An authority of OpenSSL's: `ca.crt`, and what it issues, in one directory.
+pub struct OpenSsl {
+    directory: PathBuf,
+}
+
+impl OpenSsl {
+    const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+
+    pub fn new(directory: &Path) -> Result<Self> {
+        let authority = Self { directory: directory.to_owned() };
+        let ca = ["-x509", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=tests", "-days", "2"];
+        let usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"];
+        authority.openssl(&[&["req"], &Self::KEY[..], &ca, &usage].concat())?;
+        Ok(authority)
+    }
+
+    pub fn pem(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory.join("ca.crt"))?)
+    }
+
+    /// Writes `NAME.pem` and `NAME.key`, for a client that is known by its SPIFFE ID.
+    pub fn issue_spiffe(&self, name: &str, id: &str) -> Result<()> {
+        let file = |end: &str| format!("{name}.{end}");
+        let (key, request, certificate, extensions) = (file("key"), file("csr"), file("pem"), file("ext"));
+        let text = format!(
+            "subjectAltName=URI:{id}\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=clientAuth\nbasicConstraints=CA:FALSE\n"
+        );
+        fs::write(self.directory.join(&extensions), text)?;
+        let subject = format!("/CN={name}");
+        let new = ["-keyout", &key, "-out", &request, "-subj", &subject];
+        self.openssl(&[&["req"], &Self::KEY[..], &new].concat())?;
+        let signed =
+            ["x509", "-req", "-in", &request, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1"];
+        self.openssl(&[&signed[..], &["-extfile", &extensions, "-out", &certificate]].concat())
+    }
+
+    fn openssl(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new("openssl").current_dir(&self.directory).args(arguments).output()?;
+        ensure!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 }

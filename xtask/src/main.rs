@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod others;
 mod run;
 mod setup;
@@ -34,6 +35,14 @@ enum Task {
     },
     /// Formatting, lints of host and kernel crates, documentation, layout number
     Check,
+    /// Feed every parser that sees bytes from outside with whatever reaches new code in it
+    Fuzz {
+        /// One of them; else all
+        target: Option<String>,
+        /// For each
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Write the fingerprint of the shared layout, after ABI_VERSION was raised
     Abi,
     /// Run the tests: all, or one stage
@@ -66,6 +75,9 @@ enum Task {
 fn main() -> Result<ExitCode> {
     let workspace = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let workspace = workspace.parent().context("xtask lies in the workspace")?;
+    if let Some(status) = fuzz::as_compiler()? {
+        return Ok(status);
+    }
     match Cli::parse().command {
         Task::Setup => setup::run(setup::For::Testing).map(|()| ExitCode::SUCCESS),
         Task::Build { release } => {
@@ -77,6 +89,7 @@ fn main() -> Result<ExitCode> {
             setup::run(setup::For::Building)?;
             Ok(test::report(&[check::run(workspace)?]))
         }
+        Task::Fuzz { target, seconds } => fuzz::run(workspace, target.as_deref(), seconds),
         Task::Abi => check::write_abi(workspace).map(|()| ExitCode::SUCCESS),
         Task::Test { stage, filter } => test::run(workspace, stage, filter.as_deref()),
         Task::Demo { hold } => demo::run(workspace, hold),

@@ -22,8 +22,8 @@ const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-c
 /// For network namespaces.
 const RUNNING: [&str; 1] = ["iproute2"];
 /// For virtual machines.
-const TESTING: [&str; 9] =
-    ["curl", "openssl", "python3", "qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
+const TESTING: [&str; 10] =
+    ["curl", "g++", "openssl", "python3", "qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
 
 pub fn run(purpose: For) -> Result<()> {
     if Toolchain::find().is_err() {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{check, demo, others, run, setup, vm};
+use crate::{check, demo, fuzz, others, run, setup, vm};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Stage {
@@ -18,6 +18,8 @@ pub enum Stage {
     Check,
     /// Tests that need no privileges
     Host,
+    /// Every fuzz target for a moment, from its corpus on
+    Fuzz,
     /// Tests of the real daemon in cgroups and network namespaces of their own; as root
     Root,
     /// The same in virtual machines with other kernels
@@ -96,6 +98,10 @@ pub fn run(workspace: &Path, stage: Option<Stage>, filter: Option<&str>) -> Resu
         let started = Instant::now();
         timed("host", host(workspace), started);
     }
+    if wants(Stage::Fuzz) {
+        let started = Instant::now();
+        timed("fuzz", fuzzed(workspace), started);
+    }
     if wants(Stage::Root) || wants(Stage::Vm) {
         let started = Instant::now();
         match Programs::build(workspace) {
@@ -144,6 +150,18 @@ fn host(workspace: &Path) -> Result<Outcome> {
     stream(&mut run::cargo_command(workspace, &packages), &mut outcome)?;
     let own = ["test", "--package", "authd-tests", "--lib", "--test", "policy", "--test", "decide", "--no-fail-fast"];
     stream(&mut run::cargo_command(workspace, &own), &mut outcome)?;
+    Ok(outcome)
+}
+
+/// So many inputs for each target, besides those of the corpus.
+const FUZZ_RUNS: &str = "100000";
+
+fn fuzzed(workspace: &Path) -> Result<Outcome> {
+    let mut outcome = Outcome::new("fuzz");
+    let program = fuzz::build(workspace)?;
+    for target in fuzz::targets(workspace)? {
+        outcome.record(&target, fuzz::fuzz(workspace, &program, &target, &["-runs", FUZZ_RUNS]));
+    }
     Ok(outcome)
 }
 

@@ -226,3 +226,237 @@ pub fn digest(rule: &Rule, model: &Model) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *Digest::of(text.as_bytes()).as_bytes();
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::{
+        grants::proof::{ApiKey, Binding},
+        policy::{diagnostic::Source, load::texts},
+    };
+
+    const POLICY: &str = r#"
+        trust_domain = "example.org"
+        [[workload]]
+        name = "one"
+        kind = "service"
+        cgroup = "/one"
+        [[workload]]
+        name = "two"
+        kind = "service"
+        cgroup = "/two"
+        [[issuer]]
+        name = "corp"
+        kind = "jwt"
+        issuer = "https://idp.example.org"
+        jwks_file = "jwks.json"
+        algorithms = ["ES256"]
+        [[authority]]
+        name = "ca"
+        bundle = "ca.crt"
+        trust_domain = "example.org"
+        [[authority]]
+        name = "other"
+        bundle = "other.crt"
+        trust_domain = "other.example"
+        [[peer]]
+        name = "partner"
+        networks = ["192.0.2.0/24"]
+        spiffe_id = "spiffe://other.example/billing"
+        [[peer]]
+        name = "office"
+        networks = ["198.51.100.0/24"]
+        [[service]]
+        name = "ledger"
+        addresses = ["10.0.0.1"]
+        ports = ["tcp/1"]
+        [[service]]
+        name = "api"
+        workload = "two"
+        ports = ["tcp/2"]
+        [[rule]]
+        name = "token"
+        from = ["one"]
+        to = ["ledger"]
+        require = ["cgroup", "token"]
+        token = { issuer = "corp", audience = "ledger", scopes = ["r", "w"], subjects = ["alice"], bound = true }
+        [[rule]]
+        name = "own"
+        from = ["one"]
+        to = ["ledger"]
+        require = ["mtls"]
+        [[rule]]
+        name = "named"
+        from = ["one"]
+        to = ["ledger"]
+        require = ["mtls"]
+        mtls = { authority = "ca", spiffe_id = "spiffe://example.org/shared" }
+        [[rule]]
+        name = "partners"
+        from = ["partner", "office"]
+        to = ["api"]
+        require = ["mtls"]
+        [[rule]]
+        name = "free"
+        from = ["one"]
+        to = ["api"]
+        [[rule]]
+        name = "key"
+        from = ["one"]
+        to = ["api"]
+        require = ["api-key"]
+        when = { days = ["mon"], hours = "08:00-18:00" }
+    "#;
+
+    /// A Monday, at noon.
+    fn noon() -> Timestamp {
+        "2026-11-23T12:00:00Z".parse().unwrap()
+    }
+
+    fn model() -> Model {
+        let policy = texts(vec![Source { name: "p.toml".into(), text: POLICY.into() }]);
+        policy.model.unwrap_or_else(|| panic!("{:?}", policy.diagnostics))
+    }
+
+    const ONE: Claimant<'_> = Claimant::Workload { index: 0, spiffe_id: "spiffe://example.org/one" };
+    const TWO: Claimant<'_> = Claimant::Workload { index: 1, spiffe_id: "spiffe://example.org/two" };
+
+    fn ask(rule: &str, claimant: Claimant<'_>, proofs: &[Shown], now: Timestamp) -> Result<Timestamp, &'static str> {
+        let model = model();
+        let rule = model.rules.iter().find(|known| known.name == rule).unwrap();
+        check(rule, &model, claimant, proofs, now).map_err(|unmet| unmet.reason())
+    }
+
+    fn hour() -> Timestamp {
+        noon() + SignedDuration::from_hours(1)
+    }
+
+    fn token(change: impl FnOnce(&mut Token)) -> Shown {
+        let mut token = Token {
+            issuer: "corp".into(),
+            iss: "https://idp.example.org".into(),
+            subject: Some("alice".into()),
+            client_id: None,
+            audience: vec!["other".into(), "ledger".into()],
+            scopes: vec!["w".into(), "r".into(), "x".into()],
+            jti: None,
+            hash: Digest::from_bytes([1; 32]),
+            key_id: None,
+            bound_to: vec![Binding::Dpop],
+            issued_at: None,
+            not_after: hour(),
+        };
+        change(&mut token);
+        Shown::Token(Box::new(token))
+    }
+
+    fn certificate(authority: &str, id: &str) -> Shown {
+        Shown::Mtls(Box::new(VerifiedCertificate {
+            authority: authority.into(),
+            spiffe_id: Some(id.parse().unwrap()),
+            dns_names: Vec::new(),
+            subject: String::new(),
+            serial: "01".into(),
+            issuer: String::new(),
+            issuer_hash: [0; 32],
+            fingerprint: [0; 32],
+            key_hash: [0; 32],
+            not_after: hour(),
+            valid_until: hour(),
+            issuers: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn a_token_is_compared_with_the_rule_once_more() {
+        assert_eq!(ask("token", ONE, &[token(|_| {})], noon()), Ok(hour()));
+        type Change = fn(&mut Token);
+        let changes: [(&str, Change); 7] = [
+            ("token_wrong_issuer", |token| token.issuer = "other".into()),
+            ("token_wrong_audience", |token| token.audience = vec!["other".into()]),
+            ("token_wrong_scope", |token| token.scopes = vec!["r".into()]),
+            ("token_wrong_subject", |token| token.subject = Some("bob".into())),
+            ("token_wrong_subject", |token| token.subject = None),
+            ("token_not_bound", |token| token.bound_to = Vec::new()),
+            ("proof_over", |token| token.not_after = noon()),
+        ];
+        for (reason, change) in changes {
+            assert_eq!(ask("token", ONE, &[token(change)], noon()), Err(reason));
+        }
+        assert_eq!(ask("token", ONE, &[], noon()), Err("authorization_missing"));
+        let key = ApiKey { id: "2e3n8nazzq".parse().unwrap(), name: "k".into(), not_after: hour() };
+        assert_eq!(ask("token", ONE, &[Shown::ApiKey(key)], noon()), Err("authorization_missing"));
+    }
+
+    #[test]
+    fn a_rule_is_for_those_whom_it_names() {
+        let proofs = [token(|_| {})];
+        assert_eq!(ask("token", TWO, &proofs, noon()), Err("rule_not_for_caller"));
+        // Who is not of this node has no cgroup to show.
+        assert_eq!(ask("token", Claimant::Address([192, 0, 2, 1].into()), &proofs, noon()), Err("proof_missing"));
+        assert_eq!(ask("token", Claimant::Forwarded, &proofs, noon()), Err("proof_missing"));
+        let own = [certificate("ca", "spiffe://example.org/one")];
+        assert_eq!(ask("own", TWO, &own, noon()), Err("rule_not_for_caller"));
+        assert_eq!(ask("key", Claimant::Forwarded, &[], noon()), Err("api_key_missing"));
+        assert_eq!(ask("free", ONE, &proofs, noon()), Err("rule_not_grantable"));
+        let model = model();
+        let may =
+            |name: &str, claimant| may_ask(model.rules.iter().find(|r| r.name == name).unwrap(), &model, claimant);
+        assert!(may("token", ONE) && !may("token", TWO));
+        assert!(may("partners", Claimant::Address([192, 0, 2, 1].into())));
+        assert!(!may("partners", Claimant::Address([203, 0, 113, 1].into())) && !may("partners", ONE));
+    }
+
+    #[test]
+    fn a_certificate_names_its_caller_or_whom_the_rule_says() {
+        let own = [certificate("ca", "spiffe://example.org/one")];
+        let shared = [certificate("ca", "spiffe://example.org/shared")];
+        assert_eq!(ask("own", ONE, &own, noon()), Ok(hour()));
+        assert_eq!(ask("own", ONE, &shared, noon()), Err("certificate_not_allowed"));
+        assert_eq!(ask("named", ONE, &shared, noon()), Ok(hour()));
+        assert_eq!(ask("named", ONE, &own, noon()), Err("certificate_not_allowed"));
+        let of_other = [certificate("other", "spiffe://example.org/shared")];
+        assert_eq!(ask("named", ONE, &of_other, noon()), Err("certificate_not_allowed"));
+        assert_eq!(ask("own", ONE, &[], noon()), Err("certificate_missing"));
+    }
+
+    #[test]
+    fn a_peer_calls_from_its_networks_with_its_certificate() {
+        let partner = [certificate("other", "spiffe://other.example/billing")];
+        let stranger = [certificate("other", "spiffe://other.example/other")];
+        let inside = Claimant::Address([192, 0, 2, 7].into());
+        let outside = Claimant::Address([203, 0, 113, 7].into());
+        let office = Claimant::Address([198, 51, 100, 7].into());
+        assert_eq!(ask("partners", inside, &partner, noon()), Ok(hour()));
+        assert_eq!(ask("partners", inside, &stranger, noon()), Err("certificate_not_allowed"));
+        assert_eq!(ask("partners", outside, &partner, noon()), Err("rule_not_for_caller"));
+        // A peer that is known by its network may show any good certificate.
+        assert_eq!(ask("partners", office, &stranger, noon()), Ok(hour()));
+        // Through a proxy only the certificate says who it is.
+        assert_eq!(ask("partners", Claimant::Forwarded, &partner, noon()), Ok(hour()));
+        assert_eq!(ask("partners", Claimant::Forwarded, &stranger, noon()), Err("certificate_not_allowed"));
+    }
+
+    #[test]
+    fn a_rule_gives_nothing_outside_its_hours() {
+        let key = ApiKey { id: "2e3n8nazzq".parse().unwrap(), name: "k".into(), not_after: Timestamp::MAX };
+        let key = [Shown::ApiKey(key)];
+        assert_eq!(ask("key", ONE, &key, noon()), Ok(Timestamp::MAX));
+        let evening = noon() + SignedDuration::from_hours(7);
+        assert_eq!(ask("key", ONE, &key, evening), Err("rule_not_in_force"));
+    }
+
+    #[test]
+    fn other_terms_have_another_digest() {
+        let model = model();
+        let mut digests: Vec<u64> = model.rules.iter().map(|rule| digest(rule, &model)).collect();
+        let again: Vec<u64> = model.rules.iter().map(|rule| digest(rule, &model)).collect();
+        assert_eq!(digests, again);
+        digests.sort_unstable();
+        digests.dedup();
+        // `own` and `partners` ask for the same.
+        assert_eq!(digests.len(), model.rules.len() - 1);
+    }
+}

@@ -1,5 +1,5 @@
-//! Tokens of an authorization server that is not ours (npm's `oidc-provider`), and of a JOSE library that is not ours either:
-//! each form of token, each binding, and each way in which it is refused.
+//! Tokens of an authorization server that is not ours (npm's `oidc-provider`), of a JOSE library that is not ours either, and
+//! certificates of OpenSSL's: each form of token, each binding, and each way in which it is refused.
 
 use std::{fs, path::PathBuf};
 
@@ -9,7 +9,7 @@ use authd_tests::{
     others::{self, AuthorizationServer},
     probe::Running,
     sandbox::Sandbox,
-    trust::Authority,
+    trust::OpenSsl,
 };
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -38,7 +38,7 @@ struct Scene {
     sandbox: Sandbox,
     daemon: Daemon,
     server: AuthorizationServer,
-    authority: Authority,
+    authority: OpenSsl,
     _echo: Vec<Running>,
 }
 
@@ -46,8 +46,8 @@ impl Scene {
     fn new() -> Result<Self> {
         let sandbox = Sandbox::new()?;
         let server = AuthorizationServer::start()?;
-        let authority = Authority::new("tests")?;
-        fs::write(sandbox.policy_directory().join("ca.crt"), authority.pem())?;
+        let authority = OpenSsl::new(sandbox.directory())?;
+        fs::write(sandbox.policy_directory().join("ca.crt"), authority.pem()?)?;
         fs::write(sandbox.policy_directory().join("secret"), &server.secret)?;
         let (issuer, audience) = (&server.issuer, &server.audience);
         let policy = format!(
@@ -94,6 +94,15 @@ ports = ["tcp/7102"]
 name = "bound"
 addresses = ["127.0.0.0/8"]
 ports = ["tcp/7103"]
+[[service]]
+name = "by-certificate"
+addresses = ["127.0.0.0/8"]
+ports = ["tcp/7104"]
+[[rule]]
+name = "certificate"
+from = ["one", "two"]
+to = ["by-certificate"]
+require = ["mtls"]
 [[rule]]
 name = "keys"
 from = ["one", "two"]
@@ -118,7 +127,7 @@ token = {{ issuer = "keys", audience = "{audience}", bound = true }}
         sandbox.write_policy(&policy)?;
         let daemon = sandbox.start()?;
         wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
-        let echo = (7101..=7103).map(|port| sandbox.spawn("/servers", &["serve-tcp", &format!("127.0.0.1:{port}")]));
+        let echo = (7101..=7104).map(|port| sandbox.spawn("/servers", &["serve-tcp", &format!("127.0.0.1:{port}")]));
         let echo = echo.collect::<Result<_>>()?;
         Ok(Self { sandbox, daemon, server, authority, _echo: echo })
     }
@@ -203,7 +212,7 @@ fn header(answer: &str, name: &str) -> Option<String> {
 fn certificate(scene: &Scene, workload: &str) -> Result<(String, String, String)> {
     let name = format!("{workload}-{:x}", rand::random::<u32>());
     let directory = scene.sandbox.directory();
-    scene.authority.issue_spiffe(directory, &name, &format!("spiffe://example.org/{workload}"))?;
+    scene.authority.issue_spiffe(&name, &format!("spiffe://example.org/{workload}"))?;
     let path = |end: &str| -> PathBuf { directory.join(format!("{name}.{end}")) };
     Ok((path("pem").display().to_string(), path("key").display().to_string(), fs::read_to_string(path("pem"))?))
 }
@@ -219,6 +228,18 @@ fn tokens_of_another_server_open_flows() -> Result<Verdict> {
     scene.granted(ONE, "asked", &["--token-file", &opaque])?;
     ensure!(scene.opens(ONE, 7101)? && scene.opens(ONE, 7102)?);
     scene.refused(ONE, "keys", &["--token-file", &opaque], "token_malformed")?;
+    // A certificate of OpenSSL's, and one of an authority that nobody named.
+    let (cert, key, _) = certificate(&scene, "one")?;
+    scene.granted(ONE, "certificate", &["--cert", &cert, "--key", &key])?;
+    ensure!(scene.opens(ONE, 7104)? && !scene.opens(TWO, 7104)?);
+    scene.refused(TWO, "certificate", &["--cert", &cert, "--key", &key], "certificate_not_allowed")?;
+    let elsewhere = scene.sandbox.directory().join("elsewhere");
+    fs::create_dir(&elsewhere)?;
+    OpenSsl::new(&elsewhere)?.issue_spiffe("two", "spiffe://example.org/two")?;
+    let path = |end: &str| elsewhere.join(format!("two.{end}")).display().to_string();
+    let answer = scene.ask(TWO, "certificate", &["--cert", &path("pem"), "--key", &path("key")])?;
+    // Both authorities have the same name, and other keys.
+    ensure!(["unknown_issuer", "bad_signature"].contains(&answer["reason"].as_str().unwrap_or("none")), "{answer}");
     // Bound to a certificate, of both forms; curl shows the certificate.
     let (cert, key, pem) = certificate(&scene, "one")?;
     for (client, rule) in [("one-bound", "keys"), ("opaque-bound", "asked"), ("one-bound", "bound")] {
