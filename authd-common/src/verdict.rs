@@ -93,11 +93,10 @@ impl Verdict {
         Self::new(action, reason)
     }
 
-    /// Of two verdicts of which both must pass, the one to follow. Who waits for proofs is refused if the other one is.
+    /// Of two verdicts of which both must pass, the one to follow.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {
         match (self.action, other.action) {
-            (Action::Deny, Action::Deny) if self.hold => other,
             (Action::Deny, _) => self,
             (_, Action::Deny) => other,
             (Action::Observe, _) => self,

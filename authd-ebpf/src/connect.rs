@@ -91,7 +91,8 @@ pub fn of_both(
         return (owner, of_socket);
     }
     let of_task = decide_out(&Kernel, root, &doer, remote, protocol, port);
-    (owner, of_socket.and(of_task))
+    // Nobody waits with somebody else's socket: its packets are judged as its owner's alone, who may need no proof.
+    (owner, Verdict { hold: false, ..of_socket.and(of_task) })
 }
 
 /// Whose the socket is under this generation. What its tag says may be older: its cgroup was not known yet, or belonged to

@@ -159,9 +159,9 @@ async fn exchange(
     Ok(Answer { status: head.status, headers: head.headers, body })
 }
 
-/// The server on this node's socket, which its path vouches for.
+/// The server on this node's socket, which its path vouches for. Any certificate will do, if the server has its key.
 #[derive(Debug)]
-struct Local;
+pub struct Local;
 
 impl rustls::client::danger::ServerCertVerifier for Local {
     fn verify_server_cert(

@@ -285,7 +285,7 @@ fn is_same(one: &Who, other: &Who) -> bool {
 }
 
 /// Whoever has one IPv6 address usually has the 2^64 of its network.
-fn network_of(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),

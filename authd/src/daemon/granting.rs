@@ -141,7 +141,7 @@ impl Daemon {
         let mut record = Record::event(event);
         record.verdict = Some(if result.is_ok() { "allowed" } else { "denied" }.to_owned());
         record.reason = Some(reason.unwrap_or_else(|| "rule".to_owned()));
-        record.rule = Some(rule);
+        record.rule = Some(rule).filter(|rule| rule_named(&self.active.prepared.model, rule).is_ok());
         record.proofs = proofs.iter().map(Shown::told).collect();
         if let Ok(granted) = &result {
             record.grant = Some(granted.id.to_string());

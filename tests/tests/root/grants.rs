@@ -25,6 +25,8 @@ pub fn trials() -> Vec<Trial> {
         trial("a_grant_ends_on_time_with_the_daemon_dead", a_grant_ends_on_time_with_the_daemon_dead),
         trial("grants_outlive_a_restart_and_can_be_revoked_after_it", grants_outlive_a_restart),
         trial("a_held_connection_goes_on_when_its_grant_appears", a_held_connection_goes_on),
+        trial("nobody_waits_for_proofs_with_somebody_elses_socket", nobody_waits_with_somebody_elses_socket),
+        trial("a_grant_that_is_kept_carries_its_flows_on", a_kept_grant_carries_its_flows_on),
         trial("grants_go_by_instance_for_agents", grants_go_by_instance_for_agents),
         trial("grants_end_with_the_terms_they_were_given_under", grants_end_with_their_terms),
         trial("control_is_started_again_and_grants_go_on", control_is_started_again),
@@ -118,6 +120,10 @@ to = ["held"]
 require = ["token"]
 token = { issuer = "corp", audience = "ledger" }
 pending = "hold"
+[[rule]]
+name = "free"
+from = ["two"]
+to = ["held"]
 "#;
 
 pub const ONE: &str = "/callers/one";
@@ -498,6 +504,43 @@ fn a_held_connection_goes_on() -> Result<Verdict> {
     let outcome = waiting.heard()?;
     ensure!(outcome.ok, "{outcome:?}\n{}", scene.daemon.log());
     scene.daemon.wait_for("the flow", |r| r.event == "flow_opened" && r.remote_port == Some(7105))?;
+    Ok(Verdict::Ran)
+}
+
+/// Packets are judged as the socket's owner's, who needs no proof: holding the connection would let it through.
+fn nobody_waits_with_somebody_elses_socket() -> Result<Verdict> {
+    let scene = Scene::new()?;
+    let path = scene.sandbox.directory().join("lent");
+    let path = path.to_str().context("a path")?;
+    scene.opens(TWO, 7105)?;
+    for lender in ["/servers", TWO] {
+        let _lender = scene.sandbox.spawn(lender, &["lend-socket", path])?;
+        let outcome = scene.sandbox.probe(ONE, &["use-socket", path, "127.0.0.1:7105"])?;
+        ensure!(outcome.is_eperm(), "{lender}: {outcome:?}\n{}", scene.daemon.log());
+        fs::remove_file(path)?;
+    }
+    Ok(Verdict::Ran)
+}
+
+fn a_kept_grant_carries_its_flows_on() -> Result<Verdict> {
+    let scene = Scene::new()?;
+    let token = scene.token(&json!({}))?;
+    let (binary, settings) = (authd_tests::daemon::binary(), scene.sandbox.settings());
+    let path = |path: &std::path::Path| path.display().to_string();
+    let (binary, settings, token) = (path(&binary), path(&settings), path(&token));
+    let keep = ["--config", &settings, "grant", "--keep", "--rule", "token", "--token-file", &token, "--seconds", "4"];
+    let command = [&["exec", "--", &binary], &keep[..]].concat();
+    let _keeper = scene.sandbox.spawn_quietly_in(ONE, &scene.sandbox.netns, &command)?;
+    scene.daemon.wait_for("the first grant", |r| r.event == "grant_issued")?;
+    let mut held = scene.sandbox.spawn(ONE, &["hold-tcp", "127.0.0.1:7101"])?;
+    // Packets bring it to light that the first grant is over.
+    wait_until("a second and a third grant, and that the flow goes over", || {
+        ensure!(held.again()?.ok, "the flow was cut\n{}", scene.daemon.log());
+        let records = scene.daemon.records()?;
+        let count = |event: &str| records.iter().filter(|record| record.event == event).count();
+        Ok(count("grant_issued") >= 3 && count("flow_regranted") >= 2)
+    })?;
+    ensure!(!scene.daemon.records()?.iter().any(|record| record.event == "flow_cut"));
     Ok(Verdict::Ran)
 }
 

@@ -238,7 +238,7 @@ fn the_listener_refuses_odd_handshakes() -> Result<Verdict> {
     // TLS 1.2 is not configured; another name than its own; a protocol that it does not speak.
     ensure!(scene.handshake(scene.client(&TLS12)?, "192.0.2.1").is_err(), "TLS 1.2");
     let mut blind = scene.client(&TLS13)?;
-    blind.dangerous().set_certificate_verifier(Arc::new(Trusting));
+    blind.dangerous().set_certificate_verifier(Arc::new(authd::client::Local));
     ensure!(scene.handshake(blind, "other.example.org").is_err(), "a name that it does not have");
     scene.daemon.wait_for("the name", |r| r.reason.as_deref() == Some("wrong_server_name"))?;
     let mut ftp = scene.client(&TLS13)?;
@@ -383,43 +383,4 @@ fn operators_revoke_over_http() -> Result<Verdict> {
     ensure!(scene.ask("spiffe://partner.example/billing")?["reason"] == "peer_revoked");
     scene.daemon.wait_for("the record", |r| r.event == "revoked" && r.uid == Some(0))?;
     Ok(Verdict::Ran)
-}
-
-/// Takes any certificate: what the server does is looked at, not who it is.
-#[derive(Debug)]
-struct Trusting;
-
-impl rustls::client::danger::ServerCertVerifier for Trusting {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }
