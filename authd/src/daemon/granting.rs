@@ -6,17 +6,22 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use authd_common::{
     address::Address,
-    tables::{Grant, GrantKey, Tag, UNMANAGED},
+    tables::{Grant, GrantKey, Tag},
 };
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Daemon, DaemonError, admin::Answer, clock, control::Who};
+use super::{
+    Daemon, DaemonError,
+    admin::Answer,
+    callers::{Owned, holder_names, is_same_holder, peer_names},
+    clock,
+    control::Who,
+};
 use crate::{
     audit::record::Record,
     dataplane::{
@@ -36,10 +41,9 @@ use crate::{
     },
     ipc::{Granted, Refusal, Wanted},
     policy::{
-        file::{Kind, Proof},
+        file::Proof,
         model::{Model, Object, Rule},
         network::from_ip,
-        pattern::instance_name,
     },
     store::{grants::Grant as Row, revocations::Revocation, revoked::Revoked},
 };
@@ -82,6 +86,11 @@ pub struct Effect {
 }
 
 impl Ledger {
+    /// Where the addresses of peers are meant.
+    pub fn own_namespace(&self) -> u64 {
+        self.sockets.own_namespace()
+    }
+
     pub fn new(serials: Vec<u32>) -> Result<Self, sockets::SocketError> {
         let mut flows = Flows::default();
         // What an earlier daemon let through is not known yet.
@@ -100,32 +109,8 @@ impl Ledger {
     }
 }
 
-fn refusal(reason: &str, message: impl ToString) -> Refusal {
+pub(super) fn refusal(reason: &str, message: impl ToString) -> Refusal {
     Refusal { reason: reason.to_owned(), message: message.to_string() }
-}
-
-/// A caller, under the policy in force.
-struct Known {
-    claimant: Owned,
-    holder: Holder,
-    workload: u32,
-    scope: u64,
-    address: Address,
-    kind: Option<Kind>,
-}
-
-enum Owned {
-    Workload { index: usize, spiffe_id: String },
-    Address(IpAddr),
-}
-
-impl Owned {
-    fn borrow(&self) -> Claimant<'_> {
-        match self {
-            Self::Workload { index, spiffe_id } => Claimant::Workload { index: *index, spiffe_id },
-            Self::Address(address) => Claimant::Address(*address),
-        }
-    }
 }
 
 impl Daemon {
@@ -178,7 +163,7 @@ impl Daemon {
         let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
         let mut names: Vec<(Revoked, Option<Timestamp>)> = proofs.iter().flat_map(Shown::revocable).collect();
         // The holder is revoked for good, or as of a time before now.
-        names.extend(holder_names(&known.holder, known.kind, model).into_iter().map(|name| (name, Some(now))));
+        names.extend(holder_names(&known.holder, proofs, model).into_iter().map(|name| (name, Some(now))));
         if let Some((found, _)) = names.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
             return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
         }
@@ -196,11 +181,10 @@ impl Daemon {
             until,
         };
         let key = GrantKey { rule: number, workload: known.workload, scope: known.scope, address: known.address };
-        let names = names.into_iter().map(|(name, _)| name).chain([Revoked::Grant(given.id)]);
-        self.enter(given, key, names.collect())
+        self.enter(given, key)
     }
 
-    fn enter(&mut self, given: Given, key: GrantKey, names: Vec<Revoked>) -> Result<Granted, Refusal> {
+    fn enter(&mut self, given: Given, key: GrantKey) -> Result<Granted, Refusal> {
         let granted = Granted { id: given.id, rule: given.rule.clone(), until: given.until };
         let now = clock::monotonic();
         let until = clock::on_monotonic(given.until);
@@ -213,10 +197,10 @@ impl Daemon {
             let _ = self.writer.follow(&commands);
             return Err(refusal("grants_full", error));
         }
-        for name in names {
-            self.ledger.by_name.entry(name).or_default().push(id);
-        }
         if let Some(live) = self.ledger.grants.get(&id) {
+            for name in names_of(&live.given, &self.active.prepared.model) {
+                self.ledger.by_name.entry(name).or_default().push(id);
+            }
             self.directory.granted(live.grant, id);
             self.ledger.unsaved.push(row(live, &self.ledger.boot));
         }
@@ -254,8 +238,9 @@ impl Daemon {
         }
         terms::check(rule, model, Claimant::Forwarded, proofs, now).map_err(|unmet| refusal(unmet.reason(), unmet))?;
         let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
-        let names = proofs.iter().flat_map(Shown::revocable);
-        match names.into_iter().find(|(name, since)| trust.is_revoked(name, *since)) {
+        let peers = peer_names(None, proofs, model).into_iter().map(|name| (name, Some(now)));
+        let mut names = proofs.iter().flat_map(Shown::revocable).chain(peers);
+        match names.find(|(name, since)| trust.is_revoked(name, *since)) {
             Some((found, _)) => Err(refusal(revoked_reason(&found), format!("{} was revoked", found.kind()))),
             None => Ok(()),
         }
@@ -431,9 +416,16 @@ impl Daemon {
         self.close_sockets(&alone);
     }
 
-    /// After another policy came into force: grants of rules that are no more, or that ask for other proofs now.
+    /// After another policy came into force: who holds grants may have other names in it, and grants end whose rules are no
+    /// more, or ask for other proofs now.
     pub fn review_grants(&mut self) {
         let model = &self.active.prepared.model;
+        self.ledger.by_name.clear();
+        for live in self.ledger.grants.iter() {
+            for name in names_of(&live.given, model) {
+                self.ledger.by_name.entry(name).or_default().push(live.given.id);
+            }
+        }
         let terms: HashMap<&str, u64> =
             model.rules.iter().map(|rule| (rule.name.as_str(), terms::digest(rule, model))).collect();
         let stale: Vec<Id> = self
@@ -461,7 +453,6 @@ impl Daemon {
             Err(_) => Vec::new(),
         };
         let now = clock::monotonic();
-        let model = self.active.prepared.model.clone();
         let mut kept: HashMap<u32, u32> = HashMap::new();
         for row in rows {
             let slot = slots.get(row.slot as usize).copied().unwrap_or_default();
@@ -472,16 +463,9 @@ impl Daemon {
             let key = key_of(&row);
             let grant = Grant { slot: row.slot, serial: row.serial };
             let id = row.given.id;
-            let kind = kind_of(&row.given.holder, &model);
-            let names = row.given.proofs.iter().flat_map(Shown::revocable).map(|(name, _)| name);
-            let names: Vec<Revoked> =
-                names.chain(holder_names(&row.given.holder, kind, &model)).chain([Revoked::Grant(id)]).collect();
             let commands = self.ledger.grants.restore(row.given, key, grant, slot.until);
             self.writer.follow(&commands)?;
             self.directory.granted(grant, id);
-            for name in names {
-                self.ledger.by_name.entry(name).or_default().push(id);
-            }
             kept.insert(row.slot, row.serial);
         }
         // A live slot that nothing explains is nobody's.
@@ -556,13 +540,7 @@ impl Daemon {
 
     fn forget_names(&mut self, live: &Live) {
         let id = live.given.id;
-        let kind = kind_of(&live.given.holder, &self.active.prepared.model);
-        let names = live.given.proofs.iter().flat_map(Shown::revocable).map(|(name, _)| name);
-        let names: Vec<Revoked> = names
-            .chain(holder_names(&live.given.holder, kind, &self.active.prepared.model))
-            .chain([Revoked::Grant(id)])
-            .collect();
-        for name in names {
+        for name in names_of(&live.given, &self.active.prepared.model) {
             if let Some(ids) = self.ledger.by_name.get_mut(&name) {
                 ids.retain(|other| *other != id);
                 if ids.is_empty() {
@@ -587,101 +565,6 @@ impl Daemon {
         }
         self.report(record);
     }
-
-    /// Who a caller is, under the policy in force.
-    fn known(&self, who: &Who) -> Result<Known, Refusal> {
-        let Active { model, registry } =
-            Active { model: &self.active.prepared.model, registry: &self.active.prepared.registry };
-        match who {
-            Who::Remote(address) => {
-                let address = address.ip();
-                if address.is_loopback() {
-                    // Loopback is this node: who calls there is known by its cgroup.
-                    let message = "callers of this node ask on the Unix socket";
-                    return Err(refusal("local_caller", message));
-                }
-                Ok(Known {
-                    claimant: Owned::Address(address),
-                    holder: Holder::Address { address, netns: self.ledger.sockets.own_namespace() },
-                    workload: UNMANAGED,
-                    scope: self.ledger.sockets.own_namespace(),
-                    address: from_ip(address),
-                    kind: None,
-                })
-            }
-            Who::Admin { .. } => {
-                Err(refusal("caller_unmanaged", "operators hold no grants; workloads ask on the workloads' socket"))
-            }
-            Who::Local(attested) => {
-                let unmanaged = || refusal("caller_unmanaged", "no workload of the policy matches the caller's cgroup");
-                let path = self.base.below(&attested.cgroup).ok_or_else(unmanaged)?;
-                let (number, instance, own) = self.instance_at(&path).ok_or_else(unmanaged)?;
-                let name = registry.workloads.name(number).ok_or_else(unmanaged)?;
-                let index = model.workloads.iter().position(|w| w.name == name).ok_or_else(unmanaged)?;
-                let workload = &model.workloads[index];
-                let spiffe_id = spiffe_id(model, index, &own);
-                Ok(Known {
-                    claimant: Owned::Workload { index, spiffe_id },
-                    holder: Holder::Workload { name: name.to_owned(), cgroup: own, instance },
-                    workload: number,
-                    scope: instance,
-                    address: Address::UNSPECIFIED,
-                    kind: Some(workload.kind),
-                })
-            }
-        }
-    }
-
-    /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
-    fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
-        let entry = self.tree.nearest(path)?;
-        (entry.workload != UNMANAGED).then(|| {
-            let own = self.active.patterns.instance_path(path).unwrap_or(path).to_owned();
-            (entry.workload, entry.instance, own)
-        })
-    }
-
-    /// What is known of a local caller, for control and for records.
-    pub fn introduce(&self, who: &Who) -> crate::ipc::Caller {
-        match who {
-            Who::Remote(address) => crate::ipc::Caller::Remote { address: *address },
-            Who::Admin { uid } => crate::ipc::Caller::Admin { uid: *uid },
-            Who::Local(attested) => {
-                let workload = self.known(who).ok().and_then(|known| match (known.holder, known.claimant) {
-                    (Holder::Workload { name, cgroup, .. }, Owned::Workload { spiffe_id, .. }) => {
-                        Some(crate::ipc::Workload { name, spiffe_id, cgroup })
-                    }
-                    _ => None,
-                });
-                crate::ipc::Caller::Local { workload, uid: attested.uid }
-            }
-        }
-    }
-
-    pub fn describe(&self, who: &Who, record: &mut Record) {
-        match who {
-            Who::Remote(address) => {
-                record.remote_address = Some(address.ip());
-                record.remote_port = Some(address.port());
-            }
-            Who::Admin { uid } => record.uid = Some(*uid),
-            Who::Local(attested) => {
-                record.pid = Some(attested.pid);
-                record.uid = Some(attested.uid);
-                record.cgroup = Some(attested.cgroup.clone());
-                if let crate::ipc::Caller::Local { workload: Some(workload), .. } = self.introduce(who) {
-                    record.workload = Some(workload.name);
-                    record.spiffe_id = Some(workload.spiffe_id);
-                    record.cgroup = Some(workload.cgroup);
-                }
-            }
-        }
-    }
-}
-
-struct Active<'a> {
-    model: &'a Model,
-    registry: &'a crate::policy::compile::Registry,
 }
 
 fn rule_named<'a>(model: &'a Model, name: &str) -> Result<&'a Rule, Refusal> {
@@ -693,38 +576,10 @@ fn unknown_rule(_: &str) -> Refusal {
     refusal("rule_unknown", "the policy has no such rule")
 }
 
-fn spiffe_id(model: &Model, index: usize, own: &str) -> String {
-    let path = model.workloads[index].spiffe_path.replace("{instance}", &instance_name(own));
-    format!("spiffe://{}{path}", model.trust_domain)
-}
-
-fn kind_of(holder: &Holder, model: &Model) -> Option<Kind> {
-    match holder {
-        Holder::Workload { name, .. } => model.workloads.iter().find(|w| w.name == *name).map(|w| w.kind),
-        Holder::Address { .. } => None,
-    }
-}
-
-/// Everything by which a holder is revoked.
-fn holder_names(holder: &Holder, kind: Option<Kind>, model: &Model) -> Vec<Revoked> {
-    match holder {
-        Holder::Workload { name, cgroup, .. } => {
-            let mut names = vec![Revoked::Workload(name.clone()), Revoked::Instance(cgroup.clone())];
-            if kind == Some(Kind::Agent) {
-                names.push(Revoked::Agent(name.clone()));
-            }
-            let index = model.workloads.iter().position(|w| w.name == *name);
-            names.extend(index.map(|index| Revoked::SpiffeId(spiffe_id(model, index, cgroup))));
-            names
-        }
-        Holder::Address { address, .. } => {
-            let called = model
-                .peers
-                .iter()
-                .filter(|peer| peer.networks.iter().any(|network| network.contains(&from_ip(*address))));
-            called.map(|peer| Revoked::Peer(peer.name.clone())).collect()
-        }
-    }
+/// Everything by which a grant is revoked.
+fn names_of(given: &Given, model: &Model) -> Vec<Revoked> {
+    let of_proofs = given.proofs.iter().flat_map(Shown::revocable).map(|(name, _)| name);
+    of_proofs.chain(holder_names(&given.holder, &given.proofs, model)).chain([Revoked::Grant(given.id)]).collect()
 }
 
 fn revoked_reason(what: &Revoked) -> &'static str {
@@ -737,15 +592,6 @@ fn revoked_reason(what: &Revoked) -> &'static str {
         Revoked::Workload(_) | Revoked::Instance(_) | Revoked::Agent(_) => "workload_revoked",
         Revoked::Peer(_) => "peer_revoked",
         Revoked::Grant(_) => "grant_revoked",
-    }
-}
-
-fn is_same_holder(one: &Holder, other: &Holder) -> bool {
-    match (one, other) {
-        (Holder::Workload { name, instance, .. }, Holder::Workload { name: other, instance: others, .. }) => {
-            name == other && instance == others
-        }
-        (one, other) => one == other,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Enters: policies, changes of the cgroup tree, kernel events, questions. Leaves: generations, records, answers.
 
 pub mod admin;
+mod callers;
 pub mod candidate;
 pub mod cgroupfs;
 pub mod clock;

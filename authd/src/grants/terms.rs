@@ -235,6 +235,7 @@ mod tests {
     use crate::{
         grants::proof::{ApiKey, Binding},
         policy::{diagnostic::Source, load::texts},
+        proofs::testing,
     };
 
     const POLICY: &str = r#"
@@ -353,20 +354,7 @@ mod tests {
     }
 
     fn certificate(authority: &str, id: &str) -> Shown {
-        Shown::Mtls(Box::new(VerifiedCertificate {
-            authority: authority.into(),
-            spiffe_id: Some(id.parse().unwrap()),
-            dns_names: Vec::new(),
-            subject: String::new(),
-            serial: "01".into(),
-            issuer: String::new(),
-            issuer_hash: [0; 32],
-            fingerprint: [0; 32],
-            key_hash: [0; 32],
-            not_after: hour(),
-            valid_until: hour(),
-            issuers: Vec::new(),
-        }))
+        Shown::Mtls(Box::new(testing::certificate(authority, id, hour())))
     }
 
     #[test]

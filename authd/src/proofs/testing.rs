@@ -11,7 +11,25 @@ use aws_lc_rs::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{base64url, jws::Algorithm};
+use super::{base64url, jws::Algorithm, x509::identity::VerifiedCertificate};
+
+/// A certificate that an authority vouches for until some time.
+pub fn certificate(authority: &str, spiffe_id: &str, until: Timestamp) -> VerifiedCertificate {
+    VerifiedCertificate {
+        authority: authority.into(),
+        spiffe_id: Some(spiffe_id.parse().unwrap()),
+        dns_names: Vec::new(),
+        subject: String::new(),
+        serial: "01".into(),
+        issuer: String::new(),
+        issuer_hash: [0; 32],
+        fingerprint: [0; 32],
+        key_hash: [0; 32],
+        not_after: until,
+        valid_until: until,
+        issuers: Vec::new(),
+    }
+}
 
 /// A key pair that signs as issuers and DPoP clients do.
 pub struct Signer {
