@@ -118,6 +118,8 @@ impl Verifier {
         let roots = settings.files.get(SERVER_AUTHORITIES).and_then(|text| STANDARD.decode(text).ok());
         let issuers = model.issuers.iter().map(|issuer| read_issuer(issuer, &file, roots.as_deref(), before)).collect();
         let memory = before.map_or_else(Memory::new, |before| before.memory.clone());
+        // What was accepted under other settings may not be under these.
+        lock(&memory.tokens).clear();
         let (tls, own) = match listener(&settings, before) {
             Ok((tls, own)) => (Some(tls), Some(own)),
             Err(error) => {

@@ -33,8 +33,7 @@ struct Stamp {
 
 impl Files {
     /// Whether a file is another than the one that was read.
-    pub fn changed(&self, daemon: &Daemon) -> bool {
-        let _ = daemon;
+    pub fn changed(&self) -> bool {
         self.seen.iter().any(|(path, stamp)| stamp_of(path) != *stamp)
     }
 

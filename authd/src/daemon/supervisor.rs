@@ -150,7 +150,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 serve(&mut daemon, &mut control, &mut files, &mut forgetting, happened);
             }
             _ = ticks.files.tick() => {
-                if files.changed(&daemon) {
+                if files.changed() {
                     control.tell_settings(&files.settings(&daemon));
                 }
             }
