@@ -15,7 +15,7 @@ use hyper_util::{
 };
 use rustls::{pki_types::CertificateDer, server::Acceptor};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     time::timeout,
 };
@@ -23,7 +23,10 @@ use tokio_rustls::LazyConfigAcceptor;
 use tower::ServiceExt;
 
 use super::{Shared, api::Session};
-use crate::ipc::{Caller, Connection, FromControl};
+use crate::{
+    daemon::admin::first_byte,
+    ipc::{Caller, Connection, FromControl},
+};
 
 /// From the connection to the end of its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -95,19 +98,14 @@ async fn serve_any(
     }
     let stream = StdUnix::from(fd);
     stream.set_nonblocking(true)?;
-    let mut stream = UnixStream::from_std(stream)?;
-    // A Unix stream cannot be looked into: the first byte is taken, and given back in front of the others.
-    let mut first = [0; 1];
-    let length = timeout(HANDSHAKE, stream.read(&mut first)).await.map_err(|_| ServeError::SlowHandshake)??;
-    if length == 0 {
-        return Ok(());
-    }
-    let stream = Prefixed { first: Some(first[0]), stream };
-    if first[0] == TLS_HANDSHAKE {
-        serve_tls(shared, router, stream, connection, caller).await
-    } else {
-        let session = Session::new(shared.clone(), connection, caller, Vec::new());
-        serve_http(router, stream, session).await
+    let stream = UnixStream::from_std(stream)?;
+    match timeout(HANDSHAKE, first_byte(&stream)).await.map_err(|_| ServeError::SlowHandshake)?? {
+        None => Ok(()),
+        Some(TLS_HANDSHAKE) => serve_tls(shared, router, stream, connection, caller).await,
+        Some(_) => {
+            let session = Session::new(shared.clone(), connection, caller, Vec::new());
+            serve_http(router, stream, session).await
+        }
     }
 }
 
@@ -175,51 +173,5 @@ async fn serve_http(
             // What is being answered is answered; who is too slow for that loses it.
             timeout(HEADERS, connection).await.unwrap_or(Ok(())).map_err(ServeError::Http)
         }
-    }
-}
-
-/// A stream whose first byte was looked at.
-struct Prefixed {
-    first: Option<u8>,
-    stream: UnixStream,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        if buffer.remaining() > 0
-            && let Some(first) = self.first.take()
-        {
-            buffer.put_slice(&[first]);
-            return std::task::Poll::Ready(Ok(()));
-        }
-        std::pin::Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -194,7 +194,7 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Asked>) -> io::Re
 }
 
 /// Looks at what comes first, and leaves it there. `None`: nothing comes.
-async fn first_byte(stream: &UnixStream) -> io::Result<Option<u8>> {
+pub async fn first_byte(stream: &UnixStream) -> io::Result<Option<u8>> {
     let mut first = [0; 1];
     let length =
         stream.async_io(Interest::READABLE, || Ok(recv(stream.as_raw_fd(), &mut first, MsgFlags::MSG_PEEK)?)).await?;
