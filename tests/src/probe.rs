@@ -33,6 +33,15 @@ impl Outcome {
     }
 }
 
+/// How an instance's connections died, in ns since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Watched {
+    /// When the first packet was refused.
+    pub refused: u64,
+    /// When each socket's error was seen.
+    pub aborted: Vec<u64>,
+}
+
 pub fn binary() -> PathBuf {
     match std::env::var_os("AUTHD_PROBE") {
         Some(path) => path.into(),

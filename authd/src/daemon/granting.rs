@@ -74,6 +74,9 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Effect {
+    /// The order was understood, and nothing had ended yet. The times below count from here.
+    #[schema(value_type = String, format = DateTime)]
+    pub decided: Timestamp,
     pub grants: usize,
     pub flows: usize,
     pub destroyed: usize,
@@ -369,7 +372,7 @@ impl Daemon {
 
     /// Ends grants now: slots, records, sockets, in this order.
     fn end_grants(&mut self, ids: &[Id], event: &str, by: Option<&Revoked>) -> Effect {
-        let started = Instant::now();
+        let (decided, started) = (Timestamp::now(), Instant::now());
         let (ended, commands) = self.ledger.grants.end(clock::monotonic(), ids);
         if let Err(error) = self.writer.follow(&commands) {
             // The slots come first among the commands, and emptying one cannot fail.
@@ -386,6 +389,7 @@ impl Daemon {
         let grants: Vec<Grant> = ended.iter().map(|live| live.grant).collect();
         let (flows, result) = self.close_sockets(&grants);
         Effect {
+            decided,
             grants: ended.len(),
             flows,
             destroyed: result.destroyed,

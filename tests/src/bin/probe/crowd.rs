@@ -4,25 +4,35 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicI32, AtomicU64, Ordering},
+        atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering},
     },
     thread::{self, sleep},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
-use authd_tests::probe::Outcome;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use anyhow::{Context, Result, bail, ensure};
+use authd_tests::probe::{Outcome, Watched};
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        resource::{Resource, getrlimit, setrlimit},
+        socket::{getsockopt, sockopt::SocketError},
+    },
+};
 
-use super::say;
+use super::{now, say};
 
 /// Both programs hold as many descriptors as there are connections.
-fn raise_descriptor_limit() -> Result<()> {
+pub fn raise_descriptor_limit() -> Result<()> {
     const ENOUGH: u64 = 16_384;
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most.max(ENOUGH), most.max(ENOUGH))?)
@@ -31,11 +41,53 @@ fn raise_descriptor_limit() -> Result<()> {
 /// Nothing takes as long but a connection that is dead without saying so.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// No instance is watched.
+const NOBODY: u32 = u32::MAX;
+
 /// One connection, and what became of it: 0, or an error's number.
 struct Flow {
     instance: u32,
-    stream: TcpStream,
+    socket: Socket,
     errno: AtomicI32,
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+impl Socket {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => (&*stream).write_all(bytes),
+            Self::Udp(socket) => socket.send(bytes).map(drop),
+        }
+    }
+
+    fn receive(&self) -> io::Result<()> {
+        let mut byte = [0; 1];
+        let received = match self {
+            Self::Tcp(stream) => (&*stream).read(&mut byte)?,
+            Self::Udp(socket) => socket.recv(&mut byte)?,
+        };
+        if received == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    fn local(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr(),
+            Self::Udp(socket) => socket.local_addr(),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Udp(socket) => socket.as_fd(),
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -52,14 +104,15 @@ pub struct Crowd {
     rule: String,
     #[arg(long)]
     instances: u32,
-    /// Connections of each.
+    /// Connections of each: one is UDP, the others are TCP.
     #[arg(long)]
     flows: u32,
     to: SocketAddr,
 }
 
-/// Says when all connections are there. Then each line of input is answered after every connection was used once more: the
-/// count is of those that live, the detail says of each instance with dead ones which errors they have.
+/// Says when all connections are there. Then each line of input is answered. An empty one after every connection was used
+/// once more: the count is of those that live, the detail says of each instance with dead ones which errors they have.
+/// `watch N` when instance N is watched, and once more when all its connections are dead.
 pub fn run(crowd: &Crowd) -> Result<()> {
     raise_descriptor_limit()?;
     let token = fs::read_to_string(&crowd.token_file)?;
@@ -69,31 +122,100 @@ pub fn run(crowd: &Crowd) -> Result<()> {
         fs::create_dir_all(&cgroup)?;
         fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())?;
         ask(&crowd.socket, &crowd.rule, token.trim())?;
-        for _ in 0..crowd.flows {
-            flows.push(Flow { instance, stream: connect(crowd.to)?, errno: AtomicI32::new(0) });
+        for flow in 0..crowd.flows {
+            let socket = if flow == 0 { connect_udp(crowd.to)? } else { connect_tcp(crowd.to)? };
+            flows.push(Flow { instance, socket, errno: AtomicI32::new(0) });
         }
     }
     let flows = Arc::new(flows);
     let rounds = Arc::new(AtomicU64::new(0));
+    let watched = Arc::new(AtomicU32::new(NOBODY));
     thread::spawn({
-        let (flows, rounds) = (flows.clone(), rounds.clone());
+        let (flows, rounds, watched) = (flows.clone(), rounds.clone(), watched.clone());
         move || {
             loop {
-                use_all(&flows);
+                use_all(&flows, watched.load(Ordering::SeqCst));
                 rounds.fetch_add(1, Ordering::SeqCst);
             }
         }
     });
-    say(&outcome(&flows));
-    for line in io::stdin().lock().lines() {
-        line?;
-        // The round that runs may have passed the connections that matter.
+    // The round that runs may have passed the connections that matter.
+    let another_round = || {
         let enough = rounds.load(Ordering::SeqCst) + 2;
         while rounds.load(Ordering::SeqCst) < enough {
             sleep(Duration::from_millis(5));
         }
-        say(&outcome(&flows));
+    };
+    say(&outcome(&flows));
+    for line in io::stdin().lock().lines() {
+        match line?.strip_prefix("watch ") {
+            Some(instance) => {
+                let instance = instance.parse()?;
+                watched.store(instance, Ordering::SeqCst);
+                another_round();
+                let its: Vec<&Flow> = flows.iter().filter(|flow| flow.instance == instance).collect();
+                watch(&its)?;
+            }
+            None => {
+                another_round();
+                say(&outcome(&flows));
+            }
+        }
     }
+    Ok(())
+}
+
+/// Before the scheduler, this thread comes first.
+fn go_first() {
+    // SAFETY: takes numbers; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+}
+
+/// Sends on an instance's UDP connection without a pause, and waits for all its connections to die.
+fn watch(flows: &[&Flow]) -> Result<()> {
+    let udp = flows.first().context("such an instance")?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    for (index, flow) in flows.iter().enumerate() {
+        // Errors are always told.
+        epoll.add(&flow.socket, EpollEvent::new(EpollFlags::empty(), index as u64))?;
+    }
+    let ends: Vec<SocketAddr> = flows.iter().map(|flow| flow.socket.local()).collect::<io::Result<_>>()?;
+    let begun = Instant::now();
+    let (refused, aborted) = thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            go_first();
+            loop {
+                match udp.socket.send(b"xx") {
+                    Ok(()) if begun.elapsed() < PATIENCE => {}
+                    result => break (now(), result.err().and_then(|error| error.raw_os_error())),
+                }
+            }
+        });
+        go_first();
+        say(&Outcome { ok: true, detail: serde_json::to_string(&ends)?, ..Outcome::default() });
+        let mut aborted = Vec::new();
+        while aborted.len() < flows.len() && begun.elapsed() < PATIENCE {
+            let mut events = [EpollEvent::empty(); 64];
+            let ready = epoll.wait(&mut events, EpollTimeout::from(100_u8))?;
+            let at = now();
+            for event in events.iter().take(ready) {
+                let flow = flows[event.data() as usize];
+                epoll.delete(&flow.socket)?;
+                let error = getsockopt(&flow.socket, SocketError)?;
+                ensure!([0, libc::ECONNABORTED].contains(&error), "{:?}", Errno::from_raw(error));
+                flow.errno.store(error, Ordering::SeqCst);
+                aborted.push(at);
+            }
+        }
+        let (refused, error) = sender.join().ok().context("the sender panicked")?;
+        // Refused by the hook, unless this thread had no processor until the socket was dead.
+        let refusals = [libc::EPERM, libc::ECONNABORTED, libc::EDESTADDRREQ];
+        ensure!(error.is_some_and(|error| refusals.contains(&error)), "sending failed with {error:?}");
+        anyhow::Ok((refused, aborted))
+    })?;
+    ensure!(aborted.len() == flows.len(), "{} of {} are dead", aborted.len(), flows.len());
+    let detail = serde_json::to_string(&Watched { refused, aborted })?;
+    say(&Outcome { ok: true, detail, ..Outcome::default() });
     Ok(())
 }
 
@@ -137,83 +259,47 @@ fn ask(socket: &Path, rule: &str, token: &str) -> Result<()> {
     }
 }
 
-fn connect(to: SocketAddr) -> Result<TcpStream> {
+fn connect_tcp(to: SocketAddr) -> Result<Socket> {
+    let stream = eventually(|| TcpStream::connect(to))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(Socket::Tcp(stream))
+}
+
+fn connect_udp(to: SocketAddr) -> Result<Socket> {
+    let socket = UdpSocket::bind(SocketAddr::new(to.ip(), 0))?;
+    eventually(|| socket.connect(to))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(Socket::Udp(socket))
+}
+
+/// A new cgroup is nobody's until the daemon has seen it.
+fn eventually<T>(attempt: impl Fn() -> io::Result<T>) -> Result<T> {
     let begun = Instant::now();
     loop {
-        match TcpStream::connect(to) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
-                return Ok(stream);
-            }
+        match attempt() {
+            Ok(done) => return Ok(done),
             Err(error) if begun.elapsed() > PATIENCE => return Err(error).context("connecting"),
             Err(_) => sleep(Duration::from_millis(5)),
         }
     }
 }
 
-/// One byte on every connection, there and back.
-fn use_all(flows: &[Flow]) {
+/// One byte on every connection, there and back, but for those that are watched.
+fn use_all(flows: &[Flow], watched: u32) {
     let failed = |flow: &Flow, error: &io::Error| {
         let code = error.raw_os_error().filter(|code| *code != libc::EAGAIN).unwrap_or(libc::ETIMEDOUT);
         flow.errno.store(code, Ordering::SeqCst);
     };
-    let alive = |flow: &&Flow| flow.errno.load(Ordering::SeqCst) == 0;
+    let alive = |flow: &&Flow| flow.instance != watched && flow.errno.load(Ordering::SeqCst) == 0;
     for flow in flows.iter().filter(alive) {
-        if let Err(error) = (&flow.stream).write_all(b"x") {
+        if let Err(error) = flow.socket.send(b"x") {
             failed(flow, &error);
         }
     }
     for flow in flows.iter().filter(alive) {
-        match (&flow.stream).read(&mut [0; 1]) {
-            Ok(1) => {}
-            Ok(_) => failed(flow, &io::ErrorKind::UnexpectedEof.into()),
-            Err(error) => failed(flow, &error),
-        }
-    }
-}
-
-/// An echo server for all of them, on one thread.
-pub fn serve(at: SocketAddr) -> Result<()> {
-    raise_descriptor_limit()?;
-    let listener = TcpListener::bind(at)?;
-    // SAFETY: no pointers. A second call only changes the length of the queue (listen(2)).
-    unsafe { libc::listen(listener.as_raw_fd(), 4096) };
-    listener.set_nonblocking(true)?;
-    say(&Outcome { ok: true, ..Outcome::default() });
-    thread::spawn(super::end_with_input);
-    // SAFETY: takes a number.
-    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    let watch = |fd: i32| {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: fd as u64 };
-        // SAFETY: the event is read during the call.
-        unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
-    };
-    watch(listener.as_raw_fd());
-    let mut streams: BTreeMap<i32, TcpStream> = BTreeMap::new();
-    let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; 1024];
-    loop {
-        // SAFETY: the kernel writes as many events as there is room for.
-        let ready = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), 1024, -1) };
-        for event in events.iter().take(usize::try_from(ready).unwrap_or(0)) {
-            let fd = event.u64 as i32;
-            if fd == listener.as_raw_fd() {
-                while let Ok((stream, _)) = listener.accept() {
-                    stream.set_nonblocking(true)?;
-                    watch(stream.as_raw_fd());
-                    streams.insert(stream.as_raw_fd(), stream);
-                }
-                continue;
-            }
-            let mut buffer = [0; 64];
-            let gone = match streams.get_mut(&fd).map(|stream| (stream.read(&mut buffer), stream)) {
-                Some((Ok(length @ 1..), stream)) => stream.write_all(&buffer[..length]).is_err(),
-                Some((Err(error), _)) if error.kind() == io::ErrorKind::WouldBlock => false,
-                _ => true,
-            };
-            if gone {
-                streams.remove(&fd);
-            }
+        if let Err(error) = flow.socket.receive() {
+            failed(flow, &error);
         }
     }
 }

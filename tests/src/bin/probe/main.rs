@@ -2,6 +2,7 @@
 //! in one line of JSON how it went.
 
 mod crowd;
+mod crowd_server;
 mod takeover;
 
 use std::{
@@ -256,7 +257,7 @@ fn main() -> Result<()> {
     let outcome = match cli.action {
         Action::Exec { command } => return become_program(&command),
         Action::Crowd(crowd) => return crowd::run(&crowd),
-        Action::ServeCrowd { at } => return crowd::serve(at),
+        Action::ServeCrowd { at } => return crowd_server::run(at),
         Action::ServeHttp { at } => return serve_http(&TcpListener::bind(at)?),
         Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
@@ -343,6 +344,16 @@ fn say(outcome: &Outcome) {
     let line = serde_json::to_string(outcome).unwrap_or_default();
     // Who listened has gone: this process is about to end too.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// ns since 1970.
+fn nanoseconds(seconds: u64, rest: u64) -> u64 {
+    seconds * 1_000_000_000 + rest
+}
+
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    nanoseconds(since.as_secs(), since.subsec_nanos().into())
 }
 
 fn ready() {

@@ -1,5 +1,5 @@
-//! What authd costs, as ratios within one run: each kernel program against an empty one of its type that runs for the very
-//! same calls and packets, and connections with authd against connections without.
+//! The kernel programs against empty ones of their types that run for the very same calls and packets, and connections with
+//! authd against connections without.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,7 +11,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread,
     time::Instant,
@@ -35,127 +35,12 @@ use authd::{
 use authd_common::tables::IdentityEntry;
 use authd_tests::{cgroup::Cgroup, sandbox::Sandbox};
 use aya::{programs::loaded_programs, sys::Stats};
-use clap::{Parser, Subcommand};
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use serde::Serialize;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(subcommand)]
-    part: Part,
-}
-
-#[derive(Subcommand)]
-enum Part {
-    /// The kernel programs, and connections with and without them
-    Kernel {
-        /// Less exact, under two minutes
-        #[arg(long)]
-        quick: bool,
-        /// Also write the results to this file
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
-    /// Makes the traffic, in a cgroup and a network; told what to do line by line
-    #[command(hide = true)]
-    Worker { cgroup: PathBuf, netns: PathBuf },
-}
-
-fn main() -> Result<()> {
-    match Cli::parse().part {
-        Part::Worker { cgroup, netns } => worker(&cgroup, &netns),
-        Part::Kernel { quick, json } => {
-            let results = kernel(quick)?;
-            print(&results);
-            if let Some(path) = json {
-                fs::write(&path, serde_json::to_string_pretty(&results)? + "\n").context("writing the results")?;
-            }
-            Ok(())
-        }
-    }
-}
-
-/// One comparison: the median of paired ratios, and the interval in which it lies (bootstrap, 95 %).
-#[derive(Serialize)]
-struct Comparison {
-    part: &'static str,
-    name: String,
-    ratio: f64,
-    low: f64,
-    high: f64,
-    /// What the design asks for, if it does.
-    budget: Option<f64>,
-    met: Option<bool>,
-    /// ns, medians; for orientation only.
-    #[serde(skip)]
-    ours: f64,
-    #[serde(skip)]
-    theirs: f64,
-}
-
-impl Comparison {
-    fn new(name: String, pairs: &[(f64, f64)], budget: Option<f64>) -> Self {
-        let ratios: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours / theirs).collect();
-        let ratio = median(&ratios);
-        let mut random = SmallRng::seed_from_u64(1);
-        let mut medians: Vec<f64> = (0..1000)
-            .map(|_| {
-                let sample: Vec<f64> = ratios.iter().map(|_| ratios[random.random_range(0..ratios.len())]).collect();
-                median(&sample)
-            })
-            .collect();
-        medians.sort_by(f64::total_cmp);
-        let of = |which: fn(&(f64, f64)) -> f64| median(&pairs.iter().map(which).collect::<Vec<_>>());
-        Self {
-            part: "kernel",
-            name,
-            ratio,
-            low: medians[25],
-            high: medians[975],
-            budget,
-            met: budget.map(|budget| ratio <= budget),
-            ours: of(|pair| pair.0),
-            theirs: of(|pair| pair.1),
-        }
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() % 2 {
-        0 => f64::midpoint(values[middle - 1], values[middle]),
-        _ => values[middle],
-    }
-}
-
-fn print(results: &[Comparison]) {
-    println!("\n{:<48} {:>10} {:>10} {:>7}  {:<15} budget", "", "ns", "against", "ratio", "95 %");
-    for result in results {
-        let Comparison { name, ratio, low, high, budget, met, ours, theirs, .. } = result;
-        let verdict = match (budget, met) {
-            (Some(budget), Some(true)) => format!("<= {budget}"),
-            (Some(budget), _) => format!("<= {budget}  MISSED"),
-            (None, _) => String::new(),
-        };
-        println!(
-            "{name:<48} {ours:>10.1} {theirs:>10.1} {ratio:>7.3}  {:<15} {verdict}",
-            format!("{low:.3}..{high:.3}")
-        );
-    }
-    let missed = results.iter().filter(|r| r.met == Some(false)).count();
-    println!("\n{} comparisons, {missed} budgets missed", results.len());
-}
-
-// ---- The kernel part.
+use crate::compare::{Comparison, Pairs};
 
 const ECHO: &str = "127.0.0.1:7001";
 const SINK: &str = "127.0.0.1:7003";
 const UDP: &str = "127.0.0.1:7002";
-
-/// Ours and theirs, in ns, measured next to each other.
-type Pairs = Vec<(f64, f64)>;
 
 /// How much of each kind of traffic makes one measurement.
 struct Effort {
@@ -182,7 +67,7 @@ const EMPTY: [(&str, u32, u32); 6] = [
 /// What runs for a connection that opens and closes.
 const EVERY_CONNECT: [&str; 5] = ["sock_create", "connect4", "sockops", "egress", "ingress"];
 
-fn kernel(quick: bool) -> Result<Vec<Comparison>> {
+pub fn run(quick: bool) -> Result<Vec<Comparison>> {
     let effort = if quick { QUICK } else { FULL };
     let mut results = Vec::new();
     let mut scenes = Vec::new();
@@ -191,18 +76,22 @@ fn kernel(quick: bool) -> Result<Vec<Comparison>> {
         for (name, pairs) in &scene.programs(&effort)? {
             // The packets of an open connection are what the design sets a budget for.
             let budget = name.starts_with("established").then_some(1.8);
-            results.push(Comparison::new(format!("{name}, {rules} rules"), pairs, budget));
+            results.push(compared(format!("{name}, {rules} rules"), pairs, budget));
         }
         let (connect, unmanaged) = scene.connections(&effort)?;
-        results.push(Comparison::new(format!("connect and close, {rules} rules"), &connect, Some(1.03)));
-        results.push(Comparison::new(format!("connect and close, unmanaged, {rules} rules"), &unmanaged, None));
+        results.push(compared(format!("connect and close, {rules} rules"), &connect, Some(1.03)));
+        results.push(compared(format!("connect and close, unmanaged, {rules} rules"), &unmanaged, None));
         scenes.push(scene);
     }
     for hook in ["egress", "ingress"] {
         let drift = drift(&scenes[2], &scenes[0], hook, &effort)?;
-        results.push(Comparison::new(format!("established {hook}, 100000 against 10 rules"), &drift, Some(1.05)));
+        results.push(compared(format!("established {hook}, 100000 against 10 rules"), &drift, Some(1.05)));
     }
     Ok(results)
+}
+
+fn compared(name: String, pairs: &[(f64, f64)], budget: Option<f64>) -> Comparison {
+    Comparison::of_pairs("kernel", name, pairs, budget)
 }
 
 /// What the number of rules adds to an open connection's packets: the same program in two scenes, in turns.
@@ -503,7 +392,7 @@ impl Drop for Worker {
     }
 }
 
-fn worker(cgroup: &Path, netns: &Path) -> Result<()> {
+pub fn worker(cgroup: &Path, netns: &Path) -> Result<()> {
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())?;
     nix::sched::setns(fs::File::open(netns)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
     let (echo, sink, udp): (SocketAddr, SocketAddr, SocketAddr) = (ECHO.parse()?, SINK.parse()?, UDP.parse()?);
