@@ -14,12 +14,18 @@ use crate::{run, setup};
 pub enum Part {
     /// The kernel programs, and connections with and without them
     Kernel,
+    /// From the decision to the last packet and the last socket
+    Revocation,
+    /// Handshakes, token checks and grants
+    Control,
 }
 
 impl Part {
     fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
+            Self::Revocation => "revocation",
+            Self::Control => "control",
         }
     }
 }
@@ -29,7 +35,12 @@ pub fn run(workspace: &Path, part: Part, quick: bool, json: Option<&Path>) -> Re
         bail!("needs root: it loads programs into the kernel and makes a cgroup of its own");
     }
     setup::run(setup::For::Running)?;
-    run::cargo(workspace, &["build", "--package", "authd-tests", "--bin", "authd-bench"], true)?;
+    let programs = ["--bin", "authd", "--bin", "authd-probe", "--bin", "authd-bench"];
+    run::cargo(
+        workspace,
+        &[&["build", "--package", "authd", "--package", "authd-tests"], &programs[..]].concat(),
+        true,
+    )?;
     let mut command = Command::new(run::target_directory(workspace).join("release").join("authd-bench"));
     command.arg(part.name());
     if quick {

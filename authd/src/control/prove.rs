@@ -223,7 +223,7 @@ async fn token(
 }
 
 /// The token itself, whoever presents it. Remembered for a short time, for this rule.
-async fn verify(
+pub async fn verify(
     verifier: &Verifier,
     issuer: &Issuer,
     requirement: &TokenRequirement,

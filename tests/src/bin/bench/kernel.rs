@@ -5,14 +5,13 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write as _,
     fs,
-    io::{BufRead, BufReader, Read, Write, stdin, stdout},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread,
     time::Instant,
 };
@@ -36,7 +35,10 @@ use authd_common::tables::IdentityEntry;
 use authd_tests::{cgroup::Cgroup, sandbox::Sandbox};
 use aya::{programs::loaded_programs, sys::Stats};
 
-use crate::compare::{Comparison, Pairs};
+use crate::{
+    compare::{Comparison, Pairs},
+    worker::{Worker, obey},
+};
 
 const ECHO: &str = "127.0.0.1:7001";
 const SINK: &str = "127.0.0.1:7003";
@@ -161,12 +163,12 @@ impl Scene {
             programs.insert(name, new.context("a program that was loaded has a number")?);
         }
         let netns = sandbox.netns.path();
-        let server = Worker::start(beside.path(), netns)?;
+        let server = start(beside.path(), netns)?;
         server.ask("serve")?;
         Ok(Self {
-            managed: Worker::start(&inside, netns)?,
-            unmanaged: Worker::start(&nobodys, netns)?,
-            outside: Worker::start(beside.path(), netns)?,
+            managed: start(&inside, netns)?,
+            unmanaged: start(&nobodys, netns)?,
+            outside: start(beside.path(), netns)?,
             _server: server,
             writer: writer.into(),
             empty: std::cell::RefCell::new(empty),
@@ -359,37 +361,9 @@ fn bpf<T>(command: libc::c_int, attr: &mut T) -> std::io::Result<OwnedFd> {
 
 // ---- Processes that make traffic.
 
-struct Worker {
-    child: Child,
-    pipes: std::cell::RefCell<(ChildStdin, BufReader<ChildStdout>)>,
-}
-
-impl Worker {
-    fn start(cgroup: &Path, netns: &Path) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("worker").arg(cgroup).arg(netns).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().context("starting a worker")?;
-        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else { bail!("no pipes") };
-        let worker = Self { child, pipes: (input, BufReader::new(output)).into() };
-        worker.ask("hello")?;
-        Ok(worker)
-    }
-
-    /// Tells it what to do; returns how many ns that took.
-    fn ask(&self, order: &str) -> Result<f64> {
-        let (input, output) = &mut *self.pipes.borrow_mut();
-        writeln!(input, "{order}")?;
-        let mut line = String::new();
-        output.read_line(&mut line)?;
-        line.trim().parse().with_context(|| format!("a worker said {line:?} to {order}"))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start(cgroup: &Path, netns: &Path) -> Result<Worker> {
+    let path = |path: &Path| path.to_str().map(str::to_owned).context("a path");
+    Worker::start(&["worker", &path(cgroup)?, &path(netns)?])
 }
 
 pub fn worker(cgroup: &Path, netns: &Path) -> Result<()> {
@@ -397,13 +371,9 @@ pub fn worker(cgroup: &Path, netns: &Path) -> Result<()> {
     nix::sched::setns(fs::File::open(netns)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
     let (echo, sink, udp): (SocketAddr, SocketAddr, SocketAddr) = (ECHO.parse()?, SINK.parse()?, UDP.parse()?);
     let mut open: Option<TcpStream> = None;
-    for line in stdin().lock().lines() {
-        let line = line?;
-        let (what, number) = line.split_once(' ').unwrap_or((&line, "0"));
-        let number: u64 = number.parse()?;
+    obey(|what, number| {
         let started;
         match what {
-            "hello" => started = Instant::now(),
             "serve" => {
                 serve(echo, sink, udp)?;
                 started = Instant::now();
@@ -439,9 +409,8 @@ pub fn worker(cgroup: &Path, netns: &Path) -> Result<()> {
             }
             other => bail!("what is {other:?}?"),
         }
-        writeln!(stdout(), "{}", started.elapsed().as_nanos())?;
-    }
-    Ok(())
+        Ok(started)
+    })
 }
 
 /// Echoes on connections, closes others, swallows datagrams.

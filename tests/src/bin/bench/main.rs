@@ -4,6 +4,7 @@ mod compare;
 mod control;
 mod kernel;
 mod revocation;
+mod worker;
 
 use std::{fs, path::PathBuf};
 
@@ -37,11 +38,19 @@ enum Part {
     /// Makes the kernel part's traffic, in a cgroup and a network; told what to do line by line
     #[command(hide = true)]
     Worker { cgroup: PathBuf, netns: PathBuf },
+    /// A TLS server that is nothing but one
+    #[command(hide = true)]
+    BareTls(control::handshakes::Bare),
+    /// Asks for grants from a cgroup; told how many line by line
+    #[command(hide = true)]
+    Asker(control::grants::Asker),
 }
 
 fn main() -> Result<()> {
     let (results, how) = match Cli::parse().part {
         Part::Worker { cgroup, netns } => return kernel::worker(&cgroup, &netns),
+        Part::BareTls(bare) => return bare.run(),
+        Part::Asker(asker) => return asker.run(),
         Part::Kernel(how) => (kernel::run(how.quick)?, how),
         Part::Revocation(how) => (revocation::run(how.quick)?, how),
         Part::Control(how) => (control::run(how.quick)?, how),

@@ -188,13 +188,7 @@ impl Scene {
         Ok(serde_json::from_str(&armed.detail)?)
     }
 
-    fn died(
-        &mut self,
-        ends: &[SocketAddr],
-        cut: u64,
-        destroyed: u64,
-        samples: &mut Samples,
-    ) -> Result<()> {
+    fn died(&mut self, ends: &[SocketAddr], cut: u64, destroyed: u64, samples: &mut Samples) -> Result<()> {
         let watched: Watched = serde_json::from_str(&self.crowd.heard()?.detail)?;
         self.server.tell(&format!("last {}", ends.first().context("an end")?.port()))?;
         let last = self.server.heard()?;

@@ -1,1 +1,0 @@
-pub fn run(_quick: bool) -> anyhow::Result<Vec<crate::compare::Comparison>> { todo!() }

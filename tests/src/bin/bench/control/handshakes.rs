@@ -1,0 +1,247 @@
+//! Mutual TLS: authd's listener against a server that is nothing but rustls with the same certificates, which likewise
+//! verifies the client's chain and answers one request.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use authd_tests::{daemon::Daemon, sandbox::Sandbox, trust::Authority};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    client::Resumption,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::TLS13,
+};
+
+use super::{as_fast_as, compared, http::Client};
+use crate::{
+    compare::Comparison,
+    worker::{Worker, obey},
+};
+
+const OURS: &str = "127.0.0.1:7443";
+const THEIRS: &str = "127.0.0.1:7444";
+const NAME: &str = "node.example.org";
+/// That connect at the same time.
+const CLIENTS: u32 = 4;
+
+struct Effort {
+    slices: usize,
+    handshakes: u32,
+}
+
+const FULL: Effort = Effort { slices: 200, handshakes: 40 };
+const QUICK: Effort = Effort { slices: 40, handshakes: 20 };
+
+pub fn run(quick: bool) -> Result<Vec<Comparison>> {
+    let effort = if quick { QUICK } else { FULL };
+    let scene = Scene::new()?;
+    let (mut wall, mut processor) = (Vec::new(), Vec::new());
+    let ours = [scene.daemon.pid(), u32::try_from(scene.daemon.control_pid()?)?];
+    let theirs = [scene.bare.pid()];
+    let each = |address: &'static str, pids: &[u32]| -> Result<(f64, f64)> {
+        let (before, started) = (processor_time(pids)?, Instant::now());
+        scene.handshakes(address, effort.handshakes)?;
+        let elapsed = started.elapsed().as_nanos() as f64;
+        let handshakes = f64::from(CLIENTS * effort.handshakes);
+        Ok((elapsed / handshakes, (processor_time(pids)? - before) as f64 / handshakes))
+    };
+    for turn in 0..effort.slices {
+        let (ours, theirs) = match turn % 2 {
+            0 => (each(OURS, &ours)?, each(THEIRS, &theirs)?),
+            _ => {
+                let theirs = each(THEIRS, &theirs)?;
+                (each(OURS, &ours)?, theirs)
+            }
+        };
+        wall.push((ours.0, theirs.0));
+        processor.push((ours.1, theirs.1));
+    }
+    Ok(vec![
+        compared("mTLS handshake and whoami, against bare rustls".to_owned(), &wall, as_fast_as(0.85)),
+        compared("the same, the server's processor time".to_owned(), &processor, None),
+    ])
+}
+
+/// ns that processes have run, all threads together.
+fn processor_time(pids: &[u32]) -> Result<u64> {
+    let mut sum = 0;
+    for pid in pids {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // One that ended meanwhile is not missed: servers here keep theirs.
+            let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+            sum += text.split(' ').next().unwrap_or_default().parse::<u64>().context("schedstat")?;
+        }
+    }
+    Ok(sum)
+}
+
+struct Scene {
+    bare: Worker,
+    daemon: Daemon,
+    client: Arc<ClientConfig>,
+    /// Numbers of connections so far.
+    connections: AtomicU32,
+    // Dropped last: the others live in it.
+    sandbox: Sandbox,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let sandbox = Sandbox::new()?;
+        let directory = sandbox.directory();
+        let authority = Authority::new("bench")?;
+        fs::write(sandbox.policy_directory().join("ca.crt"), authority.pem())?;
+        authority.issue(directory, "server", vec![rcgen::SanType::DnsName(NAME.try_into()?)])?;
+        authority.issue_spiffe(directory, "client", "spiffe://example.org/one")?;
+        let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
+        sandbox.add_settings(&format!(
+            "control.listen = {OURS:?}\ncontrol.certificate = {certificate:?}\ncontrol.key = {key:?}\n"
+        ))?;
+        sandbox.write_policy(
+            "trust_domain = \"example.org\"\n[[authority]]\nname = \"ca\"\nbundle = \"ca.crt\"\n\
+             trust_domain = \"example.org\"\n",
+        )?;
+        let daemon = Daemon::start_inside(&sandbox)?;
+        let ca = sandbox.policy_directory().join("ca.crt");
+        let path = |path: &Path| path.to_str().map(str::to_owned).context("a path");
+        let bare = Worker::start(&[
+            "bare-tls",
+            &path(sandbox.netns.path())?,
+            &path(&ca)?,
+            &path(&certificate)?,
+            &path(&key)?,
+        ])?;
+        let mut client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots(&ca)?)
+            .with_client_auth_cert(
+                chain(&directory.join("client.pem"))?,
+                PrivateKeyDer::from_pem_file(directory.join("client.key"))?,
+            )?;
+        client.resumption = Resumption::disabled();
+        let client = Arc::new(client);
+        let scene = Self { bare, daemon, client, connections: AtomicU32::new(0), sandbox };
+        // The daemon's other process may not be there yet.
+        while scene.handshakes(OURS, 1).is_err() {
+            thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let answer = scene.inside(|| scene.handshake(OURS))?;
+        ensure!(
+            answer.windows(15).any(|part| part == br#""accepted":true"#),
+            "the listener does not accept the client"
+        );
+        Ok(scene)
+    }
+
+    /// Several clients at once, each so many times.
+    fn handshakes(&self, address: &str, each: u32) -> Result<()> {
+        thread::scope(|scope| {
+            let client =
+                || scope.spawn(|| self.inside(|| (0..each).try_for_each(|_| self.handshake(address).map(drop))));
+            let clients: Vec<_> = (0..CLIENTS).map(|_| client()).collect();
+            clients.into_iter().try_for_each(|client| client.join().ok().context("a client panicked")?)
+        })
+    }
+
+    /// In the sandbox's network, on a thread of its own.
+    fn inside<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let inside = || {
+            nix::sched::setns(fs::File::open(self.sandbox.netns.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            act()
+        };
+        thread::scope(|scope| scope.spawn(inside).join()).ok().context("a thread panicked")?
+    }
+
+    /// Connects, proves itself, asks who it is, and hears the answer.
+    fn handshake(&self, address: &str) -> Result<Vec<u8>> {
+        // What one address may ask for within a minute is limited.
+        let number = self.connections.fetch_add(1, Ordering::Relaxed);
+        let [_, _, a, b] = (number % 0xff00).to_be_bytes();
+        let stream = connect(SocketAddr::from(([127, 1, a, b.max(1)], 0)), address.parse()?)?;
+        let session = ClientConnection::new(self.client.clone(), ServerName::try_from(NAME)?)?;
+        let mut client = Client::new(StreamOwned::new(session, stream));
+        let (status, body) = client.ask("GET", "/v1/whoami", "Connection: close\r\n", "")?;
+        ensure!(status == 200, "{status}");
+        Ok(body)
+    }
+}
+
+fn connect(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+    use std::os::fd::AsRawFd;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+    let stream = TcpStream::from(fd);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    Ok(CertificateDer::pem_file_iter(path)?.collect::<Result<_, _>>()?)
+}
+
+fn roots(path: &Path) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(chain(path)?);
+    Ok(roots)
+}
+
+#[derive(clap::Args)]
+pub struct Bare {
+    netns: PathBuf,
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Bare {
+    pub fn run(&self) -> Result<()> {
+        nix::sched::setns(fs::File::open(&self.netns)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        let provider = Arc::new(default_provider());
+        let roots = Arc::new(roots(&self.ca)?);
+        let mut config = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(roots, provider).build()?)
+            .with_single_cert(chain(&self.certificate)?, PrivateKeyDer::from_pem_file(&self.key)?)?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        let (config, listener) = (Arc::new(config), TcpListener::bind(THEIRS)?);
+        for _ in 0..CLIENTS {
+            let (config, listener) = (config.clone(), listener.try_clone()?);
+            thread::spawn(move || {
+                loop {
+                    // A client that goes away is the client's failure, and reported there.
+                    let _ = listener.accept().map_err(Into::into).and_then(|(stream, _)| answer(stream, &config));
+                }
+            });
+        }
+        obey(|_, _| Ok(Instant::now()))
+    }
+}
+
+fn answer(stream: TcpStream, config: &Arc<ServerConfig>) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config.clone())?, stream));
+    let mut line = String::new();
+    while stream.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    let stream = stream.get_mut();
+    stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")?;
+    stream.conn.send_close_notify();
+    Ok(stream.flush()?)
+}
