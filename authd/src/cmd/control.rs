@@ -30,5 +30,6 @@ fn serve(uid: u32, gid: u32, root: &Path) -> Result<(), control::ControlError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     sandbox::enter(&Cell { uid, gid, root: root.to_owned() })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-    runtime.block_on(control::run(channel))
+    // As a task like the others: on this thread, each message would wake one that only wakes another.
+    runtime.block_on(async { tokio::spawn(control::run(channel)).await.map_err(std::io::Error::other)? })
 }

@@ -28,6 +28,8 @@ pub enum CgroupError {
 pub struct Base {
     pub path: PathBuf,
     pub level: u32,
+    /// Its path below the root of cgroup v2, as /proc/PID/cgroup shows paths; empty for the root itself.
+    own: String,
 }
 
 impl Base {
@@ -43,14 +45,13 @@ impl Base {
         if level >= MAX_DEPTH {
             return Err(CgroupError::TooDeep(canonical));
         }
-        Ok(Self { path: canonical, level })
+        let own = if level == 0 { String::new() } else { format!("/{}", below.display()) };
+        Ok(Self { own, path: canonical, level })
     }
 
     /// A path below the root of cgroup v2, as one below this cgroup: `/` is this one itself. `None` if it lies elsewhere.
     pub fn below(&self, path: &str) -> Option<String> {
-        let mount = mount_point()?;
-        let own = format!("/{}", self.path.strip_prefix(&mount).ok()?.display());
-        let rest = if own == "/" { path } else { path.strip_prefix(&own)? };
+        let rest = path.strip_prefix(&self.own)?;
         match rest.as_bytes().first() {
             None => Some("/".to_owned()),
             Some(b'/') => Some(rest.to_owned()),

@@ -1,5 +1,6 @@
-//! Mutual TLS: authd's listener against a server that is nothing but rustls with the same certificates, which likewise
-//! verifies the client's chain and answers one request.
+//! Mutual TLS: authd's listener against a server that is nothing but rustls with the same certificates, and answers one
+//! request. authd verifies in the handshake that the client has the key, and its chain when a request needs it: so both are
+//! compared, the one without the other and the two together.
 
 use std::{
     fs,
@@ -15,13 +16,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use authd::proofs::x509::verifier::Possession;
 use authd_tests::{daemon::Daemon, sandbox::Sandbox, trust::Authority};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     client::Resumption,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 
@@ -32,7 +34,10 @@ use crate::{
 };
 
 const OURS: &str = "127.0.0.1:7443";
+/// Verifies the chain, too.
 const THEIRS: &str = "127.0.0.1:7444";
+/// Verifies that the client has the key.
+const THEIRS_POSSESSION: &str = "127.0.0.1:7445";
 const NAME: &str = "node.example.org";
 /// That connect at the same time.
 const CLIENTS: u32 = 4;
@@ -48,31 +53,36 @@ const QUICK: Effort = Effort { slices: 40, handshakes: 20 };
 pub fn run(quick: bool) -> Result<Vec<Comparison>> {
     let effort = if quick { QUICK } else { FULL };
     let scene = Scene::new()?;
-    let (mut wall, mut processor) = (Vec::new(), Vec::new());
     let ours = [scene.daemon.pid(), u32::try_from(scene.daemon.control_pid()?)?];
     let theirs = [scene.bare.pid()];
-    let each = |address: &'static str, pids: &[u32]| -> Result<(f64, f64)> {
+    let each = |address: &'static str, path: &'static str, pids: &[u32]| -> Result<(f64, f64)> {
         let (before, started) = (processor_time(pids)?, Instant::now());
-        scene.handshakes(address, effort.handshakes)?;
+        scene.handshakes(address, path, effort.handshakes)?;
         let elapsed = started.elapsed().as_nanos() as f64;
         let handshakes = f64::from(CLIENTS * effort.handshakes);
         Ok((elapsed / handshakes, (processor_time(pids)? - before) as f64 / handshakes))
     };
-    for turn in 0..effort.slices {
-        let (ours, theirs) = match turn % 2 {
-            0 => (each(OURS, &ours)?, each(THEIRS, &theirs)?),
-            _ => {
-                let theirs = each(THEIRS, &theirs)?;
-                (each(OURS, &ours)?, theirs)
-            }
-        };
-        wall.push((ours.0, theirs.0));
-        processor.push((ours.1, theirs.1));
+    let mut results = Vec::new();
+    for (what, path, bare, budget) in [
+        ("mTLS handshake", "/v1/health", THEIRS_POSSESSION, as_fast_as(0.85)),
+        ("mTLS handshake, chain and whoami", "/v1/whoami", THEIRS, None),
+    ] {
+        let (mut wall, mut processor) = (Vec::new(), Vec::new());
+        for turn in 0..effort.slices {
+            let (ours, theirs) = match turn % 2 {
+                0 => (each(OURS, path, &ours)?, each(bare, path, &theirs)?),
+                _ => {
+                    let theirs = each(bare, path, &theirs)?;
+                    (each(OURS, path, &ours)?, theirs)
+                }
+            };
+            wall.push((ours.0, theirs.0));
+            processor.push((ours.1, theirs.1));
+        }
+        results.push(compared(format!("{what}, against bare rustls"), &wall, budget));
+        results.push(compared(format!("{what}, the server's processor time"), &processor, None));
     }
-    Ok(vec![
-        compared("mTLS handshake and whoami, against bare rustls".to_owned(), &wall, as_fast_as(0.85)),
-        compared("the same, the server's processor time".to_owned(), &processor, None),
-    ])
+    Ok(results)
 }
 
 /// ns that processes have run, all threads together.
@@ -135,10 +145,10 @@ impl Scene {
         let client = Arc::new(client);
         let scene = Self { bare, daemon, client, connections: AtomicU32::new(0), sandbox };
         // The daemon's other process may not be there yet.
-        while scene.handshakes(OURS, 1).is_err() {
+        while scene.handshakes(OURS, "/v1/health", 1).is_err() {
             thread::sleep(std::time::Duration::from_millis(50));
         }
-        let answer = scene.inside(|| scene.handshake(OURS))?;
+        let answer = scene.inside(|| scene.handshake(OURS, "/v1/whoami"))?;
         ensure!(
             answer.windows(15).any(|part| part == br#""accepted":true"#),
             "the listener does not accept the client"
@@ -147,10 +157,10 @@ impl Scene {
     }
 
     /// Several clients at once, each so many times.
-    fn handshakes(&self, address: &str, each: u32) -> Result<()> {
+    fn handshakes(&self, address: &str, path: &str, each: u32) -> Result<()> {
         thread::scope(|scope| {
             let client =
-                || scope.spawn(|| self.inside(|| (0..each).try_for_each(|_| self.handshake(address).map(drop))));
+                || scope.spawn(|| self.inside(|| (0..each).try_for_each(|_| self.handshake(address, path).map(drop))));
             let clients: Vec<_> = (0..CLIENTS).map(|_| client()).collect();
             clients.into_iter().try_for_each(|client| client.join().ok().context("a client panicked")?)
         })
@@ -165,16 +175,16 @@ impl Scene {
         thread::scope(|scope| scope.spawn(inside).join()).ok().context("a thread panicked")?
     }
 
-    /// Connects, proves itself, asks who it is, and hears the answer.
-    fn handshake(&self, address: &str) -> Result<Vec<u8>> {
+    /// Connects, proves itself, asks, and hears the answer.
+    fn handshake(&self, address: &str, path: &str) -> Result<Vec<u8>> {
         // What one address may ask for within a minute is limited.
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
         let [_, _, a, b] = (number % 0xff00).to_be_bytes();
         let stream = connect(SocketAddr::from(([127, 1, a, b.max(1)], 0)), address.parse()?)?;
         let session = ClientConnection::new(self.client.clone(), ServerName::try_from(NAME)?)?;
         let mut client = Client::new(StreamOwned::new(session, stream));
-        let (status, body) = client.ask("GET", "/v1/whoami", "Connection: close\r\n", "")?;
-        ensure!(status == 200, "{status}");
+        let (status, body) = client.ask("GET", path, "Connection: close\r\n", "")?;
+        ensure!((200..300).contains(&status), "{status}");
         Ok(body)
     }
 }
@@ -213,13 +223,20 @@ impl Bare {
         nix::sched::setns(fs::File::open(&self.netns)?, nix::sched::CloneFlags::CLONE_NEWNET)?;
         let provider = Arc::new(default_provider());
         let roots = Arc::new(roots(&self.ca)?);
-        let mut config = ServerConfig::builder_with_provider(provider.clone())
+        let chain_too = WebPkiClientVerifier::builder_with_provider(roots, provider).build()?;
+        self.serve(THEIRS, chain_too)?;
+        self.serve(THEIRS_POSSESSION, Arc::new(Possession))?;
+        obey(|_, _| Ok(Instant::now()))
+    }
+
+    fn serve(&self, address: &str, verifier: Arc<dyn ClientCertVerifier>) -> Result<()> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(WebPkiClientVerifier::builder_with_provider(roots, provider).build()?)
+            .with_client_cert_verifier(verifier)
             .with_single_cert(chain(&self.certificate)?, PrivateKeyDer::from_pem_file(&self.key)?)?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        let (config, listener) = (Arc::new(config), TcpListener::bind(THEIRS)?);
+        let (config, listener) = (Arc::new(config), TcpListener::bind(address)?);
         for _ in 0..CLIENTS {
             let (config, listener) = (config.clone(), listener.try_clone()?);
             thread::spawn(move || {
@@ -229,7 +246,7 @@ impl Bare {
                 }
             });
         }
-        obey(|_, _| Ok(Instant::now()))
+        Ok(())
     }
 }
 
