@@ -370,7 +370,7 @@ impl Daemon {
         self.report(Record::about("control_ended", how));
     }
 
-    /// Ends grants now: slots, records, sockets, in this order.
+    /// Ends grants now: slots, sockets, records, in this order.
     fn end_grants(&mut self, ids: &[Id], event: &str, by: Option<&Revoked>) -> Effect {
         let (decided, started) = (Timestamp::now(), Instant::now());
         let (ended, commands) = self.ledger.grants.end(clock::monotonic(), ids);
@@ -379,6 +379,9 @@ impl Daemon {
             tracing::error!(%error, "the index of grants");
         }
         let cut_microseconds = started.elapsed().as_micros() as u64;
+        let grants: Vec<Grant> = ended.iter().map(|live| live.grant).collect();
+        let (flows, result) = self.close_sockets(&grants);
+        let microseconds = started.elapsed().as_micros() as u64;
         for live in &ended {
             self.forget_names(live);
             let mut record = Record::event(event);
@@ -386,8 +389,6 @@ impl Daemon {
             self.report_grant(live, record);
         }
         self.totals.grants_revoked += ended.len() as u64;
-        let grants: Vec<Grant> = ended.iter().map(|live| live.grant).collect();
-        let (flows, result) = self.close_sockets(&grants);
         Effect {
             decided,
             grants: ended.len(),
@@ -395,7 +396,7 @@ impl Daemon {
             destroyed: result.destroyed,
             left: result.failed.len(),
             cut_microseconds,
-            microseconds: started.elapsed().as_micros() as u64,
+            microseconds,
         }
     }
 
