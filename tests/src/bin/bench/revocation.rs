@@ -12,12 +12,15 @@ use std::{
         unix::fs::MetadataExt,
     },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use authd::{
-    daemon::admin::{Answer, Request, client},
+    daemon::{
+        admin::{Answer, Request, client},
+        granting::Effect,
+    },
     dataplane::{
         object::{self, Sizes},
         sockets::message::{self, Protocol, Socket},
@@ -66,10 +69,12 @@ pub fn run(quick: bool) -> Result<Vec<Comparison>> {
     let effort = if quick { QUICK } else { FULL };
     let mut scene = Scene::new()?;
     let (mut ours, mut raw) = (Samples::default(), Samples::default());
-    let (mut cut, mut update) = (Vec::new(), Vec::new());
+    let (mut cut, mut closed, mut update) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..effort.each {
         // In turns, from both ends of the table.
-        cut.push(scene.revoke(turn, &mut ours)?);
+        let told = scene.revoke(turn, &mut ours)?;
+        cut.push(told.cut_microseconds as f64 * 1e3);
+        closed.push(told.microseconds as f64 * 1e3);
         update.push(scene.cut(INSTANCES - 1 - turn, &mut raw)?);
     }
     let alive = u64::from(FLOWS) * u64::from(INSTANCES - 2 * effort.each);
@@ -95,6 +100,7 @@ pub fn run(quick: bool) -> Result<Vec<Comparison>> {
         compare("decision to last packet delivered, against one map update", &ours.delivered, one, 10.0);
         compare("raw map update to last packet delivered, against itself", &raw.delivered, one, f64::NAN);
         let destroy = (&raw.aborted[..], at);
+        compare("decision to last of 10 sockets destroyed, against raw", &closed, destroy, f64::NAN);
         compare("decision to ECONNABORTED on the last of 10 sockets, against raw", &ours.aborted, destroy, 2.0);
     }
     Ok(results)
@@ -151,8 +157,8 @@ impl Scene {
         Ok(Self { crowd, server, diag, slots, grants, _daemon: daemon, sandbox })
     }
 
-    /// Ends an instance's grant by the daemon. Returns how long it says that emptying the slot took, in ns.
-    fn revoke(&mut self, instance: u32, samples: &mut Samples) -> Result<f64> {
+    /// Ends an instance's grant by the daemon. Returns what it says of it.
+    fn revoke(&mut self, instance: u32, samples: &mut Samples) -> Result<Effect> {
         let ends = self.watch(instance)?;
         let what = Revoked::Instance(format!("/agents/a{instance}"));
         let request = Request::Revoke { what, text: "benchmark".to_owned() };
@@ -162,11 +168,12 @@ impl Scene {
         };
         ensure!(effect.grants == 1 && effect.destroyed == FLOWS as usize, "{effect:?}");
         let decided = u64::try_from(effect.decided.as_nanosecond())?;
-        self.died(&ends, decided, decided, samples)?;
-        Ok(effect.cut_microseconds as f64 * 1e3)
+        self.died(&ends, decided, samples)?;
+        Ok(effect)
     }
 
-    /// Ends an instance's grant by one map update, and its sockets by one message. Returns how long the first took.
+    /// Ends an instance's grant by one map update, and its sockets by one message (SOCK_DESTROY, sock_diag(7)). Returns how
+    /// long the first took, in ns.
     fn cut(&mut self, instance: u32, samples: &mut Samples) -> Result<f64> {
         let ends = self.watch(instance)?;
         let directory = self.sandbox.cgroup.path().join(format!("agents/a{instance}"));
@@ -180,11 +187,8 @@ impl Scene {
         let cut = now();
         self.slots.set(grant.slot, Slot { until: 0, serial: grant.serial, reserved: 0 }, 0)?;
         let update = now() - cut;
-        // Each of the two for itself.
-        thread::sleep(Duration::from_millis(2));
-        let destroyed = now();
         send(self.diag.as_raw_fd(), &message, MsgFlags::empty())?;
-        self.died(&ends, cut, destroyed, samples)?;
+        self.died(&ends, cut, samples)?;
         Ok(update as f64)
     }
 
@@ -195,17 +199,17 @@ impl Scene {
         Ok(serde_json::from_str(&armed.detail)?)
     }
 
-    fn died(&mut self, ends: &[SocketAddr], cut: u64, destroyed: u64, samples: &mut Samples) -> Result<()> {
+    fn died(&mut self, ends: &[SocketAddr], cut: u64, samples: &mut Samples) -> Result<()> {
         let watched: Watched = serde_json::from_str(&self.crowd.heard()?.detail)?;
         self.server.tell(&format!("last {}", ends.first().context("an end")?.port()))?;
         let last = self.server.heard()?;
         ensure!(last.ok, "nothing was delivered at all");
-        let since = |at: u64, from: u64| at as f64 - from as f64;
+        let since = |at: u64| at as f64 - cut as f64;
         if watched.refused.saturating_sub(last.count) < PAUSE {
-            samples.delivered.push(since(last.count, cut).max(0.0));
+            samples.delivered.push(since(last.count).max(0.0));
         }
         let aborted = watched.aborted.iter().max().context("an end")?;
-        samples.aborted.push(since(*aborted, destroyed));
+        samples.aborted.push(since(*aborted));
         Ok(())
     }
 }

@@ -41,6 +41,9 @@ pub fn raise_descriptor_limit() -> Result<()> {
 /// Nothing takes as long but a connection that is dead without saying so.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A datagram that was not echoed in this time is sent again.
+const LOST: Duration = Duration::from_millis(50);
+
 /// No instance is watched.
 const NOBODY: u32 = u32::MAX;
 
@@ -64,13 +67,22 @@ impl Socket {
         }
     }
 
+    /// The echo of what was sent.
     fn receive(&self) -> io::Result<()> {
         let mut byte = [0; 1];
-        let received = match self {
-            Self::Tcp(stream) => (&*stream).read(&mut byte)?,
-            Self::Udp(socket) => socket.recv(&mut byte)?,
-        };
-        if received == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+        let begun = Instant::now();
+        match self {
+            Self::Tcp(stream) => (&*stream).read_exact(&mut byte),
+            // A datagram may get lost where many are on their way.
+            Self::Udp(socket) => loop {
+                match socket.recv(&mut byte) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < PATIENCE => {
+                        self.send(b"x")?;
+                    }
+                    result => break result.map(drop),
+                }
+            },
+        }
     }
 
     fn local(&self) -> io::Result<SocketAddr> {
@@ -269,7 +281,7 @@ fn connect_tcp(to: SocketAddr) -> Result<Socket> {
 fn connect_udp(to: SocketAddr) -> Result<Socket> {
     let socket = UdpSocket::bind(SocketAddr::new(to.ip(), 0))?;
     eventually(|| socket.connect(to))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(LOST))?;
     Ok(Socket::Udp(socket))
 }
 
