@@ -4,6 +4,7 @@
 mod basics;
 mod bypass;
 mod grants;
+mod handshakes;
 mod kernel;
 mod keys;
 mod lifecycle;
@@ -53,6 +54,7 @@ fn main() {
         keys::trials(),
         grants::trials(),
         peers::trials(),
+        handshakes::trials(),
         oauth::trials(),
         proxies::trials(),
         takeover::trials(),

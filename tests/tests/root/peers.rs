@@ -1,5 +1,5 @@
-//! Callers from other nodes on the listener: admission by certificate for an address, and what is done to the listener that it
-//! has to survive.
+//! Callers from other nodes on the listener: admission by certificate for an address, and requests that it has to survive.
+//! Handshakes that it has to survive are in `handshakes`.
 
 use std::{
     fs::File,
@@ -22,7 +22,6 @@ use libtest_mimic::Trial;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
-    version::{TLS12, TLS13},
 };
 use serde_json::Value;
 
@@ -31,7 +30,6 @@ use crate::{Verdict, reload::wait_until, trial};
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("a_peer_is_admitted_from_its_address_alone", a_peer_is_admitted_from_its_address_alone),
-        trial("the_listener_refuses_odd_handshakes", the_listener_refuses_odd_handshakes),
         trial("the_listener_refuses_odd_requests", the_listener_refuses_odd_requests),
         trial("a_crowd_of_connections_keeps_nobody_else_out", a_crowd_keeps_nobody_else_out),
         trial("operators_revoke_over_http_and_others_do_not", operators_revoke_over_http),
@@ -64,19 +62,19 @@ require = ["mtls"]
 grant_ttl = "10m"
 "#;
 
-const LISTENER: &str = "192.0.2.1:7443";
+pub const LISTENER: &str = "192.0.2.1:7443";
 
-struct Scene {
-    sandbox: Sandbox,
-    daemon: Daemon,
-    far: Netns,
-    authority: Authority,
-    ca: PathBuf,
+pub struct Scene {
+    pub sandbox: Sandbox,
+    pub daemon: Daemon,
+    pub far: Netns,
+    pub authority: Authority,
+    pub ca: PathBuf,
     _server: authd_tests::probe::Running,
 }
 
 impl Scene {
-    fn new(settings: &str) -> Result<Self> {
+    pub fn new(settings: &str) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         let far = sandbox.another_netns("far")?;
         let far_addresses = ["192.0.2.2/24", "192.0.2.3/24", "192.0.2.200/24"];
@@ -104,7 +102,7 @@ impl Scene {
     }
 
     /// `authd grant` from elsewhere, with a certificate for a SPIFFE ID.
-    fn ask(&self, id: &str) -> Result<Value> {
+    pub fn ask(&self, id: &str) -> Result<Value> {
         let name = format!("peer-{:x}", rand::random::<u32>());
         self.authority.issue_spiffe(self.sandbox.directory(), &name, id)?;
         let path = |end: &str| self.sandbox.directory().join(format!("{name}.{end}")).display().to_string();
@@ -126,7 +124,7 @@ impl Scene {
     }
 
     /// Does something in the far network namespace.
-    fn in_far<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    pub fn in_far<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let netns = File::open(self.far.path())?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
@@ -137,7 +135,7 @@ impl Scene {
         })
     }
 
-    fn connect(&self) -> Result<TcpStream> {
+    pub fn connect(&self) -> Result<TcpStream> {
         let address: SocketAddr = LISTENER.parse()?;
         let stream = self.in_far(|| Ok(TcpStream::connect(address)?))?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -163,7 +161,7 @@ impl Scene {
     }
 
     /// A handshake with the listener, to its end.
-    fn handshake(&self, config: ClientConfig, name: &str) -> Result<()> {
+    pub fn handshake(&self, config: ClientConfig, name: &str) -> Result<()> {
         let mut stream = self.connect()?;
         let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from(name.to_owned())?)?;
         // In TLS 1.3 the client is done before the server has answered: reading shows what that one says.
@@ -175,7 +173,7 @@ impl Scene {
         Ok(())
     }
 
-    fn client(&self, version: &'static rustls::SupportedProtocolVersion) -> Result<ClientConfig> {
+    pub fn client(&self, version: &'static rustls::SupportedProtocolVersion) -> Result<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.pem().as_bytes())?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -184,7 +182,7 @@ impl Scene {
     }
 
     /// It lives, and is the one that it was.
-    fn is_well(&self, pid: i32) -> Result<()> {
+    pub fn is_well(&self, pid: i32) -> Result<()> {
         let answer = self.answer(b"GET /v1/whoami HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
         ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         ensure!(self.daemon.control_pid()? == pid && !self.daemon.log().contains("panicked"), "{}", self.daemon.log());
@@ -227,56 +225,6 @@ fn a_peer_is_admitted_from_its_address_alone() -> Result<Verdict> {
     scene.daemon.command(&["revoke", "--undo", "peer", "partner"])?;
     ensure!(scene.ask(ID)?["id"].is_string());
     ensure!(scene.reaches(&address)?);
-    Ok(Verdict::Ran)
-}
-
-fn the_listener_refuses_odd_handshakes() -> Result<Verdict> {
-    let scene = Scene::new("")?;
-    let pid = scene.daemon.control_pid()?;
-    scene.handshake(scene.client(&TLS13)?, "192.0.2.1")?;
-    scene.handshake(scene.client(&TLS13)?, "node.example.org")?;
-    // TLS 1.2 is not configured; another name than its own; a protocol that it does not speak.
-    ensure!(scene.handshake(scene.client(&TLS12)?, "192.0.2.1").is_err(), "TLS 1.2");
-    let mut blind = scene.client(&TLS13)?;
-    blind.dangerous().set_certificate_verifier(Arc::new(authd::client::Local));
-    ensure!(scene.handshake(blind, "other.example.org").is_err(), "a name that it does not have");
-    scene.daemon.wait_for("the name", |r| r.reason.as_deref() == Some("wrong_server_name"))?;
-    let mut ftp = scene.client(&TLS13)?;
-    ftp.alpn_protocols = vec![b"ftp".to_vec()];
-    ensure!(scene.handshake(ftp, "192.0.2.1").is_err(), "a protocol that it does not speak");
-    let mut old = scene.client(&TLS13)?;
-    old.alpn_protocols = vec![b"ftp".to_vec(), b"http/1.1".to_vec()];
-    scene.handshake(old, "192.0.2.1")?;
-
-    let mut hello = Vec::new();
-    let config = Arc::new(scene.client(&TLS13)?);
-    ClientConnection::new(config, ServerName::try_from("192.0.2.1")?)?.write_tls(&mut hello)?;
-    let endless = [&[22, 3, 1, 0xff, 0xff][..], &[1; 70_000]].concat();
-    let fragments: Vec<u8> = hello[5..].iter().flat_map(|byte| [22, 3, 1, 0, 1, *byte]).collect();
-    for (what, bytes) in [
-        ("plain HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
-        ("the first half of a hello", hello[..hello.len() / 2].to_vec()),
-        ("a record that is too long", endless),
-        ("records of one byte, and then nothing", fragments[..fragments.len() / 2].to_vec()),
-        ("an alert", vec![21, 3, 3, 0, 2, 2, 40]),
-        ("nothing", Vec::new()),
-    ] {
-        let mut stream = scene.connect()?;
-        let _ = stream.write_all(&bytes);
-        let mut answer = Vec::new();
-        // It waits for a while, then closes; whoever keeps the connection open gains nothing.
-        match stream.read_to_end(&mut answer) {
-            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => return Err(error).context(what),
-            _ => ensure!(answer.len() < 100, "{what}: {answer:?}"),
-        }
-    }
-    scene.daemon.wait_for("a slow handshake", |r| r.reason.as_deref() == Some("handshake_timeout"))?;
-    scene.daemon.wait_for("a failed handshake", |r| r.reason.as_deref() == Some("handshake_failed"))?;
-    scene.is_well(pid)?;
-
-    drop(scene);
-    let scene = Scene::new("control.tls12 = true\n")?;
-    scene.handshake(scene.client(&TLS12)?, "192.0.2.1").context("TLS 1.2 is configured")?;
     Ok(Verdict::Ran)
 }
 
