@@ -10,6 +10,7 @@ mod keys;
 mod lifecycle;
 mod modes;
 mod oauth;
+mod openssl;
 mod peers;
 mod proxies;
 mod reload;
@@ -56,6 +57,7 @@ fn main() {
         peers::trials(),
         handshakes::trials(),
         oauth::trials(),
+        openssl::trials(),
         proxies::trials(),
         takeover::trials(),
         sockets::trials(),
