@@ -4,6 +4,7 @@
 //! Leaves: proofs that were verified, as requests to dataplane, and answers to callers. Never: a grant by its own power.
 
 pub mod api;
+pub mod client_certificate;
 pub mod fetch;
 pub mod forward;
 pub mod problem;
