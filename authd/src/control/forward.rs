@@ -288,7 +288,8 @@ mod tests {
         };
         // A client of nginx writes what Envoy would, and the other way round.
         let pem = "-----BEGIN%20CERTIFICATE-----%0AMAA=%0A-----END%20CERTIFICATE-----%0A";
-        put(&mut headers, "x-forwarded-client-cert", &format!("Cert=\"{pem}\""));
+        let hash = crate::digest::Digest::of(&[0x30, 0]);
+        put(&mut headers, "x-forwarded-client-cert", &format!("Hash={hash};Cert=\"{pem}\""));
         assert!(Proxy::Nginx.chain(&headers).unwrap().is_empty());
         assert_eq!(Proxy::Envoy.chain(&headers).unwrap().len(), 1);
         headers.clear();
