@@ -38,6 +38,10 @@ pub fn trials() -> Vec<Trial> {
         trial("a_peer_is_admitted_from_its_address_alone", a_peer_is_admitted_from_its_address_alone),
         trial("a_peer_is_admitted_over_ipv6", a_peer_is_admitted_over_ipv6),
         trial("an_ipv4_peer_of_a_listener_for_both_is_an_ipv4_peer", an_ipv4_peer_of_a_listener_for_both),
+        trial(
+            "a_peer_with_a_certificate_alone_calls_from_anywhere",
+            a_peer_with_a_certificate_alone_calls_from_anywhere,
+        ),
         trial("a_bound_token_is_shown_over_ipv6", a_bound_token_is_shown_over_ipv6),
         trial("a_peers_certificate_elsewhere_is_nobodys", a_peer_elsewhere_is_nobody),
         trial("the_listener_refuses_odd_requests", the_listener_refuses_odd_requests),
@@ -373,6 +377,45 @@ fn a_peer_elsewhere_is_nobody() -> Result<Verdict> {
     Ok(Verdict::Ran)
 }
 
+/// Of whom the policy says no more than what its certificate has to be.
+fn a_peer_with_a_certificate_alone_calls_from_anywhere() -> Result<Verdict> {
+    let scene = Scene::new("")?;
+    let networks = "networks = [\"192.0.2.0/25\", \"2001:db8::/80\"]\n";
+    ensure!(POLICY.contains(networks));
+    scene.sandbox.write_policy(&POLICY.replace(networks, ""))?;
+    scene.daemon.must_apply()?;
+    let (outside, service) = ("192.0.2.200".parse()?, "192.0.2.1:7001".parse()?);
+    let ask = |id: &str| -> Result<String> {
+        let (config, _) = scene.client_as(rustls::crypto::aws_lc_rs::default_provider(), &TLS13, id)?;
+        Ok(Scene::request_on(scene.connect_from(outside)?, &config.into(), "node.example.org", ASK)?.0)
+    };
+    ensure!(!scene.reaches(outside, service)?, "nothing was shown yet");
+    explains(&scene, &["partner", "192.0.2.200"], service)?;
+    let refused = ask("spiffe://partner.example/other")?;
+    ensure!(refused.contains("certificate_not_allowed"), "{refused}");
+    let granted = ask(PARTNER)?;
+    ensure!(granted.starts_with("HTTP/1.1 201"), "{granted}");
+    ensure!(scene.reaches(outside, service)?, "{}", scene.daemon.log());
+    ensure!(!scene.reaches("192.0.2.2".parse()?, service)?, "another address, without a grant");
+    let revoked = scene.daemon.command(&["revoke", "--json", "peer", "partner"])?;
+    ensure!(String::from_utf8_lossy(&revoked.stdout).contains("\"grants\":1"), "{revoked:?}");
+    ensure!(!scene.reaches(outside, service)?);
+    ensure!(ask(PARTNER)?.contains("peer_revoked"));
+    Ok(Verdict::Ran)
+}
+
+/// What `authd explain` says of these callers: that they have to show something first, as the rule requires.
+fn explains(scene: &Scene, callers: &[&str], service: SocketAddr) -> Result<()> {
+    for from in callers {
+        let to = format!("{service}/tcp");
+        let told = scene.daemon.command(&["explain", "--json", "--from", from, "--to", &to])?;
+        let told: Value = serde_json::from_slice(&told.stdout).with_context(|| format!("{told:?}"))?;
+        let is_right = told["reason"] == "proof_required" && told["rule"] == "partner-orders";
+        ensure!(is_right && told["verdict"] == "denied", "{from}: {told}");
+    }
+    Ok(())
+}
+
 /// Where a peer asks, what it calls then, and from where it may.
 struct Calls {
     listener: SocketAddr,
@@ -390,6 +433,7 @@ fn admitted_from_its_address_alone(scene: &Scene, calls: &Calls) -> Result<()> {
     let ask = |id: &str| scene.ask_at(calls.listener, id);
     let reaches = |from: IpAddr| scene.reaches(from, calls.service);
     ensure!(!reaches(calls.own[0])?, "nothing was shown yet");
+    explains(scene, &[&calls.own[0].to_string(), "partner"], calls.service)?;
     let refused = ask("spiffe://partner.example/other")?;
     ensure!(refused["reason"] == "certificate_not_allowed", "{refused}");
     let refused = ask("spiffe://example.org/billing")?;
