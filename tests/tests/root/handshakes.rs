@@ -248,7 +248,7 @@ fn a_renegotiation_is_refused() -> Result<Verdict> {
 fn no_session_is_resumed() -> Result<Verdict> {
     let scene = Scene::new("control.tls12 = true\n")?;
     for version in [&TLS13, &TLS12] {
-        let (config, fingerprint) = scene.client_as(default_provider(), version, PARTNER)?;
+        let (config, leaf) = scene.client_as(default_provider(), version, PARTNER)?;
         // It keeps whatever tickets and sessions it is given.
         let config = Arc::new(config);
         for turn in 0..3 {
@@ -256,7 +256,7 @@ fn no_session_is_resumed() -> Result<Verdict> {
             ensure!(kind == Some(HandshakeKind::Full), "{version:?}, {turn}: {kind:?}");
             ensure!(answer.starts_with("HTTP/1.1 201"), "{answer}");
         }
-        let fingerprint = Digest::from_bytes(fingerprint).to_string();
+        let fingerprint = Digest::of(&leaf).to_string();
         let revoked = scene.daemon.command(&["revoke", "--json", "cert", &fingerprint])?;
         ensure!(String::from_utf8_lossy(&revoked.stdout).contains("\"grants\":3"), "{revoked:?}");
         let (answer, kind) = scene.request(&config, "node.example.org", ASK)?;

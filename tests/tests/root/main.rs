@@ -8,6 +8,7 @@ mod handshakes;
 mod kernel;
 mod keys;
 mod lifecycle;
+mod lists;
 mod modes;
 mod oauth;
 mod openssl;
@@ -56,6 +57,7 @@ fn main() {
         grants::trials(),
         peers::trials(),
         handshakes::trials(),
+        lists::trials(),
         oauth::trials(),
         openssl::trials(),
         proxies::trials(),

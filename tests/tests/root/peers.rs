@@ -57,7 +57,7 @@ pub const PARTNER: &str = "spiffe://partner.example/billing";
 pub const ASK: &str = "POST /v1/grants HTTP/1.1\r\nHost: node.example.org\r\nConnection: close\r\n\
                        Content-Length: 25\r\n\r\n{\"rule\":\"partner-orders\"}";
 
-const POLICY: &str = r#"
+pub const POLICY: &str = r#"
 trust_domain = "example.org"
 [[workload]]
 name = "db"
@@ -198,7 +198,7 @@ impl Scene {
     }
 
     /// A connection from an address that the kernel would not choose.
-    fn connect_from(&self, from: IpAddr) -> Result<TcpStream> {
+    pub fn connect_from(&self, from: IpAddr) -> Result<TcpStream> {
         let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = self.in_far(|| Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?))?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
@@ -244,7 +244,7 @@ impl Scene {
         Self::request_on(self.connect()?, config, name, request)
     }
 
-    fn request_on(
+    pub fn request_on(
         mut stream: TcpStream,
         config: &Arc<ClientConfig>,
         name: &str,
@@ -266,17 +266,29 @@ impl Scene {
         Ok(self.builder(rustls::crypto::aws_lc_rs::default_provider(), version)?.with_no_client_auth())
     }
 
-    /// One that shows a certificate for a SPIFFE ID; and that one's SHA-256.
+    /// One that shows a certificate for a SPIFFE ID; and that one.
     pub fn client_as(
         &self,
         provider: CryptoProvider,
         version: &'static rustls::SupportedProtocolVersion,
         id: &str,
-    ) -> Result<(ClientConfig, [u8; 32])> {
-        let (cert, key, fingerprint) = self.certificate(id)?;
-        let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<_, _>>()?;
+    ) -> Result<(ClientConfig, CertificateDer<'static>)> {
+        self.client_of(&self.authority, provider, version, id)
+    }
+
+    /// The same by another authority.
+    pub fn client_of(
+        &self,
+        authority: &Authority,
+        provider: CryptoProvider,
+        version: &'static rustls::SupportedProtocolVersion,
+        id: &str,
+    ) -> Result<(ClientConfig, CertificateDer<'static>)> {
+        let (cert, key, _) = self.certificate_of(authority, id)?;
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)?.collect::<Result<_, _>>()?;
+        let leaf = chain[0].clone();
         let key = PrivateKeyDer::from_pem_file(key)?;
-        Ok((self.builder(provider, version)?.with_client_auth_cert(chain, key)?, fingerprint))
+        Ok((self.builder(provider, version)?.with_client_auth_cert(chain, key)?, leaf))
     }
 
     fn builder(
@@ -292,8 +304,12 @@ impl Scene {
 
     /// Files of a new certificate and its key, and its SHA-256.
     pub fn certificate(&self, id: &str) -> Result<(String, String, [u8; 32])> {
+        self.certificate_of(&self.authority, id)
+    }
+
+    fn certificate_of(&self, authority: &Authority, id: &str) -> Result<(String, String, [u8; 32])> {
         let name = format!("peer-{:x}", rand::random::<u32>());
-        let fingerprint = self.authority.issue_spiffe(self.sandbox.directory(), &name, id)?;
+        let fingerprint = authority.issue_spiffe(self.sandbox.directory(), &name, id)?;
         let path = |end: &str| self.sandbox.directory().join(format!("{name}.{end}")).display().to_string();
         Ok((path("pem"), path("key"), fingerprint))
     }
