@@ -19,6 +19,8 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use crate::control::LOCAL_HOST;
+
 /// A request, from the connection to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES: usize = 1 << 20;
@@ -30,6 +32,17 @@ pub enum Target {
     Socket(PathBuf),
     /// On another: `https://host:7443`, and PEM bytes of the authorities that its certificate may be of.
     Peer { host: String, port: u16, authorities: Vec<u8> },
+}
+
+impl Target {
+    /// What requests and proofs call it (RFC 3986, 3.2): an IPv6 address is in brackets.
+    pub fn authority(&self) -> String {
+        match self {
+            Self::Socket(_) => LOCAL_HOST.to_owned(),
+            Self::Peer { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Peer { host, port, .. } => format!("{host}:{port}"),
+        }
+    }
 }
 
 /// The client's certificate chain and key, in PEM.
@@ -88,11 +101,7 @@ async fn ask_in_time(
 ) -> Result<Answer, ClientError> {
     let mut request = Request::builder().method(method).uri(path).body(Full::new(Bytes::from(body)))?;
     *request.headers_mut() = headers;
-    let host = match target {
-        Target::Socket(_) => "authd.local".to_owned(),
-        Target::Peer { host, port, .. } => format!("{host}:{port}"),
-    };
-    if let Ok(host) = header::HeaderValue::from_str(&host) {
+    if let Ok(host) = header::HeaderValue::from_str(&target.authority()) {
         request.headers_mut().insert(header::HOST, host);
     }
     match target {
@@ -103,7 +112,7 @@ async fn ask_in_time(
                 // Whoever holds the socket's directory is authd: the certificate is the client's to show, not to check.
                 Some(identity) => {
                     let config = ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(Local));
-                    let stream = tls(config, identity, "authd.local", stream).await?;
+                    let stream = tls(config, identity, LOCAL_HOST, stream).await?;
                     exchange(stream, request).await
                 }
             }

@@ -155,6 +155,11 @@ pub enum FromControl {
     Forgotten {
         question: Question,
     },
+    /// A revocation list of an authority names a certificate for which it vouched.
+    Listed {
+        authority: String,
+        certificate: Digest,
+    },
     Closed {
         connection: Connection,
     },

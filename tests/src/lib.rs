@@ -8,4 +8,5 @@ pub mod netns;
 pub mod others;
 pub mod probe;
 pub mod sandbox;
+pub mod tls;
 pub mod trust;

@@ -7,13 +7,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use authd::proofs::base64url;
+use authd::proofs::{base64url, x509::leaf::Certificate};
 use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
 };
 use jiff::Timestamp;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
 use serde_json::{Value, json};
 
 pub const ISSUER: &str = "https://idp.example.org";
@@ -61,15 +64,54 @@ impl Issuer {
 /// Issues client and server certificates.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, rcgen::KeyPair>,
+    /// What has to be shown behind a certificate of its own, in PEM.
+    intermediates: String,
 }
 
 impl Authority {
     pub fn new(name: &str) -> Result<Self> {
+        let issuer = CertifiedIssuer::self_signed(Self::params(name), rcgen::KeyPair::generate()?)?;
+        Ok(Self { issuer, intermediates: String::new() })
+    }
+
+    /// One that this one vouches for.
+    pub fn below(&self, name: &str) -> Result<Self> {
+        let issuer = CertifiedIssuer::signed_by(Self::params(name), rcgen::KeyPair::generate()?, &self.issuer)?;
+        let intermediates = issuer.pem() + &self.intermediates;
+        Ok(Self { issuer, intermediates })
+    }
+
+    fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        Ok(Self { issuer: CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)? })
+        params
+    }
+
+    /// Of its own certificate.
+    pub fn serial(&self) -> Result<Vec<u8>> {
+        serial_of(self.issuer.der())
+    }
+
+    /// Its revocation list (RFC 5280, 5), in PEM, with some serial numbers.
+    pub fn list(&self, serials: &[Vec<u8>]) -> Result<String> {
+        let long_ago = rcgen::date_time_ymd(2020, 1, 1);
+        let revoked_certs = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: long_ago,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: long_ago,
+            next_update: rcgen::date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
     }
 
     pub fn pem(&self) -> String {
@@ -84,7 +126,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = rcgen::KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        fs::write(directory.join(format!("{name}.pem")), certificate.pem())?;
+        fs::write(directory.join(format!("{name}.pem")), certificate.pem() + &self.intermediates)?;
         fs::write(directory.join(format!("{name}.key")), key.serialize_pem())?;
         Ok(*authd::digest::Digest::of(certificate.der()).as_bytes())
     }
@@ -93,6 +135,12 @@ impl Authority {
     pub fn issue_spiffe(&self, directory: &Path, name: &str, id: &str) -> Result<[u8; 32]> {
         self.issue(directory, name, vec![SanType::URI(id.try_into()?)])
     }
+}
+
+pub fn serial_of(certificate: &[u8]) -> Result<Vec<u8>> {
+    let hex = Certificate::read(&certificate.into())?.serial;
+    let digits = hex.as_bytes().chunks(2).map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?));
+    digits.collect()
 }
 
 /// An authority of OpenSSL's: `ca.crt`, and what it issues, in one directory.

@@ -895,6 +895,61 @@ fn verdict(text: &str, at: Moment, from: &str, to: &str) -> String {
     format!("{} {} {}", explained.verdict, explained.reason, explained.rule.unwrap_or_default()).trim_end().to_owned()
 }
 
+/// The whole explanation, as people see it.
+fn explained(text: &str, from: &str, to: &str) -> String {
+    let at = moment("2026-11-23T12:00:00Z");
+    let (model, registry, image) = compiled(text, at);
+    let policy = Policy { model: &model, registry: &registry, options: &Options::default(), image: &image, moment: at };
+    let from = From::parse(from, &model).unwrap_or_else(|| panic!("`{from}` is nobody"));
+    policy.explain(from, to.parse().unwrap()).to_string()
+}
+
+const PARTNERS: &str = r#"[[peer]]
+name = "partner"
+spiffe_id = "spiffe://example.org/partner"
+[[peer]]
+name = "branch"
+networks = ["198.51.100.0/24"]
+dns = "branch.example.org"
+[[rule]]
+name = "branch-api"
+from = ["branch"]
+to = ["api"]
+require = ["mtls"]
+[[rule]]
+name = "partner-api"
+from = ["partner"]
+to = ["api"]
+require = ["mtls"]
+[[rule]]
+name = "partner-db"
+from = ["agent"]
+to = ["db"]
+"#;
+
+#[test]
+fn a_peer_that_its_certificate_alone_names_can_be_explained() {
+    let text = format!("{BASE}{PARTNERS}");
+    // It may call from anywhere, and does so at whatever address this node has.
+    for to in ["127.0.0.1:8443/tcp", "192.0.2.9:8443/tcp", "[2001:db8::9]:8443/tcp"] {
+        let told = explained(&text, "partner", to);
+        assert!(told.starts_with(&format!("partner -> {to} at ")), "{told}");
+        assert!(told.contains("\ndenied (proof_required) by rule partner-api"), "{told}");
+        assert!(told.contains("rule branch-api is about callers branch"), "{told}");
+    }
+    // Whoever calls from an address that no peer has can be it; from one that a peer has, both.
+    let told = explained(&text, "203.0.113.7", "192.0.2.9:8443/tcp");
+    assert!(told.contains("\ndenied (proof_required) by rule partner-api"), "{told}");
+    let told = explained(&text, "198.51.100.7", "192.0.2.9:8443/tcp");
+    assert!(told.contains("\ndenied (proof_required) by rule branch-api"), "{told}");
+    assert!(told.contains("rule partner-api requires mtls, which nobody showed"), "{told}");
+    assert!(explained(&text, "branch", "192.0.2.9:8443/tcp").contains("by rule branch-api"));
+    // Another port is not guarded; a workload's is not the peer's.
+    assert!(explained(&text, "partner", "192.0.2.9:8444/tcp").contains("\nallowed (unguarded)"));
+    let told = explained(&text, "web", "192.0.2.9:8443/tcp");
+    assert!(told.contains("\ndenied (no_rule)") && !told.contains("inbound of"), "{told}");
+}
+
 const OFFICE_HOURS: &str = "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\n\
     when = { days = \"mon-fri\", hours = \"08:00-18:00\", zone = \"Europe/Berlin\" }\n";
 

@@ -22,7 +22,6 @@ use serde_json::{Value, json};
 use crate::{
     cli::{CallerArgs, GrantQuestion},
     client::{self, Answer, Identity, Target},
-    control::LOCAL_HOST,
     digest::Digest,
     proofs::base64url,
 };
@@ -165,11 +164,11 @@ impl DpopKey {
 
     /// A proof for one request (RFC 9449, 4.2).
     fn proof(&self, target: &Target, token: &str, nonce: Option<&str>) -> anyhow::Result<String> {
-        let url = match target {
-            Target::Socket(_) => format!("http://{LOCAL_HOST}{PATH}"),
-            Target::Peer { host, port, .. } if host.contains(':') => format!("https://[{host}]:{port}{PATH}"),
-            Target::Peer { host, port, .. } => format!("https://{host}:{port}{PATH}"),
+        let scheme = match target {
+            Target::Socket(_) => "http",
+            Target::Peer { .. } => "https",
         };
+        let url = format!("{scheme}://{}{PATH}", target.authority());
         // An uncompressed point: a byte 4, then both coordinates (SEC 1, 2.3.3).
         let point: &[u8] = self.pair.public_key().as_ref();
         let (x, y) = point.get(1..).and_then(|both| both.split_at_checked(32)).context("a P-256 point")?;

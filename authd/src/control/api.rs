@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, forward, problem::Problem, prove, verifier::Share};
+use super::{Answer, Shared, forward, listed, problem::Problem, prove, verifier::Share};
 use crate::{
     daemon::granting::Effect,
     grants::Id,
@@ -226,6 +226,7 @@ async fn post_grant(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let asked: GrantRequest = read(body, "a grant")?;
+    let settings = session.shared.verifier();
     let request = prove::Asked { method: "POST", uri: &uri, headers: &headers };
     let proven = match prove::for_rule(&session, &asked.rule, &request).await {
         Ok(proven) => proven,
@@ -241,10 +242,16 @@ async fn post_grant(
             return Err(problem);
         }
     };
+    let certificate = listed::Name::of(&proven.shown);
     let wanted = Wanted { rule: asked.rule, proofs: proven.shown, api_key: proven.api_key, seconds: asked.seconds };
     let connection = session.connection;
     match session.shared.ask(|question| FromControl::Grant { question, connection, wanted }).await {
-        Answer::Granted(grant) => Ok((StatusCode::CREATED, Json(GrantAnswer::from(grant))).into_response()),
+        Answer::Granted(grant) => {
+            if let Some(name) = certificate {
+                listed::granted(&session.shared, settings, name, &session.chain, grant.until).await;
+            }
+            Ok((StatusCode::CREATED, Json(GrantAnswer::from(grant))).into_response())
+        }
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
         Answer::Returned | Answer::Holds(_) | Answer::Revoked(_) => Err(confused()),
     }

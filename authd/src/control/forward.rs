@@ -13,12 +13,12 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, header::HeaderName},
     response::{IntoResponse, Response},
 };
-use percent_encoding::percent_decode_str;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::CertificateDer;
 
 use super::{
     Answer,
     api::Session,
+    client_certificate,
     problem::Problem,
     prove::{self, Asked},
 };
@@ -61,15 +61,11 @@ impl Proxy {
 
     /// The client's certificates, as this proxy says them.
     fn chain(self, headers: &HeaderMap) -> Result<Vec<CertificateDer<'static>>, Problem> {
-        let pem = match self {
-            Self::Envoy => match text(headers, "x-forwarded-client-cert")? {
-                Some(xfcc) => certificate_of(xfcc)?,
-                None => None,
-            },
-            // As the example sets it from `$ssl_client_escaped_cert`.
-            Self::Nginx => text(headers, "x-ssl-client-cert")?.map(str::to_owned),
-        };
-        chain_of(pem.as_deref().unwrap_or_default())
+        match self {
+            Self::Envoy => text(headers, "x-forwarded-client-cert")?.map(client_certificate::of_envoy),
+            Self::Nginx => text(headers, "x-ssl-client-cert")?.map(client_certificate::of_nginx),
+        }
+        .unwrap_or_else(|| Ok(Vec::new()))
     }
 }
 
@@ -235,41 +231,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Probl
     }
 }
 
-/// Certificates in PEM, percent-encoded; nothing means that the client showed none.
-fn chain_of(escaped: &str) -> Result<Vec<CertificateDer<'static>>, Problem> {
-    if escaped.is_empty() {
-        return Ok(Vec::new());
-    }
-    let malformed = || Problem::forbidden("forwarded_certificate_malformed", "the client certificate is no PEM");
-    let pem = percent_decode_str(escaped).decode_utf8().map_err(|_| malformed())?;
-    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>();
-    chain.ok().filter(|chain| !chain.is_empty()).ok_or_else(malformed)
-}
-
-/// The certificate of Envoy's header: one element of `Key="value"` pairs. Several elements mean several proxies, of which
-/// only the last is known.
-fn certificate_of(xfcc: &str) -> Result<Option<String>, Problem> {
-    let mut quoted = false;
-    let mut parts = vec![String::new()];
-    for c in xfcc.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ',' if !quoted => {
-                let detail = "the request passed more than one proxy: let Envoy SANITIZE_SET the header";
-                return Err(Problem::forbidden("forwarded_header_ambiguous", detail));
-            }
-            ';' if !quoted => parts.push(String::new()),
-            c => {
-                if let Some(part) = parts.last_mut() {
-                    part.push(c);
-                }
-            }
-        }
-    }
-    let value = |key: &str| parts.iter().find_map(|part| part.strip_prefix(key)?.strip_prefix('='));
-    Ok(value("Chain").or_else(|| value("Cert")).map(str::to_owned))
-}
-
 /// Who the caller is, for the service behind the proxy. All of these headers, if only with nothing in them, so that the
 /// proxy replaces whatever its client says in them.
 fn identity(rule: &str, shown: &[Shown]) -> HeaderMap {
@@ -320,15 +281,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn envoys_header_is_taken_apart_as_it_is_written() {
-        let found = |text: &str| certificate_of(text).ok().flatten();
-        assert_eq!(found(r#"Hash=ab;Cert="-----BEGIN%20X";Subject="CN=a;b,c""#).as_deref(), Some("-----BEGIN%20X"));
-        assert_eq!(found("Hash=ab").as_deref(), None);
-        assert_eq!(found(r#"Cert="a";Chain="a%0Ab""#).as_deref(), Some("a%0Ab"));
-        assert!(certificate_of("By=x;Hash=a,By=y;Hash=b").is_err());
-    }
-
-    #[test]
     fn each_proxy_is_believed_in_its_own_headers_only() {
         let mut headers = HeaderMap::new();
         let put = |headers: &mut HeaderMap, name: &'static str, value: &str| {
@@ -336,7 +288,8 @@ mod tests {
         };
         // A client of nginx writes what Envoy would, and the other way round.
         let pem = "-----BEGIN%20CERTIFICATE-----%0AMAA=%0A-----END%20CERTIFICATE-----%0A";
-        put(&mut headers, "x-forwarded-client-cert", &format!("Cert=\"{pem}\""));
+        let hash = crate::digest::Digest::of(&[0x30, 0]);
+        put(&mut headers, "x-forwarded-client-cert", &format!("Hash={hash};Cert=\"{pem}\""));
         assert!(Proxy::Nginx.chain(&headers).unwrap().is_empty());
         assert_eq!(Proxy::Envoy.chain(&headers).unwrap().len(), 1);
         headers.clear();

@@ -4,8 +4,10 @@
 //! Leaves: proofs that were verified, as requests to dataplane, and answers to callers. Never: a grant by its own power.
 
 pub mod api;
+pub mod client_certificate;
 pub mod fetch;
 pub mod forward;
+pub mod listed;
 pub mod problem;
 pub mod prove;
 pub mod sandbox;
@@ -119,8 +121,9 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
                 let generation = settings.generation;
                 let verifier = Arc::new(Verifier::new(settings, shared.verifier().as_deref()));
                 verifier.clone().begin();
-                *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier);
+                *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier.clone());
                 shared.tell(FromControl::Ready { generation }).await;
+                tokio::spawn(listed::changed(shared.clone(), verifier));
             }
             ToControl::Connected { connection, caller } => match attached {
                 Some(fd) => {

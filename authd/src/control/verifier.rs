@@ -16,7 +16,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
 };
 
-use super::fetch::{self, Published};
+use super::{
+    fetch::{self, Published},
+    listed::Chains,
+};
 use crate::{
     daemon::{control::network_of, settings::SERVER_AUTHORITIES},
     digest::Digest,
@@ -85,6 +88,7 @@ struct Memory {
     nonces: Mutex<Nonces>,
     tokens: Mutex<HashMap<Digest, Remembered>>,
     callers: Mutex<HashMap<String, Bucket>>,
+    chains: Mutex<Chains>,
 }
 
 /// A token that was verified, for one rule.
@@ -163,6 +167,10 @@ impl Verifier {
         &self.memory.nonces
     }
 
+    pub fn chains(&self) -> &Mutex<Chains> {
+        &self.memory.chains
+    }
+
     pub fn remembered(&self, key: &Digest, now: Timestamp) -> Option<Arc<VerifiedToken>> {
         lock(&self.memory.tokens).get(key).filter(|found| now < found.until).map(|found| found.token.clone())
     }
@@ -213,6 +221,7 @@ impl Memory {
             nonces: Mutex::new(Nonces::new(&secret, NONCE_WINDOW)),
             tokens: Mutex::new(HashMap::new()),
             callers: Mutex::new(HashMap::new()),
+            chains: Mutex::default(),
         })
     }
 }

@@ -33,6 +33,7 @@ use crate::{
             namespaces::Namespace,
         },
     },
+    digest::Digest,
     grants::{
         Given, Grants, Holder, Id, Live,
         flows::{Flow, Flows, Key},
@@ -296,6 +297,21 @@ impl Daemon {
         let revocation = Revocation::new(what, Timestamp::now(), by, text);
         trust.revoke(revocation).map_err(|error| format!("in force, and lost with a restart: {error}"))?;
         Ok(effect)
+    }
+
+    /// An issuer revoked a certificate: grants end that were given because this authority vouched for it.
+    pub fn listed(&mut self, authority: &str, certificate: Digest) {
+        let name = Revoked::Certificate(certificate);
+        let is_vouched_for = |shown: &Shown| match shown {
+            Shown::Mtls(found) => found.authority == authority && found.fingerprint == *certificate.as_bytes(),
+            Shown::Token(_) | Shown::ApiKey(_) => false,
+        };
+        let rests =
+            |id: &&Id| self.ledger.grants.get(id).is_some_and(|live| live.given.proofs.iter().any(is_vouched_for));
+        let ids: Vec<Id> = self.ledger.by_name.get(&name).into_iter().flatten().filter(rests).copied().collect();
+        if !ids.is_empty() {
+            self.end_grants(&ids, "grant_revoked", Some(&name));
+        }
     }
 
     /// Takes a revocation back. What was issued before it stays refused.

@@ -415,6 +415,7 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
             control.tell(&ToControl::NotGranted { question, refusal }, None);
         }
         FromControl::Forgotten { question } => forgetting.forgotten(control, question),
+        FromControl::Listed { authority, certificate } => daemon.listed(&authority, certificate),
         FromControl::Closed { connection } => control.forget(connection),
     }
 }

@@ -26,10 +26,12 @@ pub enum From {
     Unmanaged,
     /// A caller that is not on this node.
     Remote(Address),
+    /// One that its certificate alone names: from an address of no peer that has networks.
+    Peer(usize),
 }
 
 impl From {
-    /// A name of the policy, `unmanaged`, or an address. A peer stands for the first address of its first network.
+    /// A name of the policy, `unmanaged`, or an address. A peer with networks stands for the first address of the first one.
     pub fn parse(text: &str, model: &Model) -> Option<Self> {
         if text == "unmanaged" {
             return Some(Self::Unmanaged);
@@ -37,10 +39,15 @@ impl From {
         if let Some(index) = model.workloads.iter().position(|w| w.name == text) {
             return Some(Self::Workload(index));
         }
-        if let Some(peer) = model.peers.iter().find(|p| p.name == text) {
-            return peer.networks.first().map(|network| Self::Remote(network.address));
+        if let Some(index) = model.peers.iter().position(|p| p.name == text) {
+            let network = model.peers[index].networks.first();
+            return Some(network.map_or(Self::Peer(index), |network| Self::Remote(network.address)));
         }
         text.parse::<IpAddr>().ok().map(|address| Self::Remote(from_ip(address)))
+    }
+
+    fn is_remote(self) -> bool {
+        matches!(self, Self::Remote(_) | Self::Peer(_))
     }
 }
 
@@ -146,9 +153,10 @@ impl Policy<'_> {
             steps.push(self.step("outbound", workload, from, to, verdict));
             verdicts.push(verdict);
         }
-        // Workloads that offer a service at this address.
-        let offers =
-            |s: &&Service| s.networks.iter().any(|n| n.contains(&to.address)) && s.has_port(to.protocol, to.port);
+        // Workloads that offer a service at this address. From elsewhere, whatever address of this node is called: a service's
+        // own addresses are where callers of this node reach it.
+        let is_there = |s: &Service| from.is_remote() || s.networks.iter().any(|n| n.contains(&to.address));
+        let offers = |s: &&Service| is_there(s) && s.has_port(to.protocol, to.port);
         let mut guards: Vec<usize> = self.model.services.iter().filter(offers).filter_map(|s| s.workload).collect();
         guards.sort_unstable();
         guards.dedup();
@@ -157,14 +165,15 @@ impl Policy<'_> {
                 From::Workload(workload) => FarEnd::local(number(workload), 0),
                 From::Unmanaged => FarEnd::local(UNMANAGED, 0),
                 From::Remote(address) => FarEnd::remote(address, 0),
+                From::Peer(_) => FarEnd::remote(Address::UNSPECIFIED, 0),
             };
             let verdict = decide_in(&view, &root, number(guard), &caller, to.protocol, to.port);
             steps.push(self.step("inbound", guard, from, to, verdict));
             verdicts.push(verdict);
         }
-        let whole = verdicts.into_iter().reduce(Verdict::and).unwrap_or(Verdict::allow(match from {
-            From::Workload(_) | From::Unmanaged => Reason::Unmanaged,
-            From::Remote(_) => Reason::Unguarded,
+        let whole = verdicts.into_iter().reduce(Verdict::and).unwrap_or(Verdict::allow(match from.is_remote() {
+            false => Reason::Unmanaged,
+            true => Reason::Unguarded,
         }));
         Explanation {
             from: self.name_of(from),
@@ -183,6 +192,7 @@ impl Policy<'_> {
             From::Workload(index) => self.model.workloads[index].name.clone(),
             From::Unmanaged => "unmanaged".to_owned(),
             From::Remote(address) => display(&address).to_string(),
+            From::Peer(index) => self.model.peers[index].name.clone(),
         }
     }
 
@@ -231,8 +241,10 @@ impl Policy<'_> {
             (Subject::Any, _) => true,
             (Subject::Unmanaged, From::Unmanaged) => true,
             (Subject::Workload(named), From::Workload(caller)) => *named == caller,
+            (Subject::Peer(peer), From::Peer(caller)) => *peer == caller,
             (Subject::Peer(peer), From::Remote(address)) => {
-                self.model.peers[*peer].networks.iter().any(|network| network.contains(&address))
+                let networks = &self.model.peers[*peer].networks;
+                networks.is_empty() || networks.iter().any(|network| network.contains(&address))
             }
             _ => false,
         });
@@ -271,7 +283,7 @@ impl Policy<'_> {
         if !rule.deny && verdict.reason == Reason::DeniedByRule {
             return "allows it, and a denial wins".to_owned();
         }
-        if !rule.deny && !rule.is_met_by(!matches!(from, From::Remote(_))) {
+        if !rule.deny && !rule.is_met_by(!from.is_remote()) {
             let proofs: Vec<String> = rule.require.iter().map(|proof| proof.name().to_owned()).collect();
             return format!("requires {}, which nobody showed", proofs.join(", "));
         }

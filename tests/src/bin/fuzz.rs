@@ -7,11 +7,13 @@ use std::{str, sync::OnceLock, time::Duration};
 use authd::{
     audit::record::Record,
     config::Config,
+    control::client_certificate::{of_envoy, of_nginx},
     daemon::admin::Request as AdminRequest,
     dataplane::{
         object,
         sockets::message::{Acknowledgements, Listing, Protocol},
     },
+    digest::Digest,
     ipc::{FromControl, Settings, ToControl},
     policy::{diagnostic::Source, load::texts},
     proofs::{
@@ -33,7 +35,7 @@ use libfuzzer_sys::fuzz_target;
 
 type Parser = fn(&[u8]);
 
-const TARGETS: [(&str, Parser); 22] = [
+const TARGETS: [(&str, Parser); 23] = [
     ("packet", |bytes| seen(parse(std::hint::black_box(bytes)))),
     ("event", |bytes| seen(object::event(bytes))),
     ("tag", |bytes| seen(object::tag(bytes))),
@@ -64,6 +66,7 @@ const TARGETS: [(&str, Parser); 22] = [
         }
         seen(leaf::Certificate::read(&bytes.to_vec().into()));
     }),
+    ("forwarded", forwarded),
     ("netlink", |bytes| {
         seen(Acknowledgements::new(1, 8).take(bytes));
         seen(Listing::new(1, Protocol::Tcp).take(bytes));
@@ -143,5 +146,24 @@ fn proof(bytes: &[u8]) {
     on_text(bytes, |text| {
         seen(dpop::verify(text, &request, &ProofPolicy::default(), now()));
         seen(Target::parse(text));
+    });
+}
+
+/// As it is; and as lines that become the names of a client's certificate in the header that Envoy makes of it. Whatever they
+/// are, it is that client's header.
+fn forwarded(bytes: &[u8]) {
+    const DER: &[u8] = &[0x30, 0];
+    const PEM: &str = "-----BEGIN%20CERTIFICATE-----%0AMAA=%0A-----END%20CERTIFICATE-----%0A";
+    on_text(bytes, |text| {
+        seen(of_envoy(text).is_ok());
+        seen(of_nginx(text).is_ok());
+        let mut names = text.split('\n');
+        let mut name = || names.next().unwrap_or_default();
+        let subject = name().replace('\\', "\\\\").replace('"', "\\\"");
+        let hash = Digest::of(DER);
+        let header = format!("Hash={hash};Cert=\"{PEM}\";Subject=\"{subject}\";URI={};DNS={}", name(), name());
+        if let Ok(found) = of_envoy(&header) {
+            assert!(found.first().is_some_and(|leaf| leaf.as_ref() == DER), "{header}: {found:?}");
+        }
     });
 }

@@ -4,11 +4,14 @@
 mod basics;
 mod bypass;
 mod grants;
+mod handshakes;
 mod kernel;
 mod keys;
 mod lifecycle;
+mod lists;
 mod modes;
 mod oauth;
+mod openssl;
 mod peers;
 mod proxies;
 mod reload;
@@ -53,7 +56,10 @@ fn main() {
         keys::trials(),
         grants::trials(),
         peers::trials(),
+        handshakes::trials(),
+        lists::trials(),
         oauth::trials(),
+        openssl::trials(),
         proxies::trials(),
         takeover::trials(),
         sockets::trials(),

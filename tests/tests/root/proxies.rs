@@ -23,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("nginx_asks_about_each_request", || behind(Proxy::Nginx)),
         trial("envoy_asks_about_each_request", || behind(Proxy::Envoy)),
+        trial("a_name_in_a_certificate_is_no_other_certificate", a_name_is_no_other_certificate),
     ]
 }
 
@@ -74,13 +75,14 @@ enum Proxy {
 }
 
 /// The shipped configuration, with the paths of this test.
-fn configure(proxy: Proxy, sandbox: &Sandbox) -> Result<Vec<String>> {
+fn configure(proxy: Proxy, sandbox: &Sandbox, changes: &[(&str, &str)]) -> Result<Vec<String>> {
     let directory = sandbox.directory();
     let at = |name: &str| directory.join(name).display().to_string();
     let replaced = |text: &str, pairs: &[(&str, String)]| -> Result<String> {
-        pairs.iter().try_fold(text.to_owned(), |text, (shipped, here)| {
+        let changes = changes.iter().map(|(shipped, here)| (*shipped, (*here).to_owned()));
+        pairs.iter().cloned().chain(changes).try_fold(text.to_owned(), |text, (shipped, here)| {
             ensure!(text.contains(shipped), "the shipped configuration has {shipped}");
-            Ok(text.replace(shipped, here))
+            Ok(text.replace(shipped, &here))
         })
     };
     let socket = at("workload.sock");
@@ -153,6 +155,11 @@ struct Scene {
 
 impl Scene {
     fn new(proxy: Proxy, policy: &str) -> Result<Self> {
+        Self::changed(proxy, policy, &[])
+    }
+
+    /// With some of the shipped configuration replaced.
+    fn changed(proxy: Proxy, policy: &str, changes: &[(&str, &str)]) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         let issuer = Issuer::new("k1")?;
         let authority = Authority::new("tests")?;
@@ -164,7 +171,7 @@ impl Scene {
         let daemon = sandbox.start()?;
         wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
         let behind = sandbox.spawn("/servers", &["serve-http", "127.0.0.1:8080"])?;
-        let arguments = configure(proxy, &sandbox)?;
+        let arguments = configure(proxy, &sandbox, changes)?;
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let gateway = sandbox.spawn_quietly_in("/gateway", &sandbox.netns, &arguments)?;
         let scene = Self { sandbox, daemon, issuer, authority, proxy, _running: vec![behind, gateway] };
@@ -273,6 +280,44 @@ fn behind(proxy: Proxy) -> Result<Verdict> {
     let socket = scene.sandbox.directory().join("workload.sock");
     let answer = asked_by_another(&scene, &socket, proxy)?;
     ensure!(answer.starts_with("HTTP/1.1 403") && answer.contains("proxy_not_allowed"), "{answer}");
+    Ok(Verdict::Ran)
+}
+
+/// Envoy writes names of certificates into its header as they are. One that looks like more of the header is no more of it.
+fn a_name_is_no_other_certificate() -> Result<Verdict> {
+    let details = "{ cert: true, subject: true, uri: true, dns: true }";
+    let scene = Scene::changed(Proxy::Envoy, POLICY, &[("{ cert: true, chain: true }", details)])?;
+    let directory = scene.sandbox.directory();
+    let fingerprint = scene.authority.issue_spiffe(directory, "client", "spiffe://example.org/client")?;
+    let path = |name: &str| directory.join(name).display().to_string();
+    let escaped = |name: &str| -> Result<String> {
+        let pem = fs::read_to_string(path(&format!("{name}.pem")))?;
+        Ok(pem.replace('\n', "%0A").replace(' ', "%20").replace('+', "%2B"))
+    };
+    let bound = json!({ "cnf": { "x5t#S256": authd::proofs::base64url::encode(fingerprint) } });
+    let bound = format!("Authorization: Bearer {}", scene.issuer.token(&bound)?);
+    let shown = |name: &str| -> Result<String> {
+        scene.curl(&[&bound], &["--cert", &path(&format!("{name}.pem")), "--key", &path(&format!("{name}.key"))])
+    };
+    scene.expect(&shown("client")?, "200")?;
+    // What everybody may know of the client: its certificate.
+    let known = escaped("client")?;
+    let hash: String = fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    for (number, uri) in [
+        format!("spiffe://example.org/thief;Chain=\"{known}\""),
+        format!("spiffe://example.org/thief;Cert=\"{known}\""),
+        format!("spiffe://example.org/thief;Hash={hash};Chain=\"{known}\""),
+        format!("spiffe://example.org/thief,By=x;Hash={hash};Cert=\"{known}\""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("thief-{number}");
+        // Of the thief's own making: whether anybody vouches for it is not Envoy's to say.
+        Authority::new("thief")?.issue_spiffe(directory, &name, &uri)?;
+        let answer = shown(&name)?;
+        ensure!(answer.starts_with("HTTP/1.1 40"), "{uri}: {answer}\n{}", scene.log());
+    }
     Ok(Verdict::Ran)
 }
 

@@ -19,6 +19,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("a_taken_over_control_gives_no_grant_beyond_a_rule", gives_no_grant_beyond_a_rule),
         trial("a_taken_over_control_undoes_no_revocation", undoes_no_revocation),
+        trial("a_taken_over_control_ends_grants_of_certificates_that_it_names", ends_what_it_names),
         trial("a_taken_over_control_that_talks_nonsense_is_ended", nonsense_ends_it),
         trial("a_taken_over_control_can_do_nothing_to_the_node", can_do_nothing_to_the_node),
     ]
@@ -141,6 +142,38 @@ fn undoes_no_revocation() -> Result<Verdict> {
     // Whatever it invents: the caller is known without it.
     scene.claim_is_refused(ONE, "token", &json!([token(&json!({ "jti": "another" }))]), "workload_revoked")?;
     scene.is_closed(ONE, 7101)?;
+    Ok(Verdict::Ran)
+}
+
+/// It can say that an issuer revoked a certificate. That closes flows, and no others.
+fn ends_what_it_names() -> Result<Verdict> {
+    let scene = taken_over()?;
+    let (hash, end) = (|digits: &str| digits.repeat(32), "2099-01-01T00:00:00Z");
+    let certificate = json!({
+        "proof": "mtls", "authority": "ca", "spiffe_id": "spiffe://example.org/one", "dns_names": [], "subject": "",
+        "serial": "01", "issuer": "", "issuer_hash": hash("11"), "fingerprint": hash("22"), "key_hash": hash("33"),
+        "not_after": end, "valid_until": end, "issuers": [],
+    });
+    ensure!(scene.claims(ONE, "token", &json!([token(&json!({}))]), &json!({}))?["message"] == "granted");
+    ensure!(scene.claims(ONE, "certificate", &json!([certificate]), &json!({}))?["message"] == "granted");
+    let list = |authority: &str, digits: &str| -> Result<()> {
+        let message = json!({ "message": "listed", "authority": authority, "certificate": hash(digits) });
+        scene.tells(TWO, &format!("raw {message}"))?;
+        // Answered after it.
+        scene.says(TWO, &json!({ "message": "held", "question": 5, "connection": "CONNECTION" }))?;
+        Ok(())
+    };
+    // The token's hash, another certificate, its key, and another authority's word.
+    for (authority, digits) in [("ca", "00"), ("ca", "44"), ("ca", "33"), ("other", "22")] {
+        list(authority, digits)?;
+        scene.opens(ONE, 7101)?;
+        scene.opens(ONE, 7102)?;
+    }
+    list("ca", "22")?;
+    scene.is_closed(ONE, 7102)?;
+    scene.opens(ONE, 7101)?;
+    let ended = scene.daemon.wait_for("the end", |r| r.event == "grant_revoked")?;
+    ensure!(ended.reason.as_deref() == Some("certificate_revoked"), "{ended:?}");
     Ok(Verdict::Ran)
 }
 
