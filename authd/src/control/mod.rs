@@ -4,6 +4,7 @@
 //! Leaves: proofs that were verified, as requests to dataplane, and answers to callers. Never: a grant by its own power.
 
 pub mod api;
+pub mod counts;
 pub mod fetch;
 pub mod forward;
 pub mod problem;
@@ -24,10 +25,10 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use self::verifier::Verifier;
+use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
-    ipc::{Channel, FromControl, Granted, IpcError, Question, Refusal, Settings, ToControl},
+    ipc::{Channel, FromControl, Granted, IpcError, MAX_ENTRIES, Question, Refusal, Settings, ToControl},
 };
 
 /// What the Unix socket is called in requests.
@@ -50,6 +51,7 @@ pub struct Shared {
     questions: Mutex<HashMap<Question, oneshot::Sender<Answer>>>,
     next: AtomicU64,
     verifier: RwLock<Option<Arc<Verifier>>>,
+    counts: Arc<Counts>,
 }
 
 impl Shared {
@@ -110,15 +112,21 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
         questions: Mutex::new(HashMap::new()),
         next: AtomicU64::new(1),
         verifier: RwLock::new(None),
+        counts: Arc::default(),
     });
+    tokio::spawn(counts::tell(shared.clone()));
     let router = api::router();
     while let Some((message, attached)) = shared.channel.receive::<ToControl>().await? {
         match message {
             ToControl::Settings => {
                 let settings = Settings::open(attached.ok_or(ControlError::NoFile)?)?;
                 let generation = settings.generation;
-                let verifier = Arc::new(Verifier::new(settings, shared.verifier().as_deref()));
+                let before = shared.verifier();
+                let verifier = Arc::new(Verifier::new(settings, before.as_deref(), shared.counts.clone()));
                 verifier.clone().begin();
+                for part in verifier.ends().chunks(MAX_ENTRIES) {
+                    shared.tell(FromControl::Ends { ends: part.to_vec() }).await;
+                }
                 *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier);
                 shared.tell(FromControl::Ready { generation }).await;
             }

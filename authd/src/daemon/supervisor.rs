@@ -415,6 +415,8 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
             control.tell(&ToControl::NotGranted { question, refusal }, None);
         }
         FromControl::Forgotten { question } => forgetting.forgotten(control, question),
+        FromControl::Counted { counts } => daemon.counted(counts),
+        FromControl::Ends { ends } => daemon.ends(ends),
         FromControl::Closed { connection } => control.forget(connection),
     }
 }
