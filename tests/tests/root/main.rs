@@ -7,6 +7,7 @@ mod grants;
 mod kernel;
 mod keys;
 mod lifecycle;
+mod metrics;
 mod modes;
 mod oauth;
 mod peers;
@@ -56,6 +57,7 @@ fn main() {
         oauth::trials(),
         proxies::trials(),
         takeover::trials(),
+        metrics::trials(),
         sockets::trials(),
     ]
     .into_iter()
