@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    daemon::granting::Effect,
+    daemon::{
+        granting::Effect,
+        metrics::results::{Checked, Fetched},
+    },
     digest::Digest,
     grants::{Id, proof::Shown},
     proofs::api_key::text::KeyId,
@@ -31,6 +34,8 @@ use crate::{
 
 /// No message is longer.
 pub const MAX_MESSAGE: usize = 32 << 10;
+/// Entries of one message that has a list of them: names have 64 bytes at most, so that it is not too long.
+pub const MAX_ENTRIES: usize = 64;
 /// Settings travel as a file in memory; no policy with its files is larger.
 pub const MAX_SETTINGS: u64 = 256 << 20;
 /// Messages that wait in the kernel for the other side.
@@ -160,9 +165,43 @@ pub enum FromControl {
         authority: String,
         certificate: Digest,
     },
+    /// What happened since the last message of this kind, and how often.
+    Counted {
+        counts: Vec<(Counted, u32)>,
+    },
+    /// When certificates and lists end that settings brought. `None`: there is none now that can be read.
+    Ends {
+        ends: Vec<(Ending, Option<Timestamp>)>,
+    },
     Closed {
         connection: Connection,
     },
+}
+
+/// What control counts. A result that dataplane does not know counts as another one: `daemon/metrics/results.rs`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(tag = "counted", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Counted {
+    /// A TLS handshake came to its end.
+    Handshake { result: String },
+    /// A proof was looked at, and dataplane hears no more of it: it, or another one of the same request, was refused.
+    Proof { proof: Checked, result: String },
+    /// A token came whose verification was remembered.
+    CachedToken,
+    /// An issuer, by its name in the policy, was asked.
+    Fetch { issuer: String, kind: Fetched, result: String },
+}
+
+/// Something of the settings that ends, of authorities by their names in the policy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "ending", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ending {
+    /// The first of an authority's certificates.
+    Bundle { authority: String },
+    /// The first of its revocation lists.
+    Lists { authority: String },
+    /// The first certificate of the listener's chain.
+    Listener,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

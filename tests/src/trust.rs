@@ -15,7 +15,7 @@ use aws_lc_rs::{
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use serde_json::{Value, json};
 
@@ -70,19 +70,26 @@ pub struct Authority {
 
 impl Authority {
     pub fn new(name: &str) -> Result<Self> {
-        let issuer = CertifiedIssuer::self_signed(Self::params(name), rcgen::KeyPair::generate()?)?;
+        Self::until(name, 4096)
+    }
+
+    /// One whose own certificate ends with the beginning of a year.
+    pub fn until(name: &str, year: i32) -> Result<Self> {
+        let issuer = CertifiedIssuer::self_signed(Self::params(name, year), rcgen::KeyPair::generate()?)?;
         Ok(Self { issuer, intermediates: String::new() })
     }
 
     /// One that this one vouches for.
     pub fn below(&self, name: &str) -> Result<Self> {
-        let issuer = CertifiedIssuer::signed_by(Self::params(name), rcgen::KeyPair::generate()?, &self.issuer)?;
+        let params = Self::params(name, 4096);
+        let issuer = CertifiedIssuer::signed_by(params, rcgen::KeyPair::generate()?, &self.issuer)?;
         let intermediates = issuer.pem() + &self.intermediates;
         Ok(Self { issuer, intermediates })
     }
 
-    fn params(name: &str) -> CertificateParams {
+    fn params(name: &str, year: i32) -> CertificateParams {
         let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(year, 1, 1);
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -116,6 +123,19 @@ impl Authority {
 
     pub fn pem(&self) -> String {
         self.issuer.pem()
+    }
+
+    /// A list of all that it revoked, which is nothing, in PEM. It is due for an update with the beginning of a year.
+    pub fn revocation_list(&self, due: i32) -> Result<String> {
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(due, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     /// Writes `NAME.pem` and `NAME.key` into a directory. Returns the certificate's SHA-256.

@@ -186,7 +186,7 @@ mod tests {
                 let files = files.map(|(name, bytes)| (name.to_owned(), STANDARD.encode(bytes)));
                 let sources = vec![("p.toml".to_owned(), POLICY.to_owned())];
                 let settings = Settings { sources, files: BTreeMap::from(files), ..Settings::default() };
-                Arc::new(Verifier::new(settings, before))
+                Arc::new(Verifier::new(settings, before, Arc::default()))
             };
             let empty = settings(list(&[6, 8]), None);
             let full = settings(list(&[6, 7, 8]), Some(&empty));
@@ -202,6 +202,7 @@ mod tests {
                 questions: Default::default(),
                 next: Default::default(),
                 verifier: RwLock::new(Some(in_force.clone())),
+                counts: Arc::default(),
             };
             (Arc::new(shared), Channel::new(theirs).unwrap())
         }

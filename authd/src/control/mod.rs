@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod client_certificate;
+pub mod counts;
 pub mod fetch;
 pub mod forward;
 pub mod listed;
@@ -26,10 +27,10 @@ use std::{
 
 use tokio::{sync::oneshot, time::timeout};
 
-use self::verifier::Verifier;
+use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
-    ipc::{Channel, FromControl, Granted, IpcError, Question, Refusal, Settings, ToControl},
+    ipc::{Channel, FromControl, Granted, IpcError, MAX_ENTRIES, Question, Refusal, Settings, ToControl},
 };
 
 /// What the Unix socket is called in requests.
@@ -52,6 +53,7 @@ pub struct Shared {
     questions: Mutex<HashMap<Question, oneshot::Sender<Answer>>>,
     next: AtomicU64,
     verifier: RwLock<Option<Arc<Verifier>>>,
+    counts: Arc<Counts>,
 }
 
 impl Shared {
@@ -112,15 +114,21 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
         questions: Mutex::new(HashMap::new()),
         next: AtomicU64::new(1),
         verifier: RwLock::new(None),
+        counts: Arc::default(),
     });
+    tokio::spawn(counts::tell(shared.clone()));
     let router = api::router();
     while let Some((message, attached)) = shared.channel.receive::<ToControl>().await? {
         match message {
             ToControl::Settings => {
                 let settings = Settings::open(attached.ok_or(ControlError::NoFile)?)?;
                 let generation = settings.generation;
-                let verifier = Arc::new(Verifier::new(settings, shared.verifier().as_deref()));
+                let before = shared.verifier();
+                let verifier = Arc::new(Verifier::new(settings, before.as_deref(), shared.counts.clone()));
                 verifier.clone().begin();
+                for part in verifier.ends().chunks(MAX_ENTRIES) {
+                    shared.tell(FromControl::Ends { ends: part.to_vec() }).await;
+                }
                 *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier.clone());
                 shared.tell(FromControl::Ready { generation }).await;
                 tokio::spawn(listed::changed(shared.clone(), verifier));

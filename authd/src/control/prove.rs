@@ -19,6 +19,7 @@ use super::{
     verifier::{Issuer, Method, TOKEN_CACHE, Verifier, lock},
 };
 use crate::{
+    daemon::metrics::results::{Checked, Fetched, OK},
     digest::Digest,
     grants::proof::{Binding, Shown, Token},
     ipc::{Caller, PresentedKey},
@@ -113,17 +114,25 @@ async fn required(
     let mut api_key = None;
     for proof in &rule.require {
         let result = match proof {
-            Proof::Mtls => certificate(verifier, rule, chain, now).map(|found| Some(Shown::Mtls(Box::new(found)))),
+            Proof::Mtls => certificate(verifier, rule, chain, now)
+                .map(|found| Some(Shown::Mtls(Box::new(found))))
+                .map_err(|problem| (Checked::Mtls, problem)),
             Proof::Token => token(verifier, rule, chain, asked, target.as_ref(), now).await.map(Some),
-            Proof::ApiKey => presented_key(asked.headers).map(|key| {
-                api_key = Some(key);
-                None
-            }),
+            Proof::ApiKey => match presented_key(asked.headers) {
+                Ok(key) => {
+                    api_key = Some(key);
+                    Ok(None)
+                }
+                Err(problem) => Err((Checked::ApiKey, problem)),
+            },
             Proof::Cgroup | Proof::Node | Proof::Approval => Ok(None),
         };
         match result {
             Ok(proven) => shown.extend(proven),
-            Err(problem) => return Err(Failed { problem: *problem, shown }),
+            Err((refused, problem)) => {
+                verifier.counts.refused(refused, &problem.reason, &shown);
+                return Err(Failed { problem: *problem, shown });
+            }
         }
     }
     Ok(Proven { shown, api_key })
@@ -179,28 +188,33 @@ async fn token(
     asked: &Asked<'_>,
     target: Option<&Target>,
     now: Timestamp,
-) -> Result<Shown, Refused> {
-    let misconfigured = || Problem::forbidden("rule_not_grantable", "the rule does not say which token");
+) -> Result<Shown, (Checked, Refused)> {
+    let refused = |problem: Refused| (Checked::Token, problem);
+    let misconfigured =
+        || refused(Problem::forbidden("rule_not_grantable", "the rule does not say which token").into());
     let requirement = rule.token.as_ref().ok_or_else(misconfigured)?;
     let issuer = verifier.issuers.get(requirement.issuer).ok_or_else(misconfigured)?;
     let values: Vec<&[u8]> = asked.headers.get_all(header::AUTHORIZATION).iter().map(|v| v.as_bytes()).collect();
-    let challenge = |problem: Problem| Box::new(problem.with(header::WWW_AUTHENTICATE, &bearer(None)));
+    let challenge = |problem: Problem| refused(Box::new(problem.with(header::WWW_AUTHENTICATE, &bearer(None))));
     let credentials =
         scheme::parse(&values).map_err(|error| challenge(Problem::unauthorized(error.reason(), error.to_string())))?;
-    let verified = verify(verifier, issuer, requirement, &rule.name, credentials.token, now).await?;
+    let verified = verify(verifier, issuer, requirement, &rule.name, credentials.token, now).await.map_err(refused)?;
     let met = in_right_hands(verifier, &verified, credentials, chain, asked, target, requirement.bound, now).map_err(
         |error| {
             let oauth = error.oauth_error();
             let problem = Problem::unauthorized(error.reason(), error.to_string());
-            Box::new(match error {
-                AccessError::Binding(_) => problem.with(header::WWW_AUTHENTICATE, &bearer(Some(oauth))),
+            match error {
+                AccessError::Binding(_) => {
+                    refused(Box::new(problem.with(header::WWW_AUTHENTICATE, &bearer(Some(oauth)))))
+                }
                 AccessError::Dpop(_) => {
                     let problem = problem.with(header::WWW_AUTHENTICATE, &dpop_challenge(oauth));
                     // RFC 9449, 8: the next proof has to carry it.
                     let nonce = lock(verifier.nonces()).issue(now);
-                    if oauth == "use_dpop_nonce" { problem.with(DPOP_NONCE, &nonce) } else { problem }
+                    let problem = if oauth == "use_dpop_nonce" { problem.with(DPOP_NONCE, &nonce) } else { problem };
+                    (Checked::Dpop, Box::new(problem))
                 }
-            })
+            }
         },
     )?;
     let bound = [(met.certificate, Binding::Certificate), (met.dpop, Binding::Dpop)];
@@ -233,6 +247,7 @@ pub async fn verify(
 ) -> Result<Arc<VerifiedToken>, Refused> {
     let key = Digest::of(format!("{}\n{}\n{rule}\n{token}", issuer.policy.name, issuer.policy.issuer).as_bytes());
     if let Some(found) = verifier.remembered(&key, now) {
+        verifier.counts.cached_token();
         return Ok(found);
     }
     let expected = Expected {
@@ -256,7 +271,9 @@ pub async fn verify(
                 }
             })?
         }
-        Method::Introspection { url, client } => ask_issuer(issuer, url, client, token, &expected, now).await?,
+        Method::Introspection { url, client } => {
+            ask_issuer(verifier, issuer, url, client, token, &expected, now).await?
+        }
         Method::Unusable(_) => {
             let message = "the issuer's settings are wrong; the log says how";
             return Err(Box::new(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "issuer_misconfigured", message)));
@@ -285,6 +302,7 @@ fn with_published(
 }
 
 async fn ask_issuer(
+    verifier: &Verifier,
     issuer: &Issuer,
     url: &str,
     auth: &introspection::ClientAuth,
@@ -300,8 +318,21 @@ async fn ask_issuer(
         |error: FetchError| Box::new(Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.reason(), error.to_string()));
     let request = introspection::request(token, auth).map_err(refused)?;
     let client = issuer.client.as_ref().ok_or_else(|| failed(FetchError::Url(url.to_owned())))?;
-    let answer = fetch::introspect(client, url, issuer.allow_private, request).await.map_err(failed)?;
-    introspection::verify(token, &answer, &issuer.policy, expected, TOKEN_CACHE, now).map_err(refused)
+    let answer = fetch::introspect(client, url, issuer.allow_private, request).await;
+    let verified = answer.map(|answer| {
+        introspection::verify(token, &answer, &issuer.policy, expected, TOKEN_CACHE, now).map_err(refused)
+    });
+    verifier.counts.fetch(
+        &issuer.policy.name,
+        Fetched::Introspection,
+        match &verified {
+            // Whatever it says of the token is an answer, if it can be read.
+            Ok(Err(problem)) if problem.reason == "introspection_malformed" => &problem.reason,
+            Ok(_) => OK,
+            Err(error) => error.reason(),
+        },
+    );
+    verified.map_err(failed)?
 }
 
 /// Whether who presents the token has the keys that it is bound to; a DPoP proof is good for this request only.

@@ -19,12 +19,12 @@ use tokio::{
     net::{TcpStream, UnixStream},
     time::timeout,
 };
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tower::ServiceExt;
 
 use super::{Shared, api::Session};
 use crate::{
-    daemon::admin::first_byte,
+    daemon::{admin::first_byte, metrics::results::OK},
     ipc::{Caller, Connection, FromControl},
 };
 
@@ -118,6 +118,24 @@ async fn serve_tls(
     connection: Connection,
     caller: Caller,
 ) -> Result<(), ServeError> {
+    let shaken = shake_hands(shared, stream, &caller).await;
+    shared.counts.handshake(match &shaken {
+        Ok(_) => OK,
+        Err(error) => error.reason().unwrap_or("unavailable"),
+    });
+    let stream = shaken?;
+    let (_, tls) = stream.get_ref();
+    let chain: Vec<CertificateDer<'static>> =
+        tls.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let session = Session::new(shared.clone(), connection, caller, chain);
+    serve_http(router, stream, session).await
+}
+
+async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Shared,
+    stream: S,
+    caller: &Caller,
+) -> Result<TlsStream<S>, ServeError> {
     let verifier = shared.verifier().ok_or(ServeError::NoSettings)?;
     let config = verifier.tls().ok_or(ServeError::NoSettings)?;
     let is_remote = matches!(caller, Caller::Remote { .. });
@@ -130,12 +148,7 @@ async fn serve_tls(
         }
         start.into_stream(config).await.map_err(ServeError::Tls)
     };
-    let stream = timeout(HANDSHAKE, handshake).await.map_err(|_| ServeError::SlowHandshake)??;
-    let (_, tls) = stream.get_ref();
-    let chain: Vec<CertificateDer<'static>> =
-        tls.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
-    let session = Session::new(shared.clone(), connection, caller, chain);
-    serve_http(router, stream, session).await
+    timeout(HANDSHAKE, handshake).await.map_err(|_| ServeError::SlowHandshake)?
 }
 
 async fn serve_http(

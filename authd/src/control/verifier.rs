@@ -17,13 +17,14 @@ use rustls::{
 };
 
 use super::{
+    counts::Counts,
     fetch::{self, Published},
     listed::Chains,
 };
 use crate::{
     daemon::{control::network_of, settings::SERVER_AUTHORITIES},
     digest::Digest,
-    ipc::{Caller, Settings},
+    ipc::{Caller, Ending, Settings},
     policy::{
         diagnostic::Source,
         load::texts,
@@ -36,7 +37,7 @@ use crate::{
         jwk::KeySet,
         jwks_cache,
         jwt::{IssuerPolicy, VerifiedToken},
-        x509::{bundle, crl, verifier::Possession},
+        x509::{bundle, crl, leaf::Certificate, verifier::Possession},
     },
 };
 
@@ -105,11 +106,14 @@ pub struct Verifier {
     tls: Option<Arc<ServerConfig>>,
     /// The listener's own certificate, which says by which names it is called.
     own: Option<CertificateDer<'static>>,
+    /// When the first certificate of the listener's configured chain ends.
+    own_end: Option<Timestamp>,
     memory: Arc<Memory>,
+    pub counts: Arc<Counts>,
 }
 
 impl Verifier {
-    pub fn new(settings: Settings, before: Option<&Self>) -> Self {
+    pub fn new(settings: Settings, before: Option<&Self>, counts: Arc<Counts>) -> Self {
         let sources = settings.sources.iter();
         let sources = sources.map(|(name, text)| Source { name: name.as_str().into(), text: text.as_str().into() });
         // Dataplane has it in force, so it is one.
@@ -120,7 +124,8 @@ impl Verifier {
         };
         let authorities = model.authorities.iter().map(|authority| read_authority(authority, &file)).collect();
         let roots = settings.files.get(SERVER_AUTHORITIES).and_then(|text| STANDARD.decode(text).ok());
-        let issuers = model.issuers.iter().map(|issuer| read_issuer(issuer, &file, roots.as_deref(), before)).collect();
+        let issuer = |issuer| read_issuer(issuer, &file, roots.as_deref(), before, &counts);
+        let issuers = model.issuers.iter().map(issuer).collect();
         let memory = before.map_or_else(Memory::new, |before| before.memory.clone());
         // What was accepted under other settings may not be under these.
         lock(&memory.tokens).clear();
@@ -131,7 +136,20 @@ impl Verifier {
                 (None, None)
             }
         };
-        Self { model, authorities, issuers, tls, own, memory }
+        let own_end = settings.identity.as_ref().and_then(|identity| first_end(&identity.certificates));
+        Self { model, authorities, issuers, tls, own, own_end, memory, counts }
+    }
+
+    /// When certificates and lists end, of which somebody has to bring the next one in time.
+    pub fn ends(&self) -> Vec<(Ending, Option<Timestamp>)> {
+        let of_authorities = self.model.authorities.iter().zip(&self.authorities).flat_map(|(named, read)| {
+            let authority = || named.name.clone();
+            let anchors = read.iter().flat_map(|read| read.anchors());
+            let bundle = anchors.map(|anchor| anchor.certificate.not_after).min();
+            let lists = read.as_ref().and_then(bundle::Authority::crls_due);
+            [(Ending::Bundle { authority: authority() }, bundle), (Ending::Lists { authority: authority() }, lists)]
+        });
+        of_authorities.chain([(Ending::Listener, self.own_end)]).collect()
     }
 
     /// Starts what runs by itself: fetching keys. They stop with the last view that has them.
@@ -254,7 +272,19 @@ fn read_authority(authority: &model::Authority, file: ReadFile<'_>) -> Option<bu
     Some(bundle::Authority::new(name.clone(), anchors, authority.trust_domain.clone(), lists, authority.crl))
 }
 
-fn read_issuer(issuer: &model::Issuer, file: ReadFile<'_>, roots: Option<&[u8]>, before: Option<&Verifier>) -> Issuer {
+/// When the first of some certificates in PEM ends.
+fn first_end(pem: &str) -> Option<Timestamp> {
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).flatten();
+    certificates.filter_map(|der| Certificate::read(&der).ok()).map(|certificate| certificate.not_after).min()
+}
+
+fn read_issuer(
+    issuer: &model::Issuer,
+    file: ReadFile<'_>,
+    roots: Option<&[u8]>,
+    before: Option<&Verifier>,
+    counts: &Arc<Counts>,
+) -> Issuer {
     let policy = issuer.policy();
     let allow_private = issuer.allow_private;
     let made = |method, client| Issuer { policy: policy.clone(), method, client, allow_private };
@@ -272,14 +302,18 @@ fn read_issuer(issuer: &model::Issuer, file: ReadFile<'_>, roots: Option<&[u8]>,
         TokenCheck::Jwt { keys: Keys::Url(url), .. } => {
             let known = before.and_then(|before| {
                 before.issuers.iter().find_map(|known| match &known.method {
-                    Method::Published(published) if published.is_of(url, allow_private) => Some(published.clone()),
+                    Method::Published(published) if published.is_of(&issuer.name, url, allow_private) => {
+                        Some(published.clone())
+                    }
                     _ => None,
                 })
             });
             match (known, client(fetch::For::Keys)) {
                 (Some(known), _) => made(Method::Published(known), None),
                 (None, Ok(client)) => {
-                    let published = Published::new(url.clone(), allow_private, client, jwks_cache::Settings::default());
+                    let (name, counts, settings) =
+                        (issuer.name.clone(), counts.clone(), jwks_cache::Settings::default());
+                    let published = Published::new(name, url.clone(), allow_private, client, settings, counts);
                     made(Method::Published(Arc::new(published)), None)
                 }
                 (None, Err(error)) => unusable(error.to_string()),

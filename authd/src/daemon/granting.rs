@@ -121,8 +121,9 @@ impl Daemon {
     /// Gives a grant, or says why not. Either is on record.
     pub fn grant(&mut self, who: &Who, wanted: Wanted) -> Result<Granted, Refusal> {
         let rule = wanted.rule.clone();
-        let mut proofs = wanted.proofs.clone();
+        let mut proofs = believed(&wanted);
         let result = self.give(who, wanted, &mut proofs);
+        self.metrics.decided(&proofs, result.as_ref().err());
         let (event, reason) = match &result {
             Ok(_) => ("grant_issued", None),
             Err(refusal) => ("grant_refused", Some(refusal.reason.clone())),
@@ -151,8 +152,6 @@ impl Daemon {
         if !terms::may_ask(rule, model, known.claimant.borrow()) {
             return Err(refusal("rule_not_for_caller", "the rule is not about this caller"));
         }
-        // Control cannot vouch for an API key: what it says of one is replaced by what is found here.
-        proofs.retain(|shown| shown.kind() != Proof::ApiKey);
         if let Some(key) = &wanted.api_key {
             let trust = self.trust.as_mut().map_err(|error| refusal("store_unusable", error))?;
             let (from, workload) = match (&known.holder, who) {
@@ -215,8 +214,9 @@ impl Daemon {
     /// Whether a request that a proxy received may pass: the same question as for a grant, about whoever the proofs name.
     pub fn forward(&mut self, proxy: &Who, wanted: Wanted, request: String) -> Result<(), Refusal> {
         let rule = wanted.rule.clone();
-        let mut proofs = wanted.proofs.clone();
+        let mut proofs = believed(&wanted);
         let result = self.may_pass(proxy, &wanted, &mut proofs);
+        self.metrics.decided(&proofs, result.as_ref().err());
         let reason = result.as_ref().err().map(|refusal| refusal.reason.clone());
         self.forwarded(proxy, rule, reason, &proofs, request);
         result
@@ -235,7 +235,6 @@ impl Daemon {
         if !rule.to.iter().any(offers) {
             return Err(refusal("proxy_not_allowed", "the workload offers no service of the rule"));
         }
-        proofs.retain(|shown| shown.kind() != Proof::ApiKey);
         if let Some(key) = &wanted.api_key {
             let trust = self.trust.as_mut().map_err(|error| refusal("store_unusable", error))?;
             proofs.push(Shown::ApiKey(trust.check_key(now, key, None, &rule.name, None)?));
@@ -281,6 +280,7 @@ impl Daemon {
     pub fn revoke(&mut self, what: Revoked, by: u32, text: &str) -> Result<Effect, String> {
         let ids = self.ledger.by_name.get(&what).cloned().unwrap_or_default();
         let effect = self.end_grants(&ids, "grant_revoked", Some(&what));
+        self.metrics.revoked(&effect);
         let mut record = Record::about("revoked", format!("{what}: {text}"));
         record.uid = Some(by);
         record.count = Some(effect.grants as u64);
@@ -586,6 +586,11 @@ impl Daemon {
         }
         self.report(record);
     }
+}
+
+/// Control cannot vouch for an API key: what it says of one is replaced by what is found here.
+fn believed(wanted: &Wanted) -> Vec<Shown> {
+    wanted.proofs.iter().filter(|shown| shown.kind() != Proof::ApiKey).cloned().collect()
 }
 
 fn rule_named<'a>(model: &'a Model, name: &str) -> Result<&'a Rule, Refusal> {

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod control;
 pub mod granting;
 mod keys;
+pub mod metrics;
 pub mod names;
 pub mod settings;
 pub mod state;
@@ -38,6 +39,7 @@ use self::{
     candidate::{Candidate, Prepared},
     cgroupfs::{Base, CgroupError},
     granting::Ledger,
+    metrics::Metrics,
     names::{Directory, Resolver},
     state::{Persistent, State, StateError},
     status::GrantTotals,
@@ -120,6 +122,7 @@ pub struct Daemon {
     trust: Result<Trust, StoreError>,
     ledger: Ledger,
     totals: GrantTotals,
+    metrics: Metrics,
     /// Whether control serves callers.
     control_ready: bool,
     base: Base,
@@ -175,6 +178,7 @@ impl Daemon {
             trust,
             ledger,
             totals: GrantTotals::default(),
+            metrics: Metrics::default(),
             control_ready: false,
             base,
             writer,
@@ -287,6 +291,7 @@ impl Daemon {
         self.state.keep_policy(&prepared.sources)?;
         self.persistent = persistent;
         self.directory.learn(&prepared.model, &prepared.registry);
+        self.metrics.retain(&prepared.model);
         self.active = Active { prepared, patterns, since: Timestamp::now() };
         self.report_loaded(&loaded);
         self.review_grants();
@@ -592,6 +597,7 @@ impl Daemon {
             flows: self.flows,
             grants: GrantTotals { live: self.ledger.grants.len() as u64, ..self.totals },
             control_ready: self.control_ready,
+            control: self.metrics.clone(),
             events: Events {
                 made: totals.next,
                 lost: totals.lost,

@@ -7,6 +7,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::metrics::Metrics;
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
@@ -34,6 +36,8 @@ pub struct Status {
     pub grants: GrantTotals,
     /// Whether callers can show their proofs now.
     pub control_ready: bool,
+    /// What became of callers and their proofs.
+    pub control: Metrics,
     pub events: Events,
     pub tables: BTreeMap<String, Fill>,
 }
@@ -115,10 +119,7 @@ impl Status {
     pub fn metrics(&self) -> String {
         let mut out = String::new();
         let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in samples {
-                let _ = writeln!(out, "{name}{labels} {value}");
-            }
+            family(&mut out, name, kind, help, samples)
         };
         let one = |value: u64| vec![(String::new(), value)];
         family("authd_policy_generation", "gauge", "Generation in force.", one(self.generation.into()));
@@ -162,7 +163,22 @@ impl Status {
         };
         family("authd_kernel_table_entries", "gauge", "Entries in a kernel table.", table(|f| f.entries));
         family("authd_kernel_table_capacity_entries", "gauge", "Room in a kernel table.", table(|f| f.capacity));
+        self.control.write(&mut out);
         out
+    }
+}
+
+/// A metric with its samples: labels, and a value.
+pub(super) fn family(
+    out: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    samples: impl IntoIterator<Item = (String, u64)>,
+) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (labels, value) in samples {
+        let _ = writeln!(out, "{name}{labels} {value}");
     }
 }
 

@@ -416,6 +416,8 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
         }
         FromControl::Forgotten { question } => forgetting.forgotten(control, question),
         FromControl::Listed { authority, certificate } => daemon.listed(&authority, certificate),
+        FromControl::Counted { counts } => daemon.counted(counts),
+        FromControl::Ends { ends } => daemon.ends(ends),
         FromControl::Closed { connection } => control.forget(connection),
     }
 }

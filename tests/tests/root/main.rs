@@ -9,6 +9,7 @@ mod kernel;
 mod keys;
 mod lifecycle;
 mod lists;
+mod metrics;
 mod modes;
 mod oauth;
 mod openssl;
@@ -62,6 +63,7 @@ fn main() {
         openssl::trials(),
         proxies::trials(),
         takeover::trials(),
+        metrics::trials(),
         sockets::trials(),
     ]
     .into_iter()

@@ -21,6 +21,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_taken_over_control_undoes_no_revocation", undoes_no_revocation),
         trial("a_taken_over_control_ends_grants_of_certificates_that_it_names", ends_what_it_names),
         trial("a_taken_over_control_that_talks_nonsense_is_ended", nonsense_ends_it),
+        trial("a_taken_over_control_puts_no_text_into_metrics", puts_no_text_into_metrics),
         trial("a_taken_over_control_can_do_nothing_to_the_node", can_do_nothing_to_the_node),
     ]
 }
@@ -198,6 +199,78 @@ fn nonsense_ends_it() -> Result<Verdict> {
     // Grants do not depend on it.
     scene.opens(ONE, 7101)?;
     scene.is_closed(TWO, 7101)?;
+    Ok(Verdict::Ran)
+}
+
+fn puts_no_text_into_metrics() -> Result<Verdict> {
+    let scene = taken_over()?;
+    let counts = |counts: Value| json!({ "message": "counted", "counts": counts }).to_string();
+    let say = |line: &str| scene.tells(TWO, line).map(drop);
+    let text = || {
+        let output = scene.daemon.command(&["status", "--prometheus"])?;
+        anyhow::Ok(String::from_utf8(output.stdout)?)
+    };
+    let sample = |name: &str| {
+        let text = text()?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok());
+        anyhow::Ok(value.unwrap_or_default())
+    };
+    let (good, other) = ("authd_tls_handshakes_total{result=\"ok\"}", "authd_tls_handshakes_total{result=\"other\"}");
+    // This is what it can do: count under names that exist.
+    let handshake = json!({ "counted": "handshake", "result": "ok" });
+    say(&counts(json!([[handshake, u32::MAX], [handshake, u32::MAX]])))?;
+    wait_until("the sum", || Ok(sample(good)? == 2 * u64::from(u32::MAX)))?;
+
+    // No name of its own, of nobody whom the policy does not have, and not a line more for all that it invents.
+    let evil = "x\"} 1\nauthd_invented{a=\"";
+    let mut invented = 0;
+    let invent = |number: u32| {
+        let name = format!("{evil}{number}");
+        json!([
+            [{ "counted": "handshake", "result": name }, 1],
+            [{ "counted": "proof", "proof": "token", "result": name }, 1],
+            [{ "counted": "proof", "proof": "api-key", "result": "accepted" }, 1],
+            [{ "counted": "fetch", "issuer": name, "kind": "jwks", "result": "ok" }, 1],
+            [{ "counted": "fetch", "issuer": "invented", "kind": "jwks", "result": "ok" }, 1],
+            [{ "counted": "fetch", "issuer": "corp", "kind": "introspection", "result": name }, 1],
+        ])
+    };
+    let ends = |number: u32| {
+        let name = format!("{evil}{number}");
+        let ends = json!([
+            [{ "ending": "bundle", "authority": name }, "9999-12-30T22:00:00Z"],
+            [{ "ending": "lists", "authority": "invented" }, "9999-12-30T22:00:00Z"],
+        ]);
+        json!({ "message": "ends", "ends": ends }).to_string()
+    };
+    let mut lines = 0;
+    for number in 0..20 {
+        say(&counts(invent(number)))?;
+        say(&ends(number))?;
+        invented += 1;
+        wait_until("it was heard", || Ok(sample(other)? == invented))?;
+        let now = text()?;
+        ensure!(number == 0 || now.lines().count() == lines, "{lines} lines were enough before: {now}");
+        ensure!(!now.contains("invented") && !now.contains("api-key\",result=\"accepted"), "{now}");
+        lines = now.lines().count();
+    }
+    // Nor an API key that it says was shown, with a request that dataplane refuses.
+    let key = json!({ "proof": "api-key", "id": "2e3n8nazzq", "name": "k", "not_after": "2099-01-01T00:00:00Z" });
+    scene.claim_is_refused(TWO, "no-such-rule", &json!([key]), "rule_unknown")?;
+    ensure!(!text()?.contains("api-key\",result=\"accepted"), "{}", text()?);
+
+    // A number that is none ends it, and what was counted stays.
+    for times in ["-1", "4294967296", "1.5", "1e400", "\"1\"", "null"] {
+        let before = scene.daemon.control_pid()?;
+        let handshake = r#"{"counted":"handshake","result":"ok"}"#;
+        say(&format!(r#"raw {{"message":"counted","counts":[[{handshake},{times}]]}}"#))?;
+        wait_until("another control process", || Ok(scene.daemon.control_pid().is_ok_and(|pid| pid != before)))?;
+        wait_until("it is ready", || Ok(scene.daemon.status()?.control_ready))?;
+    }
+    ensure!(sample(good)? == 2 * u64::from(u32::MAX) && sample(other)? == invented, "{}", text()?);
+    let file = scene.sandbox.directory().join("metrics.prom");
+    wait_until("the file", || Ok(std::fs::read_to_string(&file).is_ok_and(|text| text.contains(other))))?;
+    ensure!(!std::fs::read_to_string(&file)?.contains("invented"));
     Ok(Verdict::Ran)
 }
 

@@ -19,11 +19,14 @@ use reqwest::{
 };
 use tokio::sync::Notify;
 
-use super::verifier::lock;
-use crate::proofs::{
-    introspection,
-    jwk::KeySet,
-    jwks_cache::{Attempt, Input, JwksCache, KeysError, Settings},
+use super::{counts::Counts, verifier::lock};
+use crate::{
+    daemon::metrics::results::{Fetched, OK},
+    proofs::{
+        introspection,
+        jwk::KeySet,
+        jwks_cache::{Attempt, Input, JwksCache, KeysError, Settings},
+    },
 };
 
 const CONNECT: Duration = Duration::from_secs(3);
@@ -204,6 +207,8 @@ pub async fn introspect(
 
 /// The keys that an issuer publishes, kept fresh by a task of their own.
 pub struct Published {
+    /// The issuer's name in the policy.
+    issuer: String,
     url: String,
     allow_private: bool,
     client: Client,
@@ -214,13 +219,22 @@ pub struct Published {
     /// A fetch ended.
     arrived: Notify,
     begun: std::sync::Once,
+    counts: Arc<Counts>,
 }
 
 impl Published {
-    pub fn new(url: String, allow_private: bool, client: Client, settings: Settings) -> Self {
+    pub fn new(
+        issuer: String,
+        url: String,
+        allow_private: bool,
+        client: Client,
+        settings: Settings,
+        counts: Arc<Counts>,
+    ) -> Self {
         let fetch_timeout = settings.fetch_timeout;
         Self {
             fetch_timeout,
+            issuer,
             url,
             allow_private,
             client,
@@ -228,11 +242,12 @@ impl Published {
             wanted: Notify::new(),
             arrived: Notify::new(),
             begun: std::sync::Once::new(),
+            counts,
         }
     }
 
-    pub fn is_of(&self, url: &str, allow_private: bool) -> bool {
-        self.url == url && self.allow_private == allow_private
+    pub fn is_of(&self, issuer: &str, url: &str, allow_private: bool) -> bool {
+        self.issuer == issuer && self.url == url && self.allow_private == allow_private
     }
 
     pub fn keys(&self, now: Timestamp) -> Result<Arc<KeySet>, KeysError> {
@@ -280,21 +295,25 @@ impl Published {
         let fetched = self.fetch().await;
         let now = Timestamp::now();
         let mut cache = lock(&self.cache);
-        match fetched {
+        let result = match fetched {
             Ok((body, max_age)) => {
                 cache.handle(now, Input::Fetched { attempt, body: &body, max_age }, jitter());
-                if let (failures, Some(fault)) = cache.trouble()
-                    && failures > 0
-                {
-                    tracing::warn!(url = self.url, error = %fault, failures, "an issuer's keys");
+                match cache.trouble() {
+                    (failures, Some(fault)) if failures > 0 => {
+                        tracing::warn!(url = self.url, error = %fault, failures, "an issuer's keys");
+                        fault.reason()
+                    }
+                    _ => OK,
                 }
             }
             Err(error) => {
                 cache.handle(now, Input::Failed { attempt }, jitter());
                 let (failures, _) = cache.trouble();
                 tracing::warn!(url = self.url, %error, failures, "an issuer's keys");
+                error.reason()
             }
-        }
+        };
+        self.counts.fetch(&self.issuer, Fetched::Jwks, result);
     }
 }
 

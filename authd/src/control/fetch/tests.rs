@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::proofs::testing::Signer;
+use crate::{ipc::Counted, proofs::testing::Signer};
 
 /// A server of HTTP that answers each request with the next of some texts, the last one again and again.
 struct Server {
@@ -70,7 +70,8 @@ impl Server {
     fn published(&self) -> Arc<Published> {
         let short = Duration::from_millis(500);
         let settings = Settings { fetch_timeout: short, retry_first: short, ..Settings::default() };
-        let published = Published::new(self.url.clone(), true, client(For::Keys, true, None).unwrap(), settings);
+        let client = client(For::Keys, true, None).unwrap();
+        let published = Published::new("corp".to_owned(), self.url.clone(), true, client, settings, Arc::default());
         let published = Arc::new(published);
         keep_fresh(&published);
         published
@@ -93,23 +94,29 @@ async fn first(published: &Published) -> Result<(), &'static str> {
 async fn an_issuer_that_is_down_slow_huge_or_wrong_has_no_keys() {
     let server = Server::start(vec![ok(&keys())]).await;
     assert_eq!(first(&server.published()).await, Ok(()));
-    for (what, reply) in [
-        ("an error", status("500 Internal Server Error")),
-        ("no such page", status("404 Not Found")),
-        ("no content", status("204 No Content")),
-        ("a redirect to nowhere", status("302 Found")),
-        ("a body without end", Reply::Endless),
-        ("silence", Reply::Silence),
-        ("a closed connection", Reply::Closed),
-        ("a page for people", ok("<html>Welcome</html>")),
-        ("no keys", ok("{\"keys\":[]}")),
-        ("a private key", ok(&json!({ "keys": [{ "kty": "EC", "crv": "P-256", "d": "AA" }] }).to_string())),
-        ("half an answer", Reply::Text(format!("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{}", keys()))),
-        ("no HTTP", Reply::Text("SSH-2.0-OpenSSH_9.2\r\n".to_owned())),
+    let half = Reply::Text(format!("HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{}", keys()));
+    let private = json!({ "keys": [{ "kty": "EC", "crv": "P-256", "d": "AA" }] }).to_string();
+    for (what, reply, result) in [
+        ("an error", status("500 Internal Server Error"), "issuer_bad_status"),
+        ("no such page", status("404 Not Found"), "issuer_bad_status"),
+        ("no content", status("204 No Content"), "issuer_bad_status"),
+        ("a redirect to nowhere", status("302 Found"), "issuer_bad_status"),
+        ("a body without end", Reply::Endless, "issuer_answer_oversize"),
+        ("silence", Reply::Silence, "issuer_unreachable"),
+        ("a closed connection", Reply::Closed, "issuer_unreachable"),
+        ("a page for people", ok("<html>Welcome</html>"), "json_syntax"),
+        ("no keys", ok("{\"keys\":[]}"), "jwks_no_usable_key"),
+        ("a private key", ok(&private), "jwks_private_material"),
+        ("half an answer", half, "issuer_unreachable"),
+        ("no HTTP", Reply::Text("SSH-2.0-OpenSSH_9.2\r\n".to_owned()), "issuer_unreachable"),
     ] {
         let server = Server::start(vec![reply]).await;
-        assert_eq!(first(&server.published()).await, Err("keys_unavailable"), "{what}");
+        let published = server.published();
+        assert_eq!(first(&published).await, Err("keys_unavailable"), "{what}");
         assert!(server.asked() >= 1, "{what}");
+        let fetch = Counted::Fetch { issuer: "corp".to_owned(), kind: Fetched::Jwks, result: result.to_owned() };
+        assert_eq!(published.counts.seen(), [fetch], "{what}");
+        assert_eq!(Fetched::Jwks.result(result), result, "{what}");
     }
     // Nobody listens at all.
     let server = Server { url: "http://127.0.0.1:1/keys".to_owned(), asked: Arc::default() };

@@ -1,6 +1,6 @@
 //! A token check as control does it, against the bare check of the same signature with the same library.
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use authd::{
@@ -61,7 +61,7 @@ pub fn run(quick: bool) -> Result<Vec<Comparison>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut results = Vec::new();
     for signer in [Signer::es256()?, Signer::rs256()?, Signer::ed25519()?] {
-        let verifier = Verifier::new(signer.settings(), None);
+        let verifier = Verifier::new(signer.settings(), None, Arc::default());
         let token = signer.token()?;
         let (signed, signature) = token.rsplit_once('.').context("a token")?;
         let signature = base64url::decode(signature).ok().context("a signature")?;
