@@ -183,6 +183,14 @@ fn go_first() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
+/// This thread runs as soon as it has something to do, which is little. Others finish their time slice first, even if what
+/// they do then has nothing to do with it.
+fn notice_at_once() {
+    let first = libc::sched_param { sched_priority: 1 };
+    // SAFETY: reads the structure; 0 is the calling thread. Where it is not permitted, this thread waits as others do.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const first) };
+}
+
 /// Sends on an instance's UDP connection without a pause, and waits for all its connections to die.
 fn watch(flows: &[&Flow]) -> Result<()> {
     let udp = flows.first().context("such an instance")?;
@@ -203,7 +211,7 @@ fn watch(flows: &[&Flow]) -> Result<()> {
                 }
             }
         });
-        go_first();
+        notice_at_once();
         say(&Outcome { ok: true, detail: serde_json::to_string(&ends)?, ..Outcome::default() });
         let mut aborted = Vec::new();
         while aborted.len() < flows.len() && begun.elapsed() < PATIENCE {
