@@ -76,7 +76,7 @@ algorithms = ["ES256"]
 allow_private = true
 "#
     );
-    let rule = |name: &str, port: u16, proof: &str, more: &str| {
+    let rule = |name: &str, port: u16, proofs: &str, more: &str| {
         format!(
             r#"
 [[service]]
@@ -87,7 +87,7 @@ ports = ["tcp/{port}"]
 name = "{name}"
 from = ["one", "two"]
 to = ["{name}"]
-require = ["{proof}"]
+require = [{proofs}]
 {more}
 "#
         )
@@ -104,6 +104,20 @@ cgroup = "/callers/one"
 name = "two"
 kind = "service"
 cgroup = "/callers/two"
+[[workload]]
+name = "proxy"
+kind = "service"
+cgroup = "/proxies"
+[[service]]
+name = "forwarded"
+workload = "proxy"
+ports = ["tcp/7107"]
+[[rule]]
+name = "forwarded"
+from = ["any"]
+to = ["forwarded"]
+require = ["token"]
+token = { issuer = "published", audience = "ledger" }
 [[authority]]
 name = "ca"
 bundle = "ca.crt"
@@ -111,11 +125,12 @@ crl_files = ["ca.crl"]
 trust_domain = "example.org"
 "#,
         &issuers,
-        &rule("token", 7101, "token", &token("published")),
-        &rule("certificate", 7102, "mtls", ""),
-        &rule("key", 7103, "api-key", ""),
-        &rule("asked", 7104, "token", &token("asked")),
-        &rule("down", 7105, "token", &token("down")),
+        &rule("token", 7101, "\"token\"", &token("published")),
+        &rule("certificate", 7102, "\"mtls\"", ""),
+        &rule("key", 7103, "\"api-key\"", ""),
+        &rule("asked", 7104, "\"token\"", &token("asked")),
+        &rule("both", 7106, "\"mtls\", \"token\"", &token("published")),
+        &rule("down", 7105, "\"token\"", &token("down")),
     ]
     .concat()
 }
@@ -247,10 +262,10 @@ impl Scene {
         self.shows(ONE, rule, &["--token-file", &file], reason)
     }
 
-    fn shows_certificate(&self, authority: &Authority, name: &str, reason: &str) -> Result<()> {
+    fn shows_certificate(&self, rule: &str, authority: &Authority, name: &str, reason: &str) -> Result<()> {
         authority.issue_spiffe(self.sandbox.directory(), name, &format!("spiffe://example.org/{name}"))?;
         let path = |end: &str| self.sandbox.directory().join(format!("{name}.{end}")).display().to_string();
-        self.shows(ONE, "certificate", &["--cert", &path("pem"), "--key", &path("key")], reason).map(drop)
+        self.shows(ONE, rule, &["--cert", &path("pem"), "--key", &path("key")], reason).map(drop)
     }
 
     /// A connection to the listener that begins like this; its end, from the other side.
@@ -340,10 +355,12 @@ fn metrics_tell_what_became_of_callers() -> Result<Verdict> {
     scene.connects(b"GET / HTTP/1.1\r\nHost: a-callers-text\r\n\r\n")?;
     scene.connects(&[22])?;
 
-    scene.shows_certificate(&scene.authority, "one", "")?;
-    scene.shows_certificate(&Authority::new("stranger")?, "one", "unknown_issuer")?;
+    scene.shows_certificate("certificate", &scene.authority, "one", "")?;
+    scene.shows_certificate("certificate", &Authority::new("stranger")?, "one", "unknown_issuer")?;
     // Which is found by dataplane.
-    scene.shows_certificate(&scene.authority, "two", "certificate_not_allowed")?;
+    scene.shows_certificate("certificate", &scene.authority, "two", "certificate_not_allowed")?;
+    // One proof is good, and the other one lacks.
+    scene.shows_certificate("both", &scene.authority, "one", "authorization_missing")?;
     scene.shows(ONE, "certificate", &[], "certificate_missing")?;
 
     let good = scene.issuer.token(&json!({ "jti": "the-id-of-a-token" }))?;
@@ -355,6 +372,14 @@ fn metrics_tell_what_became_of_callers() -> Result<Verdict> {
     let over = scene.issuer.token(&json!({ "iat": 1_699_999_000, "exp": 1_700_000_000 }))?;
     scene.shows_token("token", &over, "token_expired")?;
     scene.shows_token("down", &good, "keys_unavailable")?;
+    // The same token in a request that a proxy asks about.
+    let request = format!(
+        "GET /v1/forward-auth/nginx/forwarded HTTP/1.1\r\nHost: a\r\nX-Original-Method: GET\r\nX-Original-URI: /\r\n\
+         Authorization: Bearer {good}\r\nConnection: close\r\n\r\n"
+    );
+    let socket = scene.sandbox.directory().join("workload.sock").display().to_string();
+    let forwarded = scene.sandbox.probe("/proxies", &["say", &socket, &request])?;
+    ensure!(forwarded.detail.starts_with("HTTP/1.1 200"), "{forwarded:?}");
     secrets.extend([good.clone(), signature.to_owned(), forged, over, "the-id-of-a-token".to_owned()]);
 
     // A DPoP proof: the first one lacks a nonce, and the second one comes with a token that is remembered.
@@ -392,7 +417,6 @@ fn metrics_tell_what_became_of_callers() -> Result<Verdict> {
     // A grant that is given back is no revocation, and a revocation of what nothing rests on is not measured.
     let id = own["id"].as_str().with_context(|| own.to_string())?;
     let request = format!("DELETE /v1/grants/{id} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    let socket = scene.sandbox.directory().join("workload.sock").display().to_string();
     let returned = scene.sandbox.probe(ONE, &["say", &socket, &request])?;
     ensure!(returned.detail.contains("204"), "{returned:?}");
     ensure!(scene.revoke(&["cert", &"00".repeat(32)])?["grants"] == 0);
@@ -415,15 +439,16 @@ fn metrics_tell_what_became_of_callers() -> Result<Verdict> {
     scene.shows_token("token", &good, "token_revoked")?;
 
     let mut counted = vec![
-        ("authd_tls_handshakes_total{result=\"ok\"}", "4"),
+        ("authd_tls_handshakes_total{result=\"ok\"}", "5"),
         ("authd_tls_handshakes_total{result=\"wrong_server_name\"}", "1"),
         ("authd_tls_handshakes_total{result=\"handshake_failed\"}", "1"),
         ("authd_tls_handshakes_total{result=\"handshake_timeout\"}", "1"),
-        ("authd_proof_checks_total{proof=\"mtls\",result=\"accepted\"}", "1"),
+        ("authd_proof_checks_total{proof=\"mtls\",result=\"accepted\"}", "2"),
         ("authd_proof_checks_total{proof=\"mtls\",result=\"unknown_issuer\"}", "1"),
         ("authd_proof_checks_total{proof=\"mtls\",result=\"certificate_not_allowed\"}", "1"),
         ("authd_proof_checks_total{proof=\"mtls\",result=\"certificate_missing\"}", "1"),
-        ("authd_proof_checks_total{proof=\"token\",result=\"accepted\"}", "4"),
+        ("authd_proof_checks_total{proof=\"token\",result=\"accepted\"}", "5"),
+        ("authd_proof_checks_total{proof=\"token\",result=\"authorization_missing\"}", "1"),
         ("authd_proof_checks_total{proof=\"token\",result=\"signature_invalid\"}", "1"),
         ("authd_proof_checks_total{proof=\"token\",result=\"token_expired\"}", "1"),
         ("authd_proof_checks_total{proof=\"token\",result=\"keys_unavailable\"}", "1"),
@@ -460,8 +485,13 @@ fn metrics_tell_what_became_of_callers() -> Result<Verdict> {
     scene.daemon.wait_for("its end", |r| r.event == "control_ended")?;
     wait_until("another control process", || Ok(scene.daemon.status()?.control_ready))?;
     ensure!(scene.daemon.control_pid()? != child && scene.handshake(NAME)?);
-    counted[0].1 = "5";
-    counted[22].1 = "2";
+    for (name, sum) in &mut counted {
+        match *name {
+            "authd_tls_handshakes_total{result=\"ok\"}" => *sum = "6",
+            "authd_fetches_total{issuer=\"published\",kind=\"jwks\",result=\"ok\"}" => *sum = "2",
+            _ => {}
+        }
+    }
     scene.wait_for("the sums", &COUNTED, &counted)?;
 
     // Files that change, and one that cannot be read any more.
