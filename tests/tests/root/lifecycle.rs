@@ -185,6 +185,7 @@ fn a_restart_needs_no_second_room() -> Result<Verdict> {
     let mut daemon = sandbox.start()?;
     let cells = daemon.status()?.tables.into_iter().find(|t| t.0 == "cells").map(|t| t.1.entries);
     ensure!(cells > Some(32), "the policy fills more than half: {cells:?}");
+    daemon.wait_for("the policy", |r| r.event == "policy_loaded")?;
     daemon.kill_hard()?;
     let daemon = sandbox.start()?;
     ensure!(daemon.status()?.last_reload.ok && sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?.ok);
