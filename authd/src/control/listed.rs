@@ -47,7 +47,8 @@ impl Name {
 
 type Chain = Arc<[CertificateDer<'static>]>;
 
-/// Chains, each until the last of its grants ends.
+/// Chains, each until the last of its grants ends. One for each certificate, the first: more of them would let a caller fill
+/// the room of others with chains that he makes up around his certificate.
 #[derive(Default)]
 pub struct Chains {
     live: HashMap<Name, (Chain, Timestamp)>,

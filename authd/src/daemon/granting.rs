@@ -310,7 +310,8 @@ impl Daemon {
             |id: &&Id| self.ledger.grants.get(id).is_some_and(|live| live.given.proofs.iter().any(is_vouched_for));
         let ids: Vec<Id> = self.ledger.by_name.get(&name).into_iter().flatten().filter(rests).copied().collect();
         if !ids.is_empty() {
-            self.end_grants(&ids, "grant_revoked", Some(&name));
+            let effect = self.end_grants(&ids, "grant_revoked", Some(&name));
+            self.metrics.revoked(&effect);
         }
     }
 

@@ -93,6 +93,8 @@ fn a_new_list_ends_what_rests_on_it() -> Result<Verdict> {
     ensure!(record.reason.as_deref() == Some("certificate_revoked"), "{record:?}");
     ensure!(record.remote_address == Some(one.address) && record.proofs[0].serial.is_some(), "{record:?}");
     ensure!(one.asks(&scene)?.contains("certificate_revoked"));
+    let metrics = String::from_utf8(scene.daemon.command(&["status", "--prometheus"])?.stdout)?;
+    ensure!(metrics.contains("\nauthd_revocation_seconds_count 1\n"), "{metrics}");
     ensure!(two.goes_on()? && ended()?.len() == 1, "{:?}", ended()?);
     ensure!(two.asks(&scene)?.starts_with("HTTP/1.1 201"));
 
