@@ -1,11 +1,15 @@
 //! A network namespace of one's own, with its loopback up.
 
 use std::{
+    fs::File,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::Command,
+    thread,
 };
 
 use anyhow::{Result, bail};
+use nix::sched::{CloneFlags, setns};
 
 pub struct Netns {
     name: String,
@@ -27,6 +31,16 @@ impl Netns {
     /// `ip` with arguments, inside.
     pub fn ip(&self, arguments: &[&str]) -> Result<()> {
         ip(&[&["-n", &self.name], arguments].concat())
+    }
+
+    /// Does something inside, on a thread of its own: the calling one stays where it is.
+    pub fn within<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let netns = File::open(&self.path)?;
+        let inside = move || {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+            action()
+        };
+        thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
     /// Joins two namespaces with a pair of interfaces, each with its addresses.

@@ -103,7 +103,12 @@ impl Authority {
 
     /// Its revocation list (RFC 5280, 5), in PEM, with some serial numbers.
     pub fn list(&self, serials: &[Vec<u8>]) -> Result<String> {
-        let long_ago = rcgen::date_time_ymd(2020, 1, 1);
+        self.list_until(serials, 2100)
+    }
+
+    /// One that is due for an update with the beginning of a year.
+    pub fn list_until(&self, serials: &[Vec<u8>], year: i32) -> Result<String> {
+        let long_ago = date_time_ymd(2020, 1, 1);
         let revoked_certs = serials.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from_slice(serial),
             revocation_time: long_ago,
@@ -112,7 +117,7 @@ impl Authority {
         });
         let params = CertificateRevocationListParams {
             this_update: long_ago,
-            next_update: rcgen::date_time_ymd(2100, 1, 1),
+            next_update: date_time_ymd(year, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),
@@ -123,19 +128,6 @@ impl Authority {
 
     pub fn pem(&self) -> String {
         self.issuer.pem()
-    }
-
-    /// A list of all that it revoked, which is nothing, in PEM. It is due for an update with the beginning of a year.
-    pub fn revocation_list(&self, due: i32) -> Result<String> {
-        let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(due, 1, 1),
-            crl_number: 1.into(),
-            issuing_distribution_point: None,
-            revoked_certs: Vec::new(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     /// Writes `NAME.pem` and `NAME.key` into a directory. Returns the certificate's SHA-256.

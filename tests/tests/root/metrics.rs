@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{
@@ -145,7 +145,7 @@ struct Server {
 
 impl Server {
     fn start(netns: &Netns, keys: String) -> Result<Self> {
-        let listener = within(netns, || Ok(TcpListener::bind("127.0.0.1:0")?))?;
+        let listener = netns.within(|| Ok(TcpListener::bind("127.0.0.1:0")?))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let answer = Arc::new(Mutex::new((200, String::new())));
@@ -195,18 +195,6 @@ fn serve(mut stream: &TcpStream, keys: &str, status: u16, about_token: &str) -> 
     Ok(())
 }
 
-/// Does something in a network namespace.
-fn within<T: Send>(netns: &Netns, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let netns = File::open(netns.path())?;
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            action()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
 struct Scene {
     sandbox: Sandbox,
     daemon: Daemon,
@@ -225,7 +213,7 @@ impl Scene {
         let file = |name: &str| sandbox.policy_directory().join(name);
         let bundle = [authority.pem(), Authority::until("ends earlier", BUNDLE.0)?.pem()].concat();
         fs::write(file("ca.crt"), bundle)?;
-        fs::write(file("ca.crl"), authority.revocation_list(LIST.0)?)?;
+        fs::write(file("ca.crl"), authority.list_until(&[], LIST.0)?)?;
         fs::write(file("secret"), SECRET)?;
         authority.issue(sandbox.directory(), "listener", vec![rcgen::SanType::DnsName(NAME.try_into()?)])?;
         let file = |name: &str| sandbox.directory().join(name);
@@ -270,7 +258,7 @@ impl Scene {
 
     /// A connection to the listener that begins like this; its end, from the other side.
     fn connects(&self, bytes: &[u8]) -> Result<()> {
-        let mut stream = within(&self.sandbox.netns, || Ok(TcpStream::connect(LISTENER)?))?;
+        let mut stream = self.sandbox.netns.within(|| Ok(TcpStream::connect(LISTENER)?))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(bytes)?;
         match stream.read_to_end(&mut Vec::new()) {
@@ -281,7 +269,7 @@ impl Scene {
 
     /// Whether a handshake with the listener under a name comes to a good end.
     fn handshake(&self, name: &str) -> Result<bool> {
-        let mut stream = within(&self.sandbox.netns, || Ok(TcpStream::connect(LISTENER)?))?;
+        let mut stream = self.sandbox.netns.within(|| Ok(TcpStream::connect(LISTENER)?))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let config = ClientConfig::builder().dangerous();
         let config = config.with_custom_certificate_verifier(Arc::new(authd::client::Local)).with_no_client_auth();

@@ -46,7 +46,7 @@ impl Client {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-connect", LISTENER, "-verify_return_error", "-CAfile"]).arg(&scene.ca);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = scene.in_far(|| command.spawn().context("starting openssl"))?;
+        let mut child = scene.far.within(|| command.spawn().context("starting openssl"))?;
         let said = Arc::new(Mutex::new(String::new()));
         let input = child.stdin.take().context("the pipe was asked for")?;
         let output = child.stdout.take().context("the pipe was asked for")?;

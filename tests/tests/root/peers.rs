@@ -2,7 +2,6 @@
 //! Handshakes that it has to survive are in `handshakes`.
 
 use std::{
-    fs::File,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
     os::{fd::AsRawFd, unix::net::UnixStream},
@@ -179,20 +178,8 @@ impl Scene {
         Ok(outcome.is_some_and(|outcome| outcome.ok))
     }
 
-    /// Does something in the far network namespace.
-    pub fn in_far<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let netns = File::open(self.far.path())?;
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                action()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
     pub fn connect(&self) -> Result<TcpStream> {
-        let stream = self.in_far(|| Ok(TcpStream::connect(self.listener)?))?;
+        let stream = self.far.within(|| Ok(TcpStream::connect(self.listener)?))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(stream)
     }
@@ -200,7 +187,7 @@ impl Scene {
     /// A connection from an address that the kernel would not choose.
     pub fn connect_from(&self, from: IpAddr) -> Result<TcpStream> {
         let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let socket = self.in_far(|| Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?))?;
+        let socket = self.far.within(|| Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?))?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
         connect(socket.as_raw_fd(), &SockaddrStorage::from(self.listener))?;
         let stream = TcpStream::from(socket);

@@ -595,13 +595,12 @@ fn own_netns(name: &str) -> Result<Netns> {
     Netns::new(&format!("{}{}-{name}", authd_tests::cgroup::PREFIX, std::process::id()))
 }
 
-/// Does something in a network namespace, on a thread of its own. `None`: in this one.
+/// Does something in a network namespace. `None`: in this one.
 fn inside<T: Send>(netns: Option<&Netns>, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let Some(netns) = netns else { return body() };
-    elsewhere(|| {
-        setns(File::open(netns.path())?, CloneFlags::CLONE_NEWNET)?;
-        body()
-    })
+    match netns {
+        None => body(),
+        Some(netns) => netns.within(body),
+    }
 }
 
 fn elsewhere<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {

@@ -39,9 +39,9 @@ pub fn run(at: SocketAddr) -> Result<()> {
     let last = Last::default();
     thread::spawn({
         let (udp, last) = (udp.try_clone()?, last.clone());
-        move || serve_udp(&udp, &last)
+        move || ended(serve_udp(&udp, &last))
     });
-    thread::spawn(move || serve_tcp(&listener));
+    thread::spawn(move || ended(serve_tcp(&listener)));
     say(&Outcome { ok: true, ..Outcome::default() });
     for line in io::stdin().lock().lines() {
         let line = line?;
@@ -62,6 +62,12 @@ pub fn run(at: SocketAddr) -> Result<()> {
     }
     say(&Outcome { ok: true, ..Outcome::default() });
     std::process::exit(0)
+}
+
+/// Nobody waits for a server that is half there.
+fn ended(result: Result<()>) {
+    eprintln!("a server of a crowd ended: {result:?}");
+    std::process::exit(1)
 }
 
 /// Echoes single bytes, and swallows longer datagrams.

@@ -12,12 +12,16 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use authd::proofs::x509::verifier::Possession;
-use authd_tests::{daemon::Daemon, sandbox::Sandbox, trust::Authority};
+use authd_tests::{
+    daemon::{Daemon, PATIENCE},
+    sandbox::Sandbox,
+    trust::Authority,
+};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     client::Resumption,
@@ -145,10 +149,12 @@ impl Scene {
         let client = Arc::new(client);
         let scene = Self { bare, daemon, client, connections: AtomicU32::new(0), sandbox };
         // The daemon's other process may not be there yet.
-        while scene.handshakes(OURS, "/v1/health", 1).is_err() {
-            thread::sleep(std::time::Duration::from_millis(50));
+        let started = Instant::now();
+        while let Err(error) = scene.handshakes(OURS, "/v1/health", 1) {
+            ensure!(started.elapsed() < PATIENCE, "{error:#}\n{}", scene.daemon.log());
+            thread::sleep(Duration::from_millis(50));
         }
-        let answer = scene.inside(|| scene.handshake(OURS, "/v1/whoami"))?;
+        let answer = scene.sandbox.netns.within(|| scene.handshake(OURS, "/v1/whoami"))?;
         ensure!(
             answer.windows(15).any(|part| part == br#""accepted":true"#),
             "the listener does not accept the client"
@@ -159,20 +165,14 @@ impl Scene {
     /// Several clients at once, each so many times.
     fn handshakes(&self, address: &str, path: &str, each: u32) -> Result<()> {
         thread::scope(|scope| {
-            let client =
-                || scope.spawn(|| self.inside(|| (0..each).try_for_each(|_| self.handshake(address, path).map(drop))));
+            let client = || {
+                scope.spawn(|| {
+                    self.sandbox.netns.within(|| (0..each).try_for_each(|_| self.handshake(address, path).map(drop)))
+                })
+            };
             let clients: Vec<_> = (0..CLIENTS).map(|_| client()).collect();
             clients.into_iter().try_for_each(|client| client.join().ok().context("a client panicked")?)
         })
-    }
-
-    /// In the sandbox's network, on a thread of its own.
-    fn inside<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let inside = || {
-            nix::sched::setns(fs::File::open(self.sandbox.netns.path())?, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            act()
-        };
-        thread::scope(|scope| scope.spawn(inside).join()).ok().context("a thread panicked")?
     }
 
     /// Connects, proves itself, asks, and hears the answer.
