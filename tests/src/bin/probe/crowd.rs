@@ -11,7 +11,7 @@ use std::{
     },
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering},
     },
     thread::{self, sleep},
@@ -201,40 +201,59 @@ fn watch(flows: &[&Flow]) -> Result<()> {
     }
     let ends: Vec<SocketAddr> = flows.iter().map(|flow| flow.socket.local()).collect::<io::Result<_>>()?;
     let begun = Instant::now();
-    let (refused, aborted) = thread::scope(|scope| {
+    let ended = OnceLock::new();
+    let aborted = thread::scope(|scope| {
         let sender = scope.spawn(|| {
             go_first();
-            loop {
+            let result = loop {
                 match udp.socket.send(b"xx") {
                     Ok(()) if begun.elapsed() < PATIENCE => {}
-                    result => break (now(), result.err().and_then(|error| error.raw_os_error())),
+                    result => break result,
                 }
-            }
+            };
+            let _ = ended.set((now(), result.err().and_then(|error| error.raw_os_error())));
         });
         notice_at_once();
         say(&Outcome { ok: true, detail: serde_json::to_string(&ends)?, ..Outcome::default() });
         let mut aborted = Vec::new();
+        let mut udp_died = false;
         while aborted.len() < flows.len() && begun.elapsed() < PATIENCE {
+            if let Some((at, Some(libc::ECONNABORTED))) = ended.get()
+                && !udp_died
+            {
+                // An error is told once, and the sender met it: nobody will tell this thread.
+                udp_died = true;
+                udp.errno.store(libc::ECONNABORTED, Ordering::SeqCst);
+                aborted.push(*at);
+                let _ = epoll.delete(&udp.socket);
+            }
             let mut events = [EpollEvent::empty(); 64];
             let ready = epoll.wait(&mut events, EpollTimeout::from(100_u8))?;
             let at = now();
             for event in events.iter().take(ready) {
                 let flow = flows[event.data() as usize];
                 epoll.delete(&flow.socket)?;
-                // An error is told once: the sender may have met it first.
                 let error = getsockopt(&flow.socket, SocketError)?;
-                let is_known = error == libc::ECONNABORTED || error == 0 && event.data() == 0;
-                ensure!(is_known, "{:?}", Errno::from_raw(error));
+                if event.data() == 0 {
+                    if error == 0 {
+                        // The sender met it between this thread's waking up and its asking.
+                        continue;
+                    }
+                    udp_died = true;
+                }
+                ensure!(error == libc::ECONNABORTED, "{:?}", Errno::from_raw(error));
                 flow.errno.store(libc::ECONNABORTED, Ordering::SeqCst);
                 aborted.push(at);
             }
         }
-        let (refused, error) = sender.join().ok().context("the sender panicked")?;
+        sender.join().ok().context("the sender panicked")?;
+        let (_, error) = ended.get().context("the sender ended")?;
         // Refused by the hook, unless this thread had no processor until the socket was dead.
         let refusals = [libc::EPERM, libc::ECONNABORTED, libc::EDESTADDRREQ];
         ensure!(error.is_some_and(|error| refusals.contains(&error)), "sending failed with {error:?}");
-        anyhow::Ok((refused, aborted))
+        anyhow::Ok(aborted)
     })?;
+    let refused = ended.get().map_or(0, |(at, _)| *at);
     ensure!(aborted.len() == flows.len(), "{} of {} are dead", aborted.len(), flows.len());
     let detail = serde_json::to_string(&Watched { refused, aborted })?;
     say(&Outcome { ok: true, detail, ..Outcome::default() });
