@@ -8,6 +8,18 @@ pub const MAX_OFFSET: usize = 512;
 pub trait Bytes {
     /// `N` bytes at `offset`, or `None` if the packet ends before or `offset` exceeds [`MAX_OFFSET`].
     fn array<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The same, by words in memory order, which need not be aligned: what is compared or kept as a whole.
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        let mut at = 0;
+        while at < N {
+            words[at] = u32::from_ne_bytes(self.array::<4>(offset + at * 4)?);
+            at += 1;
+        }
+        Some(words)
+    }
 }
 
 impl Bytes for [u8] {

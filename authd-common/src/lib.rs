@@ -9,6 +9,7 @@ pub mod address;
 pub mod bytes;
 pub mod event;
 pub mod identity;
+pub mod nic;
 pub mod parse;
 #[cfg(feature = "user")]
 pub mod pod;
@@ -18,4 +19,4 @@ pub mod verdict;
 
 /// Raised with every change to a shared layout, map name, map key or reason code. A daemon adopts pinned maps only if
 /// this number agrees; `cargo xtask check` refuses a changed layout under an unchanged number.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

@@ -97,15 +97,34 @@ pub fn parse(bytes: &(impl Bytes + ?Sized)) -> Result<Packet, Reason> {
     }
 }
 
+/// Reads a packet whose headers all lie at fixed offsets: no IPv4 options, no IPv6 extension headers. `None` if it is any
+/// other, or cannot be read. What this returns, [`parse`] returns too.
+#[inline(always)]
+pub fn plain(bytes: &(impl Bytes + ?Sized)) -> Option<Packet> {
+    const V4: u8 = 0x45;
+    let [first] = bytes.array::<1>(0)?;
+    if first == V4 {
+        return parse_v4(bytes, V4).ok();
+    }
+    if first >> 4 != 6 {
+        return None;
+    }
+    let mut packet = Packet::UNREAD;
+    head_v6(bytes, &mut packet)?;
+    if is_extension(packet.protocol) { None } else { transport(bytes, V6_HEADER, packet).ok() }
+}
+
 /// RFC 791, 3.1.
 #[inline(always)]
 fn parse_v4(bytes: &(impl Bytes + ?Sized), first: u8) -> Result<Packet, Reason> {
-    let header = bytes.array::<20>(0).ok_or(Reason::MalformedPacket)?;
     let length = (first & 0xf) as usize * 4;
     if length < 20 {
         return Err(Reason::MalformedPacket);
     }
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    // The whole header is there, options aside.
+    let [source, destination] = bytes.words::<2>(12).ok_or(Reason::MalformedPacket)?;
+    let [_, protocol] = bytes.array::<2>(8).ok_or(Reason::MalformedPacket)?;
+    let fragment = u16::from_be_bytes(bytes.array::<2>(6).ok_or(Reason::MalformedPacket)?);
     let (offset, more) = (fragment & 0x1fff, fragment & 0x2000 != 0);
     let mut flags = 0;
     if length > 20 {
@@ -115,37 +134,43 @@ fn parse_v4(bytes: &(impl Bytes + ?Sized), first: u8) -> Result<Packet, Reason> 
         flags |= packet_flags::FRAGMENT;
     }
     let packet = Packet {
-        source: Address::v4([header[12], header[13], header[14], header[15]]),
-        destination: Address::v4([header[16], header[17], header[18], header[19]]),
+        source: Address::from_be_word(source),
+        destination: Address::from_be_word(destination),
         source_port: 0,
         destination_port: 0,
-        protocol: header[9],
+        protocol,
         tcp_flags: 0,
         flags,
     };
     if offset != 0 { Ok(packet) } else { transport(bytes, length, packet) }
 }
 
-/// RFC 8200, sections 3 and 4.
+const V6_HEADER: usize = 40;
+
+/// RFC 8200, section 3. The protocol is the next header. Written in place: a copy would take too much of the kernel's stack.
+#[inline(always)]
+fn head_v6(bytes: &(impl Bytes + ?Sized), packet: &mut Packet) -> Option<()> {
+    [packet.protocol] = bytes.array::<1>(6)?;
+    packet.source = Address::from_be_words(bytes.words::<4>(8)?);
+    packet.destination = Address::from_be_words(bytes.words::<4>(24)?);
+    Some(())
+}
+
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
+}
+
+/// RFC 8200, section 4.
 #[inline(always)]
 fn parse_v6(bytes: &(impl Bytes + ?Sized)) -> Result<Packet, Reason> {
-    let head = bytes.array::<8>(0).ok_or(Reason::MalformedPacket)?;
-    let source = bytes.array::<16>(8).ok_or(Reason::MalformedPacket)?;
-    let destination = bytes.array::<16>(24).ok_or(Reason::MalformedPacket)?;
-    let mut packet = Packet {
-        source: Address::v6(source),
-        destination: Address::v6(destination),
-        source_port: 0,
-        destination_port: 0,
-        protocol: head[6],
-        tcp_flags: 0,
-        flags: 0,
-    };
-    let mut at = 40;
+    let mut packet = Packet::UNREAD;
+    head_v6(bytes, &mut packet).ok_or(Reason::MalformedPacket)?;
+    let mut at = V6_HEADER;
     let mut seen = 0;
     while seen < MAX_EXTENSION_HEADERS {
         let kind = packet.protocol;
-        if !matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS) {
+        if !is_extension(kind) {
             return transport(bytes, at, packet);
         }
         let [next, length, offset_high, offset_low] = bytes.array::<4>(at).ok_or(Reason::MalformedPacket)?;
@@ -178,9 +203,10 @@ fn transport(bytes: &(impl Bytes + ?Sized), at: usize, mut packet: Packet) -> Re
     if packet.protocol != IPPROTO_TCP && packet.protocol != IPPROTO_UDP {
         return Ok(packet);
     }
-    let [s0, s1, d0, d1] = bytes.array::<4>(at).ok_or(Reason::MalformedPacket)?;
-    packet.source_port = u16::from_be_bytes([s0, s1]);
-    packet.destination_port = u16::from_be_bytes([d0, d1]);
+    let [ports] = bytes.words::<1>(at).ok_or(Reason::MalformedPacket)?;
+    let ports = u32::from_be(ports);
+    packet.source_port = (ports >> 16) as u16;
+    packet.destination_port = ports as u16;
     if packet.protocol == IPPROTO_TCP {
         let [flags] = bytes.array::<1>(at + 13).ok_or(Reason::MalformedPacket)?;
         packet.tcp_flags = flags;

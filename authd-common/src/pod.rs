@@ -21,7 +21,7 @@ pod!(
     tables::CellKey,
     tables::Cell,
     tables::Tag,
-    tables::LocalKey,
+    tables::FlowKey,
     tables::LocalEntry,
     tables::ConversationKey,
     tables::Conversation,
@@ -32,4 +32,8 @@ pod!(
     tables::GrantKey,
     tables::Grant,
     tables::Slot,
+    tables::Listener,
+    tables::Flow,
+    tables::DropKey,
+    tables::Dropped,
 );

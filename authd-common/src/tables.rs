@@ -31,6 +31,11 @@ pub mod names {
     pub const BARRIER: &str = "BARRIER";
     pub const GRANTS: &str = "GRANTS";
     pub const SLOTS: &str = "SLOTS";
+    pub const NIC: &str = "NIC";
+    pub const LISTENERS: &str = "LISTENERS";
+    pub const FLOWS: &str = "FLOWS";
+    pub const DROPS: &str = "DROPS";
+    pub const OTHER_DROPS: &str = "OTHER_DROPS";
 }
 
 /// No workload: a process that authd does not manage.
@@ -85,6 +90,8 @@ impl Root {
 pub mod root_flags {
     /// Decide and record, block nothing.
     pub const OBSERVE: u32 = 1;
+    /// Interfaces are guarded: sockets write down what the program there has to know.
+    pub const NIC: u32 = 2;
 }
 
 /// The array slot of a generation's root: the two last generations have one each.
@@ -150,7 +157,7 @@ pub const ADDRESS_EPOCH_BITS: u32 = 32;
 
 #[inline(always)]
 pub fn address_key(epoch: u32, address: &Address) -> [u8; ADDRESS_KEY_BYTES] {
-    let (e, a) = (epoch.to_be_bytes(), address.0);
+    let (e, a) = (epoch.to_be_bytes(), address.octets());
     [
         e[0], e[1], e[2], e[3], a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13],
         a[14], a[15],
@@ -365,6 +372,34 @@ pub struct Tag {
 }
 const _: () = assert!(size_of::<Tag>() == 128);
 
+impl Tag {
+    /// As the kernel makes it.
+    pub const NEW: Self = Self {
+        generation: 0,
+        workload: 0,
+        until: 0,
+        grant: Grant::NONE,
+        action: 0,
+        role: role::UNKNOWN,
+        protocol: 0,
+        flags: 0,
+        reason: 0,
+        remote_port: 0,
+        netns: 0,
+        cgroup: 0,
+        instance: 0,
+        peer_cgroup: 0,
+        peer_instance: 0,
+        opened: 0,
+        remote: Address::UNSPECIFIED,
+        comm: [0; 2],
+        peer_workload: 0,
+        rule: 0,
+        pid: 0,
+        uid: 0,
+    };
+}
+
 pub mod tag_flags {
     /// The caller is a process on this node, and `peer_workload` says which.
     pub const PEER_LOCAL: u8 = 1;
@@ -374,21 +409,42 @@ pub mod tag_flags {
     pub const ESTABLISHED: u8 = 4;
     /// The connection waits for proofs; `opened` says since when.
     pub const HELD: u8 = 8;
+    /// [`super::Listener`] entries say who has this socket's port.
+    pub const LISTED: u8 = 16;
 }
 
-/// One direction of a loopback flow, keyed by the namespace too: every namespace has a loopback of its own.
+/// One direction of a flow, keyed by the namespace too: the same addresses may mean other hosts in each. All of it is words:
+/// the kernel hashes it by words, and a processor is slow to read a word that was just written in pieces.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct LocalKey {
+pub struct FlowKey {
     pub netns: u64,
     pub source: Address,
     pub destination: Address,
-    pub source_port: u16,
-    pub destination_port: u16,
-    pub protocol: u8,
-    pub reserved: [u8; 3],
+    /// The source's in the upper half.
+    pub ports: u32,
+    pub protocol: u32,
 }
-const _: () = assert!(size_of::<LocalKey>() == 48);
+const _: () = assert!(size_of::<FlowKey>() == 48);
+
+impl FlowKey {
+    #[inline(always)]
+    pub const fn new(netns: u64, protocol: u8, source: (Address, u16), destination: (Address, u16)) -> Self {
+        Self {
+            netns,
+            source: source.0,
+            destination: destination.0,
+            ports: (source.1 as u32) << 16 | destination.1 as u32,
+            protocol: protocol as u32,
+        }
+    }
+
+    /// Who it is for, whoever sends.
+    #[inline(always)]
+    pub const fn callee(&self) -> Self {
+        Self { source: Address::UNSPECIFIED, ports: self.ports & 0xffff, ..*self }
+    }
+}
 
 /// Who sends on it.
 #[repr(C)]
@@ -449,6 +505,120 @@ pub struct Conversation {
     pub reserved: u8,
 }
 const _: () = assert!(size_of::<Conversation>() == 160);
+
+/// Elements of the array that the program of the interfaces reads beside the generation's tables. Words of their own, each
+/// with one writer.
+pub mod nic {
+    /// Cookie of the network namespace whose interfaces are guarded. The daemon's.
+    pub const NETNS: u32 = 0;
+    /// Under which number refused packets are counted now. The daemon's.
+    pub const BANK: u32 = 1;
+    /// Raised whenever a socket closes to which [`super::Listener`] entries refer: older ones are void. The kernel's.
+    pub const EPOCH: u32 = 2;
+    /// UDP port of a socket of that namespace, connected to itself on 127.0.0.1, that remembers the cookie: sockets older than
+    /// authd learn theirs from it. The daemon's.
+    pub const BEACON: u32 = 3;
+    pub const WORDS: u32 = 4;
+    /// Values of [`BANK`]: the kernel counts under one while the daemon takes the other.
+    pub const BANKS: u32 = 2;
+}
+
+/// Who is called at one local address and port: keyed as a [`FlowKey`] without source. Learned from packets that arrived.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Listener {
+    /// [`nic::EPOCH`] when it was learned.
+    pub epoch: u64,
+    pub cgroup: u64,
+    pub workload: u32,
+    /// [`listener_flags`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Listener>() == 24);
+
+pub mod listener_flags {
+    /// Several workloads have the port: each packet is left to the socket that it comes to.
+    pub const SHARED: u32 = 1;
+}
+
+/// An inbound flow that passes an interface, as the program there remembers it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Flow {
+    /// When the verdict ends by itself, in ns of the coarse monotonic clock. 0: never.
+    pub until: u64,
+    /// What the verdict rests on.
+    pub grant: Grant,
+    /// Generation of the verdict; 0: none was taken.
+    pub generation: u32,
+    /// [`role`] of the local end.
+    pub role: u32,
+}
+const _: () = assert!(size_of::<Flow>() == 24);
+
+/// Packets that were refused at an interface are counted here, and told of once a second.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DropKey {
+    pub source: Address,
+    pub destination: Address,
+    /// The one of [`nic::BANK`].
+    pub bank: u32,
+    /// The destination's, with the protocol in the upper half.
+    pub port: u32,
+}
+const _: () = assert!(size_of::<DropKey>() == 40);
+
+impl DropKey {
+    #[inline(always)]
+    pub const fn new(bank: u32, protocol: u8, source: Address, destination: Address, port: u16) -> Self {
+        Self { source, destination, bank, port: (protocol as u32) << 16 | port as u32 }
+    }
+
+    /// Protocol and port.
+    #[inline(always)]
+    pub const fn port(&self) -> (u8, u16) {
+        ((self.port >> 16) as u8, self.port as u16)
+    }
+}
+
+/// Each CPU's own sum, what the last of these packets was, and the verdict, so that the next one need not ask for it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Dropped {
+    pub packets: u64,
+    pub bytes: u64,
+    /// ns of the coarse monotonic clock.
+    pub first: u64,
+    pub last: u64,
+    /// When the verdict ends by itself, in ns of the coarse monotonic clock. 0: never.
+    pub until: u64,
+    /// [`nic::EPOCH`] when it was taken.
+    pub epoch: u64,
+    pub generation: u32,
+    pub workload: u32,
+    pub rule: u32,
+    pub source_port: u16,
+    /// A [`crate::reason::Reason`] code.
+    pub reason: u16,
+}
+const _: () = assert!(size_of::<Dropped>() == 64);
+
+impl Dropped {
+    pub const NONE: Self = Self {
+        packets: 0,
+        bytes: 0,
+        first: 0,
+        last: 0,
+        until: 0,
+        epoch: 0,
+        generation: 0,
+        workload: 0,
+        rule: 0,
+        source_port: 0,
+        reason: 0,
+    };
+}
 
 /// Repeated denials are counted here instead of being told one by one.
 #[repr(C)]

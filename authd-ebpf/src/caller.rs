@@ -3,7 +3,7 @@
 use authd_common::{
     address::Address,
     identity::resolve,
-    tables::{IPPROTO_TCP, LocalKey, Root, Tables, Tag, UNMANAGED},
+    tables::{FlowKey, IPPROTO_TCP, Root, Tables, Tag, UNMANAGED},
     verdict::{FarEnd, Opener},
 };
 
@@ -23,8 +23,8 @@ pub fn local_key(
     destination: Address,
     destination_port: u16,
     protocol: u8,
-) -> LocalKey {
-    LocalKey { netns, source, destination, source_port, destination_port, protocol, reserved: [0; 3] }
+) -> FlowKey {
+    FlowKey::new(netns, protocol, (source, source_port), (destination, destination_port))
 }
 
 /// The sender of a packet that arrives, or the receiver of one that leaves.

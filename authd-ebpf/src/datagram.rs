@@ -13,7 +13,7 @@ use authd_common::{
 use crate::{
     caller::{far_end, known_now, local_key},
     emit::{self, Draft, Refused, Task},
-    judge,
+    judge, listeners,
     maps::{self, Kernel},
     packet::{LOOPBACK, Scene},
     raw, tag,
@@ -71,6 +71,7 @@ pub fn arrives(scene: &Scene, tag: &mut Tag) -> Action {
     let passes = if client {
         judge::outbound(scene, &mut verdict)
     } else {
+        listeners::note_listener(scene, tag);
         far_end(scene, tag, &mut far);
         judge::inbound(scene, &far, &mut verdict)
     };
@@ -248,6 +249,9 @@ static BLANK: Conversation = Conversation {
 #[inline(never)]
 fn begin(key: &ConversationKey, scene: &Scene, tag: &Tag, verdict: &Verdict, far: &FarEnd) -> Action {
     emit::count(verdict.reason.code(), 0);
+    if !scene.arrives {
+        listeners::note_client(scene, tag);
+    }
     maps::set_conversation(key, &BLANK);
     // Without a place the next packet is decided anew, and told again.
     let Some(c) = maps::conversation(key).map(raw::value) else { return Action::Allow };

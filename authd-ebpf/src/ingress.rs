@@ -10,7 +10,7 @@ use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
     caller::far_end,
-    datagram, emit, judge,
+    datagram, emit, judge, listeners,
     maps::{self, Kernel},
     packet::Scene,
     raw::{Skb, Sock},
@@ -81,6 +81,7 @@ fn of_managed(scene: &Scene, sock: Sock, tag: &mut Tag) -> Action {
 /// A listener's packet: a call, or the end of its handshake.
 #[inline(never)]
 fn called(scene: &Scene, tag: &mut Tag) -> Action {
+    listeners::note_listener(scene, tag);
     let mut far = FarEnd::default();
     far_end(scene, tag, &mut far);
     let mut verdict = Verdict::deny(Reason::Undecided);

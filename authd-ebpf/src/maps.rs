@@ -6,16 +6,16 @@ use authd_common::{
     reason::REASON_SLOTS,
     tables::{
         ADDRESS_CLASS_OTHER, ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation,
-        ConversationKey, Counter, Denial, DenialKey, Grant, GrantKey, IdentityEntry, IdentityKey, LocalEntry, LocalKey,
-        MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tables, Tag, WorkloadEntry, address_key, port_slot,
-        root_slot, workload_flags,
+        ConversationKey, Counter, Denial, DenialKey, DropKey, Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry,
+        IdentityKey, Listener, LocalEntry, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tables, Tag,
+        WorkloadEntry, address_key, nic, port_slot, root_slot, workload_flags,
     },
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{self, ArrayOfMaps, SkStorage},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key},
 };
 
 use crate::raw;
@@ -45,7 +45,7 @@ static SLOTS: Array<Slot> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
 #[btf_map]
 static TAGS: SkStorage<Tag> = SkStorage::new();
 #[map]
-static LOCALS: LruHashMap<LocalKey, LocalEntry> = LruHashMap::with_max_entries(65_536, 0);
+static LOCALS: LruHashMap<FlowKey, LocalEntry> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
 static CONVERSATIONS: LruHashMap<ConversationKey, Conversation> = LruHashMap::with_max_entries(65_536, 0);
 #[map]
@@ -56,6 +56,19 @@ static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(REASON_SLO
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 22, 0);
 #[map]
 static SEQUENCE: PerCpuArray<Sequence> = PerCpuArray::with_max_entries(1, 0);
+/// What the interfaces' program reads beside a generation's tables, and one word that it does not write.
+#[map]
+static NIC: Array<u64> = Array::with_max_entries(nic::WORDS, BPF_F_MMAPABLE);
+#[map]
+static LISTENERS: LruHashMap<FlowKey, Listener> = LruHashMap::with_max_entries(16_384, 0);
+#[map]
+static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(65_536, 0);
+/// Not one that makes room by itself: what was counted stays until the daemon has taken it.
+#[map]
+static DROPS: PerCpuHashMap<DropKey, Dropped> = PerCpuHashMap::with_max_entries(16_384, 0);
+/// What found no place there, by bank and reason.
+#[map]
+static OTHER_DROPS: PerCpuArray<Dropped> = PerCpuArray::with_max_entries(nic::BANKS * REASON_SLOTS, 0);
 
 /// Changing the inner map of this one makes the kernel wait for all programs that run: the daemon's barrier between taking
 /// a table out of use and reusing its memory. No program reads it.
@@ -74,18 +87,18 @@ pub fn tags() -> *mut core::ffi::c_void {
 }
 
 #[inline(always)]
-pub fn local(key: &LocalKey) -> Option<LocalEntry> {
+pub fn local(key: &FlowKey) -> Option<LocalEntry> {
     raw::copy(LOCALS.get_ptr(key))
 }
 
 #[inline(always)]
-pub fn set_local(key: &LocalKey, entry: &LocalEntry) {
+pub fn set_local(key: &FlowKey, entry: &LocalEntry) {
     // An LRU table makes room by itself; if it cannot, the caller counts as unmanaged, which is never more than its own.
     let _ = LOCALS.insert(key, entry, 0);
 }
 
 #[inline(always)]
-pub fn remove_local(key: &LocalKey) {
+pub fn remove_local(key: &FlowKey) {
     let _ = LOCALS.remove(key);
 }
 
@@ -116,6 +129,61 @@ pub fn counter(reason: u16) -> Option<*mut Counter> {
 }
 
 #[inline(always)]
+pub fn nic(word: u32) -> u64 {
+    NIC.get(word).map_or(0, raw::volatile)
+}
+
+/// Makes void what was learned of listeners.
+#[inline(always)]
+pub fn forget_listeners() {
+    if let Some(epoch) = NIC.get_ptr_mut(nic::EPOCH) {
+        raw::add(raw::value(epoch), 1);
+    }
+}
+
+#[inline(always)]
+pub fn listener(key: &FlowKey) -> Option<Listener> {
+    raw::copy(LISTENERS.get_ptr(key))
+}
+
+#[inline(always)]
+pub fn set_listener(key: &FlowKey, listener: &Listener) {
+    // Without a place packets pass the interface, and are judged at the socket.
+    let _ = LISTENERS.insert(key, listener, 0);
+}
+
+#[inline(always)]
+pub fn flow(key: &FlowKey) -> Option<Flow> {
+    raw::copy(FLOWS.get_ptr(key))
+}
+
+#[inline(always)]
+pub fn set_flow(key: &FlowKey, flow: &Flow) {
+    // Without a place the next packet is judged anew.
+    let _ = FLOWS.insert(key, flow, 0);
+}
+
+/// This CPU's sum of one kind of dropped packets.
+#[inline(always)]
+pub fn dropped(key: &DropKey) -> Option<*mut Dropped> {
+    DROPS.get_ptr_mut(key)
+}
+
+/// The same where there is none yet; `None` if there is no room.
+#[inline(always)]
+pub fn new_dropped(key: &DropKey) -> Option<*mut Dropped> {
+    let _ = DROPS.insert(key, NONE_DROPPED, 0);
+    DROPS.get_ptr_mut(key)
+}
+
+#[inline(always)]
+pub fn other_dropped(bank: u32, reason: u16) -> Option<*mut Dropped> {
+    OTHER_DROPS.get_ptr_mut(bank % nic::BANKS * REASON_SLOTS + reason as u32)
+}
+
+static NONE_DROPPED: Dropped = Dropped::NONE;
+
+#[inline(always)]
 pub fn sequence() -> Option<*mut Sequence> {
     SEQUENCE.get_ptr_mut(0)
 }
@@ -125,15 +193,21 @@ pub fn events() -> &'static RingBuf {
     &EVENTS
 }
 
+/// The root in force, where it lies.
+#[inline(always)]
+pub fn root<'a>() -> Option<&'a Root> {
+    let generation = generation();
+    let root = raw::in_place(ROOTS.get_ptr(root_slot(generation)))?;
+    if generation != 0 && root.generation == generation { Some(root) } else { None }
+}
+
 /// The tables as they are in this kernel.
 pub struct Kernel;
 
 impl Tables for Kernel {
     #[inline(always)]
     fn root(&self) -> Option<Root> {
-        let generation = generation();
-        let root = raw::copy(ROOTS.get_ptr(root_slot(generation)))?;
-        if generation != 0 && root.generation == generation { Some(root) } else { None }
+        root().copied()
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use authd_common::{
     event::kind,
-    tables::{IPPROTO_TCP, LocalEntry, LocalKey, Tables, Tag, UNMANAGED, port_flags, role, tag_flags},
+    tables::{FlowKey, IPPROTO_TCP, LocalEntry, Tables, Tag, UNMANAGED, port_flags, role, tag_flags},
     verdict::Action,
 };
 use aya_ebpf::{
@@ -134,7 +134,7 @@ fn ended(ops: SockOps) {
 }
 
 #[inline(always)]
-fn key_of(ops: SockOps, netns: u64) -> LocalKey {
+fn key_of(ops: SockOps, netns: u64) -> FlowKey {
     local_key(netns, ops.local(), ops.local_port(), ops.remote(), ops.remote_port(), IPPROTO_TCP)
 }
 

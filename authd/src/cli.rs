@@ -53,16 +53,24 @@ pub enum Command {
     /// Say whether a flow is allowed, by which rule, and why the other rules did not decide
     Explain {
         /// A workload, a peer, `unmanaged`, or an address
-        #[arg(long)]
-        from: String,
-        #[arg(long, help = "ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp", value_parser = destination)]
-        to: String,
+        #[arg(long, required_unless_present = "pcap")]
+        from: Option<String>,
+        #[arg(
+            long,
+            help = "ADDRESS:PORT/tcp, [ADDRESS]:PORT/udp, ADDRESS/icmp",
+            value_parser = destination,
+            required_unless_present = "pcap"
+        )]
+        to: Option<String>,
         /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
         #[arg(long, value_parser = time)]
         at: Option<String>,
         /// Ask this policy directory instead of the daemon
         #[arg(long)]
         policy: Option<PathBuf>,
+        /// Instead of one flow: what would become now, at a guarded interface, of each frame in a capture (pcap or pcapng)
+        #[arg(long, conflicts_with_all = ["from", "to", "at", "policy"])]
+        pcap: Option<PathBuf>,
         #[arg(long)]
         json: bool,
     },

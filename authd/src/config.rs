@@ -35,6 +35,8 @@ pub enum AuditTarget {
 pub struct Config {
     /// The cgroup that is enforced, with all below it. `None`: the root of cgroup v2.
     pub cgroup: Option<PathBuf>,
+    /// Names of the interfaces on which packets to guarded services are judged before the stack sees them.
+    pub interfaces: Vec<String>,
     /// Directory of policy files.
     pub policy: PathBuf,
     /// Directory of pins, directly below a BPF file system.
@@ -81,6 +83,9 @@ pub struct Control {
 pub struct File {
     /// The cgroup that is enforced, with all below it. Default: the root of cgroup v2.
     cgroup: Option<PathBuf>,
+    /// Names of the interfaces on which packets to guarded services are judged before the stack sees them. Default: none.
+    #[schemars(with = "Vec<String>")]
+    interfaces: Vec<Spanned<String>>,
     policy: Option<PathBuf>,
     pins: Option<PathBuf>,
     state: Option<PathBuf>,
@@ -174,6 +179,9 @@ struct Limits {
     /// Grants that live at one time.
     #[schemars(with = "Option<u32>")]
     grants: Option<Spanned<u32>>,
+    /// Flows that interfaces remember; the longest unused makes room for a new one.
+    #[schemars(with = "Option<u32>")]
+    flows: Option<Spanned<u32>>,
     /// Bytes of the ring of events; a power of two.
     #[schemars(with = "Option<u32>")]
     event_bytes: Option<Spanned<u32>>,
@@ -205,6 +213,7 @@ impl Config {
         })?;
         let File {
             cgroup,
+            interfaces,
             policy,
             pins,
             state,
@@ -237,7 +246,12 @@ impl Config {
                 return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
             }
         };
-        let mut options = Options { builtin_rules: builtin_rules.unwrap_or(true), ..Options::default() };
+        let interfaces = interfaces_of(interfaces, &at)?;
+        let mut options = Options {
+            builtin_rules: builtin_rules.unwrap_or(true),
+            interfaces: !interfaces.is_empty(),
+            ..Options::default()
+        };
         if let Some(failsafe) = failsafe {
             options.failsafe.clear();
             for text in failsafe {
@@ -255,6 +269,7 @@ impl Config {
         }
         Ok(Self {
             cgroup,
+            interfaces,
             policy: policy.unwrap_or_else(|| "/etc/authd/policy.d".into()),
             pins: pins.unwrap_or_else(|| "/sys/fs/bpf/authd".into()),
             state: state.unwrap_or_else(|| "/var/lib/authd".into()),
@@ -279,6 +294,31 @@ impl Config {
     pub fn hold_ms(&self) -> u32 {
         u32::try_from(self.hold.as_millis()).unwrap_or(u32::MAX)
     }
+}
+
+/// Names that the kernel can have (`dev_valid_name`, net/core/dev.c), each once.
+fn interfaces_of(
+    names: Vec<Spanned<String>>,
+    at: &dyn Fn(std::ops::Range<usize>) -> Place,
+) -> Result<Vec<String>, Diagnostic> {
+    let mut interfaces: Vec<String> = Vec::new();
+    for name in names {
+        let wrong =
+            |message: String, help: &str| Err(Diagnostic::error("bad_interface", at(name.span()), message, help));
+        let text = name.as_ref();
+        let sound = !text.is_empty() && text.len() < 16 && text != "." && text != "..";
+        if !sound || text.chars().any(|c| c.is_whitespace() || matches!(c, '/' | ':')) {
+            return wrong(format!("`{text}` is no name of an interface"), "take one that `ip link` shows");
+        }
+        if text == "lo" {
+            return wrong("on loopback, callers are known by their sockets".to_owned(), "leave it out");
+        }
+        if interfaces.iter().any(|known| known == text) {
+            return wrong(format!("`{text}` is listed twice"), "list it once");
+        }
+        interfaces.push(text.to_owned());
+    }
+    Ok(interfaces)
 }
 
 impl Limits {
@@ -316,6 +356,7 @@ impl Limits {
             conversations: of(self.conversations, default.conversations)?,
             locals: of(self.locals, default.locals)?,
             grants: of(self.grants, default.grants)?,
+            flows: of(self.flows, default.flows)?,
             events,
         })
     }
@@ -342,7 +383,12 @@ mod tests {
             ("colour = 1", "syntax"),
             ("failsafe = ['tcp']", "bad_failsafe"),
             ("failsafe = ['ssh']", "bad_failsafe"),
+            ("interfaces = ['a name']", "bad_interface"),
+            ("interfaces = ['lo']", "bad_interface"),
+            ("interfaces = ['eth0', 'eth0']", "bad_interface"),
+            ("interfaces = ['an-interface-name']", "bad_interface"),
             ("[limits]\ncells = 1", "bad_limit"),
+            ("[limits]\nflows = 1", "bad_limit"),
             ("[limits]\nevent_bytes = 100000", "bad_limit"),
         ] {
             let diagnostic = parse(text).err().unwrap_or_else(|| panic!("{text} was taken"));

@@ -26,8 +26,11 @@ fn main() -> ExitCode {
         Command::Run { detach_on_exit } => cmd::run::run(config, detach_on_exit),
         Command::Apply { json } => cmd::apply::run(config, json),
         Command::Check { directory, json, strict } => cmd::check::run(config, directory, json, strict),
-        Command::Explain { from, to, at, policy, json } => {
-            cmd::explain::run(config, cmd::explain::Question { from, to, at, policy }, json)
+        Command::Explain { pcap: Some(capture), json, .. } => cmd::explain::frames(config, &capture, json),
+        Command::Explain { from, to, at, policy, json, .. } => {
+            let question =
+                cmd::explain::Question { from: from.unwrap_or_default(), to: to.unwrap_or_default(), at, policy };
+            cmd::explain::run(config, question, json)
         }
         Command::Diff { old, new, json } => cmd::diff::run(config, &old, &new, json),
         Command::Schema { of } => cmd::schema::run(of),

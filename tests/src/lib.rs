@@ -10,3 +10,4 @@ pub mod probe;
 pub mod sandbox;
 pub mod tls;
 pub mod trust;
+pub mod wire;

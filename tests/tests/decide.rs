@@ -37,7 +37,7 @@ fn compiled(policy: &Meaning, moment: Moment) -> Option<Compiled> {
         let shown: Vec<String> = read.diagnostics.iter().map(|d| d.render(false)).collect();
         panic!("refused:\n{}\n{text}", shown.join("\n"));
     };
-    let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin };
+    let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin, ..Options::default() };
     let mut registry = Registry::default();
     registry.assign(&model, &options);
     match compile(&model, &registry, &options, moment) {

@@ -1,19 +1,24 @@
 //! `cargo xtask bench`: builds with optimisations, and hands over to the benchmark.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{run, setup};
+use crate::{
+    ebpf::{self, Toolchain},
+    run, setup,
+};
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Part {
     /// The kernel programs, and connections with and without them
     Kernel,
+    /// The interfaces' program, and frames between two interfaces
+    Xdp,
     /// From the decision to the last packet and the last socket
     Revocation,
     /// Handshakes, token checks and grants
@@ -24,6 +29,7 @@ impl Part {
     fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
+            Self::Xdp => "xdp",
             Self::Revocation => "revocation",
             Self::Control => "control",
         }
@@ -43,6 +49,9 @@ pub fn run(workspace: &Path, part: Part, quick: bool, json: Option<&Path>) -> Re
     )?;
     let mut command = Command::new(run::target_directory(workspace).join("release").join("authd-bench"));
     command.arg(part.name());
+    if matches!(part, Part::Xdp) {
+        command.env("AUTHD_FLOOR", floor(workspace)?);
+    }
     if quick {
         command.arg("--quick");
     }
@@ -51,4 +60,13 @@ pub fn run(workspace: &Path, part: Part, quick: bool, json: Option<&Path>) -> Re
     }
     let status = command.status().context("starting the benchmark")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds what the interfaces' program is compared with.
+fn floor(workspace: &Path) -> Result<PathBuf> {
+    let target = run::target_directory(workspace).join("floor");
+    let mut command = ebpf::cargo(&Toolchain::find()?, workspace, &target, "build");
+    command.args(["--release", "--package", "authd-ebpf", "--bin", "authd-floor", "--features", "floor"]);
+    run::must(&mut command)?;
+    Ok(target.join("bpfel-unknown-none/release/authd-floor"))
 }

@@ -5,9 +5,10 @@
 use std::net::IpAddr;
 
 use authd_common::{
+    address::Address,
     event::{Event, direction, kind},
     reason::Reason,
-    tables::{Conversation, ConversationKey, Denial, DenialKey, Grant, PENDING, UNMANAGED, role, tag_flags},
+    tables::{Conversation, ConversationKey, Denial, DenialKey, Dropped, Grant, PENDING, UNMANAGED, role, tag_flags},
     verdict::Action,
 };
 use jiff::Timestamp;
@@ -83,6 +84,12 @@ pub struct Record {
     /// Cookie of the network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<u64>,
+    /// `xdp`: refused at an interface, before the stack. Else at a socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<String>,
+    /// How many senders these packets had, where they are too many to name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<u64>,
     /// How many like it this record stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
@@ -120,6 +127,18 @@ pub struct Who {
     pub kind: Option<Kind>,
     pub tenant: Option<String>,
     pub spiffe_id: Option<String>,
+}
+
+/// What packets that an interface dropped have in common; what is not known, or not the same, is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropKind {
+    /// Source and destination.
+    pub ends: Option<(Address, Address)>,
+    /// Of those that are counted together.
+    pub sources: Option<u64>,
+    /// With its protocol.
+    pub port: Option<(u8, u16)>,
+    pub reason: u16,
 }
 
 /// What the numbers of an event stand for.
@@ -273,6 +292,37 @@ impl Record {
         };
         record.identify(denial.workload, key.cgroup, names);
         record.identify_peer(denial.peer_workload, 0, names);
+        record
+    }
+
+    /// Packets of one kind that an interface dropped.
+    pub fn of_drop(kind: &DropKind, dropped: &Dropped, clock: &Clock, names: &mut dyn Names) -> Self {
+        let single = dropped.packets == 1 && kind.ends.is_some();
+        let mut record = Self {
+            time: format_time(clock.time(dropped.last)),
+            event: event_name(kind::DENIED).to_owned(),
+            verdict: Some(Action::Deny.name().to_owned()),
+            reason: Some(reason_name(kind.reason)),
+            generation: Some(dropped.generation),
+            direction: Some(direction_name(direction::IN)),
+            protocol: kind.port.map(|(protocol, _)| protocol_name(protocol)),
+            local_port: kind.port.map(|(_, port)| port),
+            remote_address: kind.ends.as_ref().and_then(|ends| known(&ends.0)),
+            remote_port: single.then_some(dropped.source_port),
+            hook: Some("xdp".to_owned()),
+            count: Some(dropped.packets),
+            sources: kind.sources,
+            bytes_in: Some(dropped.bytes),
+            duration_ns: (!single).then(|| dropped.last.saturating_sub(dropped.first)),
+            ..Self::default()
+        };
+        if let Some((_, destination)) = &kind.ends {
+            record.rule = names.rule(dropped.rule);
+            record.local_address = known(destination);
+        }
+        if kind.port.is_some() {
+            record.identify(dropped.workload, 0, names);
+        }
         record
     }
 

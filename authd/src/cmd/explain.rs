@@ -6,13 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use base64::{Engine, prelude::BASE64_STANDARD};
 
-use super::{BAD_CONFIG, ask, print_diagnostics, settings, unexpected};
+use super::{BAD_CONFIG, ask, capture, print_diagnostics, settings, unexpected};
 use crate::{
     config::Config,
     daemon::{
         admin::{Answer, Explained, Request},
         clock,
+        frames::FrameVerdict,
     },
     policy::{
         compile::{Registry, compile},
@@ -52,6 +54,55 @@ pub fn run(config: Option<&Path>, question: Question, json: bool) -> anyhow::Res
         false => print!("{}", explained.text),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// No header that matters lies behind this.
+const LEADING: usize = 600;
+/// Frames per question.
+const BATCH: usize = 64;
+
+/// What would become of each frame of a capture.
+pub fn frames(config: Option<&Path>, path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let config = match settings(config) {
+        Ok(config) => config,
+        Err(code) => return Ok(code),
+    };
+    let (mut number, mut waiting) = (0, Vec::new());
+    let mut ask_about = |waiting: &mut Vec<String>| -> anyhow::Result<()> {
+        let frames = std::mem::take(waiting);
+        let verdicts = match ask(&config, &Request::Frames { frames })? {
+            Answer::Frames { verdicts } => verdicts,
+            other => return Err(unexpected(other)),
+        };
+        for verdict in verdicts {
+            number += 1;
+            print_frame(number, &verdict, json)?;
+        }
+        Ok(())
+    };
+    capture::frames(path, |frame| {
+        waiting.push(BASE64_STANDARD.encode(&frame[..frame.len().min(LEADING)]));
+        if waiting.len() == BATCH { ask_about(&mut waiting) } else { Ok(()) }
+    })?;
+    if !waiting.is_empty() {
+        ask_about(&mut waiting)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_frame(number: u64, verdict: &FrameVerdict, json: bool) -> anyhow::Result<()> {
+    if json {
+        let mut value = serde_json::to_value(verdict)?;
+        value["frame"] = number.into();
+        println!("{value}");
+        return Ok(());
+    }
+    let FrameVerdict { verdict, reason, rule, workload, packet } = verdict;
+    let packet = packet.as_deref().unwrap_or("no IP packet");
+    let rule = rule.as_ref().map_or(String::new(), |rule| format!(", rule {rule}"));
+    let workload = workload.as_ref().map_or(String::new(), |workload| format!(", to {workload}"));
+    println!("{number:>6}  {verdict:<8} {packet}: {reason}{rule}{workload}");
+    Ok(())
 }
 
 fn offline(config: &Config, directory: &Path, question: &Question) -> anyhow::Result<Result<Explained, ExitCode>> {

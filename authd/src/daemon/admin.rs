@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    frames::FrameVerdict,
     granting::Effect,
     status::Status,
     trust::{ListedKey, NewKey},
@@ -49,6 +50,10 @@ pub enum Request {
         to: String,
         at: Option<String>,
     },
+    /// What becomes of frames at a guarded interface; each is base64.
+    Frames {
+        frames: Vec<String>,
+    },
     KeyCreate(Box<NewKey>),
     KeyList,
     KeyRevoke {
@@ -70,6 +75,9 @@ pub enum Answer {
     Status(Box<Status>),
     Applied(Applied),
     Explanation(Box<Explained>),
+    Frames {
+        verdicts: Vec<FrameVerdict>,
+    },
     KeyCreated(Box<ListedKey>),
     Keys {
         keys: Vec<ListedKey>,

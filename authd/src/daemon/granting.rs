@@ -21,6 +21,7 @@ use super::{
     callers::{Owned, holder_names, is_same_holder, peer_names},
     clock,
     control::Who,
+    frames::Connected,
 };
 use crate::{
     audit::record::Record,
@@ -93,6 +94,15 @@ impl Ledger {
     /// Where the addresses of peers are meant.
     pub fn own_namespace(&self) -> u64 {
         self.sockets.own_namespace()
+    }
+
+    /// Ends of this namespace's TCP connections; none if the kernel does not tell.
+    pub fn connected(&mut self, now: Instant) -> Connected {
+        let sockets = self.sockets.connected(now).unwrap_or_else(|error| {
+            tracing::warn!(%error, "connections cannot be listed");
+            Vec::new()
+        });
+        sockets.iter().map(|s| (s.local, s.local_port, s.remote, s.remote_port)).collect()
     }
 
     pub fn new(serials: Vec<u32>) -> Result<Self, sockets::SocketError> {

@@ -8,6 +8,7 @@ pub mod candidate;
 pub mod cgroupfs;
 pub mod clock;
 pub mod control;
+pub mod frames;
 pub mod granting;
 mod keys;
 pub mod metrics;
@@ -22,6 +23,7 @@ pub mod trust;
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    net::UdpSocket,
     time::{Duration, Instant},
 };
 
@@ -53,7 +55,8 @@ use crate::{
     dataplane::{
         attach::{self, AttachError, Attached},
         cgroups::{Change, Classification, Tree},
-        object::{self, LoadError},
+        interfaces::{Guard, Interfaces},
+        object::{self, LoadError, Loaded},
         ring,
         sockets::SocketError,
         writer::{WriteError, Writer},
@@ -87,6 +90,8 @@ pub enum DaemonError {
     Attach(#[from] AttachError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error("guarding interfaces: {0}")]
+    Interfaces(io::Error),
     #[error("watching the cgroup tree: {0}")]
     Tree(io::Error),
     #[error("reading {table}: {error}")]
@@ -125,6 +130,11 @@ pub struct Daemon {
     active: Active,
     directory: Directory,
     attached: Vec<Attached>,
+    interfaces: Interfaces,
+    /// The interfaces' program.
+    xdp: Loaded,
+    /// Sockets older than authd learn from this one where they are.
+    _beacon: Option<UdpSocket>,
     refused: Vec<(String, String)>,
     sink: Sink,
     recent: VecDeque<String>,
@@ -149,7 +159,14 @@ impl Daemon {
         let mut object = object::load(&config.pins, &config.sizes)?;
         let maps = object.take_maps();
         let mut writer = Writer::new(maps, config.sizes)?;
+        let xdp = object.take_xdp();
+
         let ledger = Ledger::new(writer.slots().iter().map(|slot| slot.serial).collect())?;
+        writer.set_netns(ledger.own_namespace());
+        let beacon = (!config.interfaces.is_empty()).then(|| writer.beacon()).transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "services that are older than authd are guarded at their sockets only");
+            None
+        });
         let mut tree = Tree::new(&base.path).map_err(DaemonError::Tree)?;
         let patterns = prepared.patterns();
         tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
@@ -159,6 +176,7 @@ impl Daemon {
         let loaded = writer.load(&prepared.image, &tree.identities(), base.level, config.hold_ms())?;
         state.keep_policy(&prepared.sources)?;
         let attached = attach::attach(&mut object, &base.path, &config.pins)?;
+        let interfaces = Interfaces::new(&config.interfaces, &config.pins).map_err(DaemonError::Interfaces)?;
         object::remove_other_maps(&config.pins, &config.sizes);
         let mut directory = Directory::default();
         directory.learn(&prepared.model, &prepared.registry);
@@ -180,6 +198,9 @@ impl Daemon {
             active: Active { prepared, patterns, since: now },
             directory,
             attached,
+            interfaces,
+            xdp,
+            _beacon: beacon,
             sink,
             recent: VecDeque::new(),
             follow,
@@ -192,6 +213,8 @@ impl Daemon {
         let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
         daemon.report(Record::about("daemon_started", format!("authd {} {how}", env!("CARGO_PKG_VERSION"))));
         daemon.report_loaded(&loaded);
+        let changes = daemon.interfaces.attach(&daemon.xdp);
+        daemon.report_interfaces(changes);
         daemon.restore_grants()?;
         if !daemon.last_reload.ok {
             daemon.report_rejected();
@@ -397,7 +420,10 @@ impl Daemon {
         }
         self.end_conversations(self.config.conversation_idle.as_nanos() as u64)?;
         self.tell_denials()?;
+        self.tell_drops()?;
         self.tell_losses()?;
+        let changes = self.interfaces.keep(&self.xdp);
+        self.report_interfaces(changes);
         for record in self.state.take_pending() {
             self.report(record);
         }
@@ -474,6 +500,37 @@ impl Daemon {
         Ok(())
     }
 
+    /// Tells of packets that interfaces dropped.
+    fn tell_drops(&mut self) -> Result<(), DaemonError> {
+        let clock = clock::clock();
+        for (kind, dropped) in self.writer.take_drops()?.told() {
+            let record = Record::of_drop(&kind, &dropped, &clock, &mut self.resolver());
+            self.count(&record);
+            self.report(record);
+        }
+        Ok(())
+    }
+
+    fn report_interfaces(&mut self, changes: Vec<(String, Guard)>) {
+        for (interface, guard) in changes {
+            let event = match &guard {
+                Guard::Attached(_) => {
+                    tracing::info!(interface, mode = guard.name(), "interface guarded");
+                    "interface_guarded"
+                }
+                Guard::Open(why) => {
+                    tracing::error!(interface, why, "interface not guarded: its packets are judged at sockets only");
+                    "interface_unguarded"
+                }
+            };
+            let message = match guard {
+                Guard::Open(why) => format!("{interface}: {why}"),
+                _ => format!("{interface}: {}", guard.name()),
+            };
+            self.report(Record::about(event, message));
+        }
+    }
+
     fn tell_losses(&mut self) -> Result<(), DaemonError> {
         let totals = self.kernel_totals()?;
         // New tables count from 0 again.
@@ -500,6 +557,7 @@ impl Daemon {
     /// The last things: what is still in the ring is told, and enforcement stays or goes.
     pub fn stop(mut self, detach: bool) -> Result<(), DaemonError> {
         self.catch_up();
+        self.tell_drops()?;
         self.tell_losses()?;
         self.save_grants();
         if detach {

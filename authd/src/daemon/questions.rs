@@ -9,11 +9,11 @@ use super::{
     Active, Daemon, DaemonError,
     admin::Explained,
     clock,
-    status::{self, Count, Events, Fill, GrantTotals, Program, Refused, Status},
+    status::{self, Count, Events, Fill, GrantTotals, Interface, Program, Refused, Status},
 };
 use crate::{
     audit::record::format_time,
-    dataplane::ring,
+    dataplane::{interfaces::Guard, ring},
     policy::explain::{From, Policy, ToError},
     store::StoreError,
 };
@@ -88,6 +88,21 @@ impl Daemon {
                     id: a.program_id,
                     link: a.link_id,
                     verified_instructions: a.verified_instructions,
+                })
+                .collect(),
+            interfaces: self
+                .interfaces
+                .guards()
+                .iter()
+                .map(|(name, guard)| Interface {
+                    name: name.clone(),
+                    mode: guard.name().to_owned(),
+                    why: match guard {
+                        Guard::Attached(_) => None,
+                        Guard::Open(why) => Some(why.clone()),
+                    },
+                    program: self.xdp.id,
+                    verified_instructions: self.xdp.verified,
                 })
                 .collect(),
             refused: self.refused.iter().map(|(name, why)| Refused { name: name.clone(), why: why.clone() }).collect(),

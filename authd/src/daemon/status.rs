@@ -23,6 +23,7 @@ pub struct Status {
     pub since: String,
     pub last_reload: Reload,
     pub programs: Vec<Program>,
+    pub interfaces: Vec<Interface>,
     /// Optional programs that this kernel refuses.
     pub refused: Vec<Refused>,
     /// Whether every program is where it was put.
@@ -56,6 +57,17 @@ pub struct Program {
     pub name: String,
     pub id: u32,
     pub link: u32,
+    pub verified_instructions: Option<u32>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Interface {
+    pub name: String,
+    /// Where its program runs: `native` (in the driver), `generic` (in the stack), or `unguarded`.
+    pub mode: String,
+    /// Why it is not guarded.
+    pub why: Option<String>,
+    pub program: u32,
     pub verified_instructions: Option<u32>,
 }
 
@@ -134,6 +146,12 @@ impl Status {
         let reloads = result(self.last_reload.successes, self.last_reload.failures);
         family("authd_policy_reloads_total", "counter", "Attempts to load a policy.", reloads);
         family("authd_kernel_enforcing", "gauge", "1 if every program is attached.", one(self.enforcing.into()));
+        let guarded = |i: &Interface| {
+            let labels = format!("{{interface=\"{}\",mode=\"{}\"}}", i.name, i.mode);
+            (labels, u64::from(i.why.is_none()))
+        };
+        let interfaces = self.interfaces.iter().map(guarded).collect();
+        family("authd_interface_guarded", "gauge", "1 if the interface's program is attached.", interfaces);
         let usable = self.store_error.is_none();
         family("authd_store_usable", "gauge", "1 if the store of revocations and keys is whole.", one(usable.into()));
         let by_reason = |value: fn(&Count) -> u64| {
@@ -212,6 +230,16 @@ impl fmt::Display for Status {
         }
         for refused in &self.refused {
             writeln!(f, "  {:<22} not available here: {}", refused.name, refused.why)?;
+        }
+        if !self.interfaces.is_empty() {
+            writeln!(f, "\ninterfaces")?;
+        }
+        for Interface { name, mode, why, program, verified_instructions } in &self.interfaces {
+            let walked = verified_instructions.map_or(String::new(), |n| format!(", {n} instructions verified"));
+            match why {
+                None => writeln!(f, "  {name:<22} {mode}, program {program}{walked}")?,
+                Some(why) => writeln!(f, "  {name:<22} NOT GUARDED: {why}")?,
+            }
         }
         let GrantTotals { live, grants_issued, grants_revoked, grants_expired } = self.grants;
         writeln!(

@@ -437,6 +437,10 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
             Ok(explained) => Answer::Explanation(Box::new(explained)),
             Err(message) => Answer::Error { message },
         }),
+        Request::Frames { frames } => Reply::One(match daemon.frames(&frames) {
+            Ok(verdicts) => Answer::Frames { verdicts },
+            Err(message) => Answer::Error { message },
+        }),
         Request::Flows { follow, last } => {
             daemon.catch_up();
             let (lines, more) = daemon.recent(last);

@@ -46,13 +46,13 @@ pub fn links_directory(pins: &Path) -> PathBuf {
     pins.join("links")
 }
 
-/// Puts every loaded program into its link. A link that is pinned already gets the new program in place, without a moment
+/// Puts every loaded program for a cgroup into its link. A link that is pinned already gets the new program in place, without a moment
 /// in which none is attached; the others are made. Then looks whether the kernel agrees.
 pub fn attach(object: &mut Object, cgroup: &Path, pins: &Path) -> Result<Vec<Attached>, AttachError> {
     let links = links_directory(pins);
     fs::create_dir_all(&links).map_err(|error| AttachError::Io { path: links.clone(), error })?;
     let cgroup_fd = File::open(cgroup).map_err(|error| AttachError::Io { path: cgroup.to_owned(), error })?;
-    let names: Vec<String> = object.programs.iter().map(|p| p.name.clone()).collect();
+    let names: Vec<String> = object.programs.iter().filter(|p| !p.xdp).map(|p| p.name.clone()).collect();
     let mut attached = Vec::new();
     for name in names {
         let path = links.join(&name);

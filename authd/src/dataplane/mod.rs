@@ -4,6 +4,8 @@ pub mod attach;
 pub mod attestation;
 pub mod bpf;
 pub mod cgroups;
+pub mod drops;
+pub mod interfaces;
 pub mod mapped;
 pub mod object;
 pub mod ring;

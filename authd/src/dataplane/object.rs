@@ -13,14 +13,14 @@ use authd_common::{
     ABI_VERSION,
     event::Event,
     tables::{
-        ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, Grant,
-        GrantKey, IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tag,
-        WorkloadEntry, names,
+        ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, DropKey,
+        Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry, IdentityKey, Listener, MAX_WORKLOADS, PORT_SLOTS,
+        PortEntry, Root, Sequence, Slot, Tag, WorkloadEntry, names, nic,
     },
 };
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, RingBuf},
     programs::{Program, ProgramError, ProgramFd},
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -39,6 +39,8 @@ pub struct Sizes {
     pub locals: u32,
     /// Grants that live at one time.
     pub grants: u32,
+    /// Flows that interfaces remember.
+    pub flows: u32,
     /// Bytes; a power of two.
     pub events: u32,
 }
@@ -52,6 +54,7 @@ impl Default for Sizes {
             conversations: 65_536,
             locals: 65_536,
             grants: 65_536,
+            flows: 65_536,
             events: 1 << 22,
         }
     }
@@ -80,6 +83,8 @@ pub struct Loaded {
     pub id: u32,
     /// A link without a cgroup.
     pub lsm: bool,
+    /// For interfaces, not for a cgroup.
+    pub xdp: bool,
     /// Instructions that the verifier walked, where the kernel tells.
     pub verified: Option<u32>,
 }
@@ -109,6 +114,11 @@ pub struct Maps {
     /// Two words each: end, serial number.
     pub slots: MappedArray<u64>,
     pub tags: OwnedFd,
+    pub nic: MappedArray<u64>,
+    pub listeners: HashMap<MapData, FlowKey, Listener>,
+    pub flows: HashMap<MapData, FlowKey, Flow>,
+    pub drops: PerCpuHashMap<MapData, DropKey, Dropped>,
+    pub other_drops: PerCpuArray<MapData, Dropped>,
 }
 
 /// What loading gave.
@@ -141,13 +151,25 @@ const PINNED: &[&str] = &[
     names::BARRIER,
     names::GRANTS,
     names::SLOTS,
+    names::NIC,
+    names::LISTENERS,
+    names::FLOWS,
+    names::DROPS,
+    names::OTHER_DROPS,
 ];
 
 /// Where pins of one layout and size lie below authd's directory.
 pub fn maps_directory(pins: &Path, sizes: &Sizes) -> PathBuf {
     pins.join(format!(
-        "maps-v{ABI_VERSION}-{}-{}-{}-{}-{}-{}-{}",
-        sizes.identities, sizes.addresses, sizes.cells, sizes.conversations, sizes.locals, sizes.grants, sizes.events
+        "maps-v{ABI_VERSION}-{}-{}-{}-{}-{}-{}-{}-{}",
+        sizes.identities,
+        sizes.addresses,
+        sizes.cells,
+        sizes.conversations,
+        sizes.locals,
+        sizes.grants,
+        sizes.flows,
+        sizes.events
     ))
 }
 
@@ -176,6 +198,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
         .map_max_entries(names::LOCALS, sizes.locals)
         .map_max_entries(names::GRANTS, sizes.grants)
         .map_max_entries(names::SLOTS, slots(sizes))
+        .map_max_entries(names::FLOWS, sizes.flows)
         .map_max_entries(names::EVENTS, sizes.events);
     for name in PINNED {
         loader.map_pin_path(name, directory.join(name));
@@ -201,6 +224,13 @@ impl Object {
     /// The maps, for the writer, who owns them from then on.
     pub fn take_maps(&mut self) -> Maps {
         self.maps.take().unwrap_or_else(|| unreachable!("maps are taken once"))
+    }
+
+    /// The interfaces' program, for those that attach it.
+    pub fn take_xdp(&mut self) -> Loaded {
+        let at =
+            self.programs.iter().position(|p| p.xdp).unwrap_or_else(|| unreachable!("the object has such a program"));
+        self.programs.remove(at)
     }
 
     pub fn program_mut(&mut self, name: &str) -> &mut Program {
@@ -255,6 +285,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadErr
             Program::CgroupSock(p) => p.load(),
             Program::CgroupSockAddr(p) => p.load(),
             Program::SockOps(p) => p.load(),
+            Program::Xdp(p) => p.load(),
             Program::Lsm(p) => match Btf::from_sys_fs() {
                 Ok(btf) => p.load("socket_create", &btf),
                 Err(error) => Err(ProgramError::Btf(error)),
@@ -269,7 +300,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadErr
             }
             return Err(failed(error));
         }
-        let lsm = matches!(program, Program::Lsm(_));
+        let (lsm, xdp) = (matches!(program, Program::Lsm(_)), matches!(program, Program::Xdp(_)));
         let fd = program.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::IOError)).map_err(failed)?;
         let info = program.info().map_err(failed)?;
         loaded.push(Loaded {
@@ -277,6 +308,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadErr
             fd,
             id: info.id(),
             lsm,
+            xdp,
             verified: info.verified_instruction_count(),
         });
     }
@@ -307,6 +339,11 @@ fn open(ebpf: &mut Ebpf, sizes: &Sizes) -> Result<Maps, LoadError> {
         grants: typed(ebpf, names::GRANTS)?,
         slots: mapped(ebpf, names::SLOTS, slots(sizes) as usize * (size_of::<Slot>() / size_of::<u64>()))?,
         tags: descriptor(&take(ebpf, names::TAGS)).map_err(|error| LoadError::Mapping { name: names::TAGS, error })?,
+        nic: mapped(ebpf, names::NIC, nic::WORDS as usize)?,
+        listeners: typed(ebpf, names::LISTENERS)?,
+        flows: typed(ebpf, names::FLOWS)?,
+        drops: typed(ebpf, names::DROPS)?,
+        other_drops: typed(ebpf, names::OTHER_DROPS)?,
     })
 }
 

@@ -8,15 +8,17 @@
 use std::{
     collections::{BTreeMap, HashMap as StdHashMap},
     io,
-    os::fd::{AsFd, BorrowedFd},
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     time::Instant,
 };
 
 use authd_common::{
     address::Address,
     tables::{
-        ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, Grant, GrantKey, IdentityEntry,
-        IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Slot, WorkloadEntry, address_key, root_slot,
+        ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, Grant, GrantKey, IPPROTO_UDP,
+        IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Slot, Tag, WorkloadEntry, address_key,
+        nic, root_slot,
     },
 };
 use aya::{
@@ -66,7 +68,7 @@ struct Current {
 }
 
 pub struct Writer {
-    maps: Maps,
+    pub(super) maps: Maps,
     sizes: Sizes,
     root: Root,
     current: Option<Current>,
@@ -237,6 +239,24 @@ impl Writer {
         }
     }
 
+    /// Whose interfaces are guarded.
+    pub fn set_netns(&mut self, cookie: u64) {
+        self.maps.nic.set(nic::NETNS as usize, cookie);
+    }
+
+    /// A socket from which others that are older than authd learn that they are in its namespace, for as long as it is open.
+    pub fn beacon(&mut self) -> io::Result<UdpSocket> {
+        let beacon = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let own = beacon.local_addr()?;
+        // Nobody else's datagrams come in.
+        beacon.connect(own)?;
+        let netns = self.maps.nic.get(nic::NETNS as usize);
+        let tag = Tag { netns, protocol: IPPROTO_UDP, ..Tag::NEW };
+        bpf::update(self.maps.tags.as_fd(), &beacon.as_raw_fd(), &tag)?;
+        self.maps.nic.set(nic::BEACON as usize, own.port().into());
+        Ok(beacon)
+    }
+
     /// Takes a denial out of its table: the kernel begins anew with the next one.
     pub fn take_denial(&mut self, key: &DenialKey) -> Result<Option<Denial>, WriteError> {
         let of = |error| WriteError::Write { table: "denials", error };
@@ -266,10 +286,13 @@ impl Writer {
 
     /// Every slot, as the kernel has it.
     pub fn slots(&self) -> Vec<Slot> {
+        (0..self.maps.slots.len() as u32 / 2).filter_map(|slot| self.slot(slot)).collect()
+    }
+
+    pub fn slot(&self, slot: u32) -> Option<Slot> {
+        let at = slot as usize * 2;
         let word = |at| self.maps.slots.get(at);
-        (0..self.maps.slots.len() / 2)
-            .map(|slot| Slot { until: word(slot * 2), serial: word(slot * 2 + 1) as u32, reserved: 0 })
-            .collect()
+        (at < self.maps.slots.len()).then(|| Slot { until: word(at), serial: word(at + 1) as u32, reserved: 0 })
     }
 
     /// Every entry of the grants' index.
@@ -311,7 +334,7 @@ impl Writer {
     }
 
     /// Waits until every program that runs now has ended. Memory that was freed before may be reused after.
-    fn barrier(&mut self) -> Result<(), WriteError> {
+    pub(super) fn barrier(&mut self) -> Result<(), WriteError> {
         let of = |error| WriteError::Map { table: "barrier", error };
         // Replacing an inner map waits for a grace period before it returns (kernel/bpf/syscall.c,
         // maybe_wait_bpf_programs).
@@ -459,7 +482,7 @@ fn address_prefix(epoch: u32, (address, bits): &(Address, u8)) -> lpm_trie::Key<
 fn prefix_of(key: &lpm_trie::Key<[u8; ADDRESS_KEY_BYTES]>) -> (Address, u8) {
     let mut octets = [0; 16];
     octets.copy_from_slice(&key.data()[ADDRESS_KEY_BYTES - 16..]);
-    (Address(octets), (key.prefix_len() - ADDRESS_EPOCH_BITS) as u8)
+    (Address::v6(octets), (key.prefix_len() - ADDRESS_EPOCH_BITS) as u8)
 }
 
 fn keys<K>(table: &'static str, keys: impl Iterator<Item = Result<K, MapError>>) -> Result<Vec<K>, WriteError> {

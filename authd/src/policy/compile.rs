@@ -43,12 +43,14 @@ pub struct Options {
     pub failsafe: Vec<(u8, u16)>,
     /// Whether loopback DNS and DHCP are allowed unless a rule denies them.
     pub builtin_rules: bool,
+    /// Whether interfaces are guarded: sockets then write down what is needed there.
+    pub interfaces: bool,
 }
 
 impl Default for Options {
     /// SSH, and authd's own control port.
     fn default() -> Self {
-        Self { failsafe: vec![(IPPROTO_TCP, 22), (IPPROTO_TCP, 7443)], builtin_rules: true }
+        Self { failsafe: vec![(IPPROTO_TCP, 22), (IPPROTO_TCP, 7443)], builtin_rules: true, interfaces: false }
     }
 }
 
@@ -114,7 +116,7 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
         }
     }
     Ok(Image {
-        flags: if model.observe { root_flags::OBSERVE } else { 0 },
+        flags: flag(model.observe, root_flags::OBSERVE) | flag(options.interfaces, root_flags::NIC),
         workloads: entries,
         addresses: addresses.prefixes,
         ports: ports.entries,
@@ -123,8 +125,11 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
     })
 }
 
+fn flag(on: bool, flag: u32) -> u32 {
+    if on { flag } else { 0 }
+}
+
 fn flags_of(workload: &Workload) -> u32 {
-    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
     workload_flags::PRESENT
         | flag(workload.observe, workload_flags::OBSERVE)
         | flag(workload.raw_sockets, workload_flags::RAW_SOCKETS)

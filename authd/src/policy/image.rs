@@ -40,7 +40,15 @@ impl Image {
         let mut lengths: Vec<u8> = self.addresses.keys().map(|(_, bits)| *bits).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.dedup();
-        View { image: self, lengths, now, grants: Box::new(|_| None), slots: Box::new(|_| None) }
+        View {
+            image: self,
+            generation: self.root().generation,
+            lengths,
+            now,
+            grants: Box::new(|_| None),
+            slots: Box::new(|_| None),
+            identities: Box::new(|_| None),
+        }
     }
 }
 
@@ -49,14 +57,26 @@ type LookUp<'a, K, V> = Box<dyn Fn(K) -> Option<V> + 'a>;
 /// An image at one moment.
 pub struct View<'a> {
     image: &'a Image,
+    generation: u32,
     /// Prefix lengths that occur, longest first.
     lengths: Vec<u8>,
     now: u64,
     grants: LookUp<'a, GrantKey, Grant>,
     slots: LookUp<'a, u32, Slot>,
+    identities: LookUp<'a, u64, IdentityEntry>,
 }
 
 impl<'a> View<'a> {
+    /// The same under another number, as a kernel has it.
+    pub fn numbered(self, generation: u32) -> Self {
+        Self { generation, ..self }
+    }
+
+    /// The same on a node: whose each cgroup is.
+    pub fn with_identities(self, identities: impl Fn(u64) -> Option<IdentityEntry> + 'a) -> Self {
+        Self { identities: Box::new(identities), ..self }
+    }
+
     /// The same with grants: who holds which, and what the slots say.
     pub fn with_grants(
         self,
@@ -69,12 +89,11 @@ impl<'a> View<'a> {
 
 impl Tables for View<'_> {
     fn root(&self) -> Option<Root> {
-        Some(self.image.root())
+        Some(Root { generation: self.generation, ..self.image.root() })
     }
 
-    /// Cgroups belong to a node, not to a policy.
-    fn identity(&self, _: &Root, _: u64) -> Option<IdentityEntry> {
-        None
+    fn identity(&self, _: &Root, cgroup: u64) -> Option<IdentityEntry> {
+        (self.identities)(cgroup)
     }
 
     fn workload(&self, _: &Root, workload: u32) -> Option<WorkloadEntry> {

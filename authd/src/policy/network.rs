@@ -130,7 +130,7 @@ pub fn from_ip(address: IpAddr) -> Address {
 pub fn masked(address: &Address, bits: u8) -> Address {
     let value = u128::from_be_bytes(address.octets());
     let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
-    Address((value & mask).to_be_bytes())
+    Address::v6((value & mask).to_be_bytes())
 }
 
 /// Ports, or protocols, that belong to a service.

@@ -172,7 +172,8 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
         }
         let source = Source { name: "random.toml".into(), text: policy.text().into() };
         let model = texts(vec![source]).model.with_context(|| format!("refused:\n{}", policy.text()))?;
-        let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin };
+        let options =
+            Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin, ..Options::default() };
         let mut registry = Registry::default();
         registry.assign(&model, &options);
         let image = compile(&model, &registry, &options, clock::moment())?;

@@ -3,8 +3,10 @@
 
 mod basics;
 mod bypass;
+mod frames;
 mod grants;
 mod handshakes;
+mod interfaces;
 mod kernel;
 mod keys;
 mod lifecycle;
@@ -50,8 +52,10 @@ fn main() {
         basics::trials(),
         bypass::trials(),
         kernel::trials(),
+        frames::trials(),
         modes::trials(),
         remote::trials(),
+        interfaces::trials(),
         reload::trials(),
         lifecycle::trials(),
         keys::trials(),

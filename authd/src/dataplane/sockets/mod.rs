@@ -184,6 +184,18 @@ impl Sockets {
         result
     }
 
+    /// The TCP sockets of authd's own namespace that are connected, or about to be.
+    pub fn connected(&mut self, now: Instant) -> Result<Vec<Socket>, SocketError> {
+        let own = self.namespaces.own();
+        let mut found = Vec::new();
+        for family in Family::ALL {
+            let diag = self.namespaces.get(own, now).ok_or(SocketError::Namespace(NamespaceError::NotFound))?;
+            let listed = diag.list(family, Protocol::Tcp, Protocol::Tcp.flow_states(), None)?;
+            found.extend(listed.into_iter().map(|listed| listed.socket));
+        }
+        Ok(found)
+    }
+
     /// Finds all network namespaces of this node that a process or a mount shows.
     pub fn discover(&self) -> Discovered {
         self.namespaces.discover()

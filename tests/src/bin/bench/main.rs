@@ -5,6 +5,7 @@ mod control;
 mod kernel;
 mod revocation;
 mod worker;
+mod xdp;
 
 use std::{fs, path::PathBuf};
 
@@ -31,6 +32,8 @@ struct How {
 enum Part {
     /// The kernel programs, and connections with and without them
     Kernel(How),
+    /// The interfaces' program, and frames between two interfaces
+    Xdp(How),
     /// From the decision to the last packet and the last socket, with 10,000 flows of 1,000 grants
     Revocation(How),
     /// Handshakes, token checks and grants
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
         Part::BareTls(bare) => return bare.run(),
         Part::Asker(asker) => return asker.run(),
         Part::Kernel(how) => (kernel::run(how.quick)?, how),
+        Part::Xdp(how) => (xdp::run(how.quick)?, how),
         Part::Revocation(how) => (revocation::run(how.quick)?, how),
         Part::Control(how) => (control::run(how.quick)?, how),
     };

@@ -125,6 +125,9 @@ enum Action {
         how: How,
         #[arg(long)]
         decoy: Option<SocketAddr>,
+        /// From here, and only after the same socket was called once, and has answered.
+        #[arg(long)]
+        called_at: Option<SocketAddr>,
     },
     /// One exchange over the same socket for every line of input.
     HoldUdp {
@@ -283,7 +286,7 @@ fn main() -> Result<()> {
         Action::LendSocket { path } => return lend_socket(&path),
         Action::Hammer { to, threads } => return hammer(&to, threads),
         Action::Tcp { to, from, timeout_ms } => tcp(to, from, Duration::from_millis(timeout_ms)),
-        Action::Udp { to, how, decoy } => udp(to, how, decoy),
+        Action::Udp { to, how, decoy, called_at } => udp(to, how, decoy, called_at),
         Action::Socket { kind } => socket_of(kind).map(drop),
         Action::Ping { to } => ping(to),
         Action::FastOpen { to } => fast_open(to),
@@ -597,10 +600,14 @@ fn wildcard(to: SocketAddr) -> SocketAddr {
     }
 }
 
-fn udp(to: SocketAddr, how: How, decoy: Option<SocketAddr>) -> Attempt {
-    let socket = UdpSocket::bind(wildcard(to)).step("bind")?;
-    socket.set_read_timeout(Some(WAIT)).step("set a limit")?;
+fn udp(to: SocketAddr, how: How, decoy: Option<SocketAddr>, called_at: Option<SocketAddr>) -> Attempt {
+    let socket = UdpSocket::bind(called_at.unwrap_or_else(|| wildcard(to))).step("bind")?;
     let mut buffer = [0; 64];
+    if called_at.is_some() {
+        let (length, caller) = socket.recv_from(&mut buffer).step("wait for a call")?;
+        socket.send_to(&buffer[..length], caller).step("answer")?;
+    }
+    socket.set_read_timeout(Some(WAIT)).step("set a limit")?;
     match how {
         How::Sendto => drop(socket.send_to(b"hello", to).step("sendto")?),
         How::Sendmsg => {

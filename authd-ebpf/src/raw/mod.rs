@@ -5,6 +5,8 @@
 //! through is of the type and size that the helper or the context asks for. What is stated beside each block is why Rust's
 //! own rules hold as well.
 
+pub mod xdp;
+
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -191,28 +193,16 @@ impl Skb {
     /// A full socket of this packet's namespace by its addresses, as seen by the packets that it receives.
     #[inline(always)]
     pub fn with_socket<T>(self, tcp: bool, ends: &Ends, look: impl FnOnce(Sock) -> T) -> Option<T> {
-        // `struct bpf_sock_tuple`: remote and local address, remote and local port, all in network order.
-        let mut tuple = [0u32; 9];
-        let ports = (ends.remote_port.to_be() as u32) | (ends.local_port.to_be() as u32) << 16;
-        let (r, l) = (ends.remote.be_words(), ends.local.be_words());
-        let size = if ends.local.is_v4() {
-            (tuple[0], tuple[1], tuple[2]) = (r[3], l[3], ports);
-            12
-        } else {
-            (tuple[0], tuple[1], tuple[2], tuple[3]) = (r[0], r[1], r[2], r[3]);
-            (tuple[4], tuple[5], tuple[6], tuple[7]) = (l[0], l[1], l[2], l[3]);
-            tuple[8] = ports;
-            36
-        };
-        let at: *mut bpf_sock_tuple = tuple.as_mut_ptr().cast();
         let netns = BPF_F_CURRENT_NETNS as i64 as u64;
         // SAFETY: the helpers read `size` bytes of the tuple; the reference that they return is given back below.
         unsafe {
-            let found = if tcp {
-                helpers::generated::bpf_sk_lookup_tcp(self.0.cast(), at, size, netns, 0)
-            } else {
-                helpers::generated::bpf_sk_lookup_udp(self.0.cast(), at, size, netns, 0)
-            };
+            let found = ends.look_up(|tuple, size| {
+                if tcp {
+                    helpers::generated::bpf_sk_lookup_tcp(self.0.cast(), tuple, size, netns, 0)
+                } else {
+                    helpers::generated::bpf_sk_lookup_udp(self.0.cast(), tuple, size, netns, 0)
+                }
+            });
             if found.is_null() {
                 return None;
             }
@@ -229,6 +219,22 @@ pub struct Ends<'a> {
     pub local: &'a Address,
     pub remote_port: u16,
     pub local_port: u16,
+}
+
+impl Ends<'_> {
+    /// Looks something up with `struct bpf_sock_tuple` and its size: remote and local address, remote and local port, all in
+    /// network order. Once for each family, so that the verifier knows the size wherever the compiler keeps it.
+    #[inline(always)]
+    fn look_up<T>(&self, look: impl Fn(*mut bpf_sock_tuple, u32) -> T) -> T {
+        let ports = (self.remote_port.to_be() as u32) | (self.local_port.to_be() as u32) << 16;
+        let (r, l) = (self.remote.be_words(), self.local.be_words());
+        if self.local.is_v4() {
+            let mut tuple = [r[3], l[3], ports];
+            return look(tuple.as_mut_ptr().cast(), 12);
+        }
+        let mut tuple = [r[0], r[1], r[2], r[3], l[0], l[1], l[2], l[3], ports];
+        look(tuple.as_mut_ptr().cast(), 36)
+    }
 }
 
 /// A full socket.
