@@ -37,9 +37,14 @@ pub enum Command {
     },
     /// Make the daemon load what lies in the policy directory now
     Apply {
+        /// Go back to the policy before after this time, such as 60s, unless `authd confirm` is called until then
+        #[arg(long, value_name = "TIME", value_parser = trial)]
+        confirm: Option<u32>,
         #[arg(long)]
         json: bool,
     },
+    /// Keep the policy that `authd apply --confirm` put on trial
+    Confirm,
     /// Read a policy directory and say what is wrong with it, without a daemon
     Check {
         /// Directory of policy files [default: the daemon's]
@@ -363,6 +368,15 @@ fn destination(text: &str) -> Result<String, ToError> {
 
 fn time(text: &str) -> Result<String, jiff::Error> {
     text.parse::<Timestamp>().map(|_| text.to_owned())
+}
+
+/// `60s`, `5m`, in seconds: long enough to try to log in, and no longer than anybody waits for it.
+fn trial(text: &str) -> Result<u32, String> {
+    const ALLOWED: std::ops::RangeInclusive<i64> = 1..=3600;
+    let span: Span = text.parse().map_err(|_| "write 60s or 5m".to_owned())?;
+    let time = span.to_duration(&Timestamp::now().to_zoned(TimeZone::UTC)).map_err(|error| error.to_string())?;
+    let seconds = u32::try_from(time.as_secs()).ok().filter(|seconds| ALLOWED.contains(&i64::from(*seconds)));
+    seconds.ok_or_else(|| "a policy is on trial for a second to an hour".to_owned())
 }
 
 /// `90d`, `12h`, `6 months`: from now.

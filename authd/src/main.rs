@@ -24,7 +24,8 @@ fn main() -> ExitCode {
     let config = cli.config.as_deref();
     let result = match cli.command {
         Command::Run { detach_on_exit } => cmd::run::run(config, detach_on_exit),
-        Command::Apply { json } => cmd::apply::run(config, json),
+        Command::Apply { confirm, json } => cmd::apply::run(config, confirm, json),
+        Command::Confirm => cmd::apply::confirm(config),
         Command::Check { directory, json, strict } => cmd::check::run(config, directory, json, strict),
         Command::Explain { pcap: Some(capture), json, .. } => cmd::explain::frames(config, &capture, json),
         Command::Explain { from, to, at, policy, json, .. } => {

@@ -153,7 +153,7 @@ impl Daemon {
     }
 
     pub fn apply(&self) -> Result<Applied> {
-        match client::ask(&self.socket, &Request::Apply)? {
+        match client::ask(&self.socket, &Request::Apply { confirm: None })? {
             Answer::Applied(applied) => Ok(applied),
             other => bail!("{other:?}"),
         }

@@ -38,8 +38,13 @@ const MAX_REQUEST: u64 = 64 << 10;
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     Status,
-    /// Load what lies in the policy directory now.
-    Apply,
+    /// Load what lies in the policy directory now; go back to the policy before unless it is confirmed in so many seconds.
+    Apply {
+        #[serde(default)]
+        confirm: Option<u32>,
+    },
+    /// Keep the policy that is on trial.
+    Confirm,
     /// The last records of flows, and those to come if `follow`.
     Flows {
         follow: bool,
@@ -74,6 +79,9 @@ pub enum Request {
 pub enum Answer {
     Status(Box<Status>),
     Applied(Applied),
+    Confirmed {
+        found: bool,
+    },
     Explanation(Box<Explained>),
     Frames {
         verdicts: Vec<FrameVerdict>,
@@ -108,6 +116,9 @@ pub struct Applied {
     /// Why not, as it is shown to people.
     pub errors: Vec<String>,
     pub warnings: usize,
+    /// When it goes back to the policy before unless it is confirmed, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goes_back: Option<String>,
 }
 
 /// An explanation, as people and as programs read it.

@@ -18,6 +18,7 @@ pub mod settings;
 pub mod state;
 pub mod status;
 pub mod supervisor;
+pub mod trial;
 pub mod trust;
 
 use std::{
@@ -44,6 +45,7 @@ use self::{
     names::{Directory, Resolver},
     state::{Persistent, State, StateError},
     status::{Flows, GrantTotals, Reload},
+    trial::Trial,
     trust::Trust,
 };
 use crate::{
@@ -61,7 +63,11 @@ use crate::{
         sockets::SocketError,
         writer::{WriteError, Writer},
     },
-    policy::{diagnostic::Diagnostic, pattern::Patterns},
+    policy::{
+        diagnostic::{Diagnostic, Source},
+        load::read_sources,
+        pattern::Patterns,
+    },
     store::StoreError,
 };
 
@@ -128,6 +134,9 @@ pub struct Daemon {
     writer: Writer,
     tree: Tree,
     active: Active,
+    /// Files that were in force before those of this policy, and since when these are.
+    before: Option<(Vec<Source>, Instant)>,
+    trial: Option<Trial>,
     directory: Directory,
     attached: Vec<Attached>,
     interfaces: Interfaces,
@@ -154,7 +163,8 @@ impl Daemon {
         let state = State::open(&config.state)?;
         let mut persistent = state.persistent()?;
         let trust = Trust::open(&config.state);
-        let (prepared, last_reload) = first_policy(&config, &state, &persistent)?;
+        let trial = Trial::left(&state)?;
+        let (prepared, last_reload) = first_policy(&config, &state, &persistent, trial.as_ref())?;
         let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
         let mut object = object::load(&config.pins, &config.sizes)?;
         let maps = object.take_maps();
@@ -196,6 +206,8 @@ impl Daemon {
             writer,
             tree,
             active: Active { prepared, patterns, since: now },
+            before: None,
+            trial,
             directory,
             attached,
             interfaces,
@@ -309,7 +321,11 @@ impl Daemon {
         self.persistent = persistent;
         self.directory.learn(&prepared.model, &prepared.registry);
         self.metrics.retain(&prepared.model);
-        self.active = Active { prepared, patterns, since: Timestamp::now() };
+        let before = std::mem::replace(&mut self.active, Active { prepared, patterns, since: Timestamp::now() });
+        if before.prepared.sources != self.active.prepared.sources {
+            self.before = Some((before.prepared.sources, Instant::now()));
+            self.tries_others()?;
+        }
         self.report_loaded(&loaded);
         self.review_grants();
         tracing::info!(
@@ -632,8 +648,21 @@ impl Daemon {
 }
 
 /// The policy to begin with: the directory's, or, if that is bad, the one that was in force last.
-fn first_policy(config: &Config, state: &State, persistent: &Persistent) -> Result<(Prepared, Reload), DaemonError> {
+fn first_policy(
+    config: &Config,
+    state: &State,
+    persistent: &Persistent,
+    trial: Option<&Trial>,
+) -> Result<(Prepared, Reload), DaemonError> {
     let now = format_time(Timestamp::now());
+    let (sources, _) = read_sources(&config.policy);
+    if let Some(before) = trial.and_then(|trial| trial.instead_of(&sources)) {
+        let before = Candidate::from_sources(before, &config.options, persistent.registry.clone(), clock::moment());
+        if let Ok(prepared) = before.result {
+            let errors = vec!["the policy in the directory was not confirmed: `authd apply` takes it".to_owned()];
+            return Ok((prepared, Reload { ok: false, time: now, failures: 1, errors, ..Reload::default() }));
+        }
+    }
     let candidate =
         Candidate::from_directory(&config.policy, &config.options, persistent.registry.clone(), clock::moment());
     let diagnostics = match candidate.result {

@@ -10,6 +10,7 @@ use super::{
     admin::Explained,
     clock,
     status::{self, Count, Events, Fill, GrantTotals, Interface, Program, Refused, Status},
+    trial::Trial,
 };
 use crate::{
     audit::record::format_time,
@@ -80,6 +81,7 @@ impl Daemon {
             mode: if prepared.model.observe { "observe" } else { "enforce" }.to_owned(),
             since: format_time(*since),
             last_reload: self.last_reload.clone(),
+            trial: self.trial.as_ref().map(Trial::describe),
             programs: self
                 .attached
                 .iter()

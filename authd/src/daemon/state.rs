@@ -20,6 +20,7 @@ use crate::{
 
 const REGISTRY: &str = "registry.json";
 const POLICY: &str = "policy-in-force.json";
+const TRIED: &str = "policy-on-trial.json";
 const PENDING: &str = "pending-records.jsonl";
 const LOCK: &str = "lock";
 
@@ -48,6 +49,19 @@ pub struct Persistent {
     pub registry: Registry,
     /// Kernel events whose loss a record told of.
     pub lost_told: u64,
+}
+
+/// Files of a policy that somebody has to confirm, and of the one before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tried {
+    pub tried: Vec<Source>,
+    pub before: Vec<Source>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredTried {
+    tried: Vec<StoredSource>,
+    before: Vec<StoredSource>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -84,13 +98,28 @@ impl State {
     /// The files of the policy that was last put into force.
     pub fn policy(&self) -> Result<Option<Vec<Source>>, StateError> {
         let stored: Option<Vec<StoredSource>> = self.read(POLICY)?;
-        let source = |s: StoredSource| Source { name: s.name.into(), text: s.text.into() };
-        Ok(stored.map(|sources| sources.into_iter().map(source).collect()))
+        Ok(stored.map(loaded))
     }
 
     pub fn keep_policy(&self, sources: &[Source]) -> Result<(), StateError> {
-        let stored = |s: &Source| StoredSource { name: s.name.to_string(), text: s.text.to_string() };
-        self.replace(POLICY, &sources.iter().map(stored).collect::<Vec<_>>())
+        self.replace(POLICY, &stored(sources))
+    }
+
+    pub fn tried(&self) -> Result<Option<Tried>, StateError> {
+        let stored: Option<StoredTried> = self.read(TRIED)?;
+        Ok(stored.map(|s| Tried { tried: loaded(s.tried), before: loaded(s.before) }))
+    }
+
+    pub fn keep_tried(&self, Tried { tried, before }: &Tried) -> Result<(), StateError> {
+        self.replace(TRIED, &StoredTried { tried: stored(tried), before: stored(before) })
+    }
+
+    pub fn forget_tried(&self) -> Result<(), StateError> {
+        let path = self.directory.join(TRIED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io { path, error }),
+            _ => Ok(()),
+        }
     }
 
     /// Records that a command left while no daemon could take them.
@@ -125,6 +154,14 @@ impl State {
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(of)?;
         fs::rename(&beside, &path).map_err(of)
     }
+}
+
+fn stored(sources: &[Source]) -> Vec<StoredSource> {
+    sources.iter().map(|s| StoredSource { name: s.name.to_string(), text: s.text.to_string() }).collect()
+}
+
+fn loaded(stored: Vec<StoredSource>) -> Vec<Source> {
+    stored.into_iter().map(|s| Source { name: s.name.into(), text: s.text.into() }).collect()
 }
 
 /// Leaves a record for the daemon that runs, or the next one.

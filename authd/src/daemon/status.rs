@@ -22,6 +22,8 @@ pub struct Status {
     /// When the generation came into force.
     pub since: String,
     pub last_reload: Reload,
+    /// What becomes of the policy if nobody confirms it.
+    pub trial: Option<String>,
     pub programs: Vec<Program>,
     pub interfaces: Vec<Interface>,
     /// Optional programs that this kernel refuses.
@@ -221,6 +223,9 @@ impl fmt::Display for Status {
                     writeln!(f, "{error}")?;
                 }
             }
+        }
+        if let Some(trial) = &self.trial {
+            writeln!(f, "policy: {trial}")?;
         }
         writeln!(f, "\nprograms")?;
         for program in &self.programs {

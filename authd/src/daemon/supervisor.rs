@@ -40,6 +40,7 @@ use super::{
 use crate::{
     config::Config,
     ipc::{self, FromControl, Refusal, ToControl},
+    policy::diagnostic::Source,
 };
 
 /// The ring is emptied this often; the kernel wakes the daemon only when it fills up.
@@ -90,7 +91,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload.ask(None),
+            _ = hangup.recv() => reload.ask(None, None),
             Some(asked) = requests.recv() => match asked {
                 Asked::Call(call) => answer(&mut daemon, &mut reload, &mut control, &mut forgetting, call),
                 Asked::Http { connection, uid } => {
@@ -123,13 +124,23 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             () = at(settle) => {
                 settle = None;
                 if policy_differs(&daemon) {
-                    reload.ask(None);
+                    reload.changed();
                 }
             }
             () = at(boundary.map(instant_of)) => reload.again(),
+            () = at(daemon.trial_ends().map(Instant::from_std)) => {
+                if let Some(before) = daemon.go_back() {
+                    reload.back(before);
+                }
+            }
             candidate = reload.finished() => {
-                let applied = daemon.apply(candidate);
+                let mut applied = daemon.apply(candidate);
                 if applied.ok {
+                    match reload.terms {
+                        Terms::None => {}
+                        Terms::Accepted => drop(daemon.confirm(None)?),
+                        Terms::Trial(time) => daemon.put_on_trial(time, &mut applied)?,
+                    }
                     control.tell_settings(&files.settings(&daemon));
                 }
                 settled(&applied);
@@ -194,27 +205,57 @@ impl Ticks {
 struct Reload {
     asked: Option<What>,
     waiting: Vec<oneshot::Sender<Reply>>,
+    /// Of what is asked for, and of what is running.
+    asked_terms: Terms,
+    terms: Terms,
     running: Option<JoinHandle<Candidate>>,
     /// Those who wait for the one that is running.
     served: Vec<oneshot::Sender<Reply>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum What {
     /// What lies in the directory now.
     Directory,
     /// The policy in force, for another moment.
     Again,
+    /// These files, whatever lies in the directory.
+    Back(Vec<Source>),
+}
+
+/// What an operator said of the policy to come.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Terms {
+    #[default]
+    None,
+    /// It stays, whatever became of it before.
+    Accepted,
+    /// It goes back after so long unless it is confirmed.
+    Trial(Duration),
 }
 
 impl Reload {
-    fn ask(&mut self, answer: Option<oneshot::Sender<Reply>>) {
-        self.asked = Some(What::Directory);
+    /// Somebody wants the directory's policy. Of two who do, the more careful one has his way.
+    fn ask(&mut self, answer: Option<oneshot::Sender<Reply>>, trial: Option<Duration>) {
+        self.changed();
         self.waiting.extend(answer);
+        self.asked_terms = match (trial, self.asked_terms) {
+            (Some(time), _) | (None, Terms::Trial(time)) => Terms::Trial(time),
+            (None, _) => Terms::Accepted,
+        };
+    }
+
+    /// The directory says something else.
+    fn changed(&mut self) {
+        self.asked = Some(What::Directory);
     }
 
     fn again(&mut self) {
-        self.asked = self.asked.or(Some(What::Again));
+        self.asked.get_or_insert(What::Again);
+    }
+
+    fn back(&mut self, sources: Vec<Source>) {
+        self.asked.get_or_insert(What::Back(sources));
     }
 
     fn start(&mut self, daemon: &Daemon) {
@@ -227,13 +268,15 @@ impl Reload {
             notify(&[NotifyState::Reloading, NotifyState::MonotonicUsec(micros)]);
         }
         self.served.append(&mut self.waiting);
+        self.terms = std::mem::take(&mut self.asked_terms);
         let options = daemon.config().options.clone();
         let directory = daemon.config().policy.clone();
         let registry = daemon.persistent().registry.clone();
         let in_force = (what == What::Again).then(|| daemon.in_force().clone());
-        self.running = Some(tokio::task::spawn_blocking(move || match in_force {
-            Some(prepared) => Candidate::again(&prepared, &options, clock::moment()),
-            None => Candidate::from_directory(&directory, &options, registry, clock::moment()),
+        self.running = Some(tokio::task::spawn_blocking(move || match (what, in_force) {
+            (_, Some(prepared)) => Candidate::again(&prepared, &options, clock::moment()),
+            (What::Back(sources), None) => Candidate::from_sources(sources, &options, registry, clock::moment()),
+            (_, None) => Candidate::from_directory(&directory, &options, registry, clock::moment()),
         }));
     }
 
@@ -426,7 +469,13 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
     let Call { request, uid, answer } = call;
     let error = |error: DaemonError| Answer::Error { message: error.to_string() };
     let reply = match request {
-        Request::Apply => return reload.ask(Some(answer)),
+        Request::Apply { confirm } => {
+            return reload.ask(Some(answer), confirm.map(|seconds| Duration::from_secs(seconds.into())));
+        }
+        Request::Confirm => Reply::One(match daemon.confirm(Some(uid)) {
+            Ok(found) => Answer::Confirmed { found },
+            Err(error) => Answer::Error { message: error.to_string() },
+        }),
         Request::Status => {
             daemon.catch_up();
             // Cgroups that were made before the question was asked are part of the answer.
@@ -481,12 +530,11 @@ fn notify(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }
 
-/// Whether the directory says something else than the policy in force. A refused policy that did not change since is not
-/// refused again and again.
+/// Whether the directory says something else than the policy in force, and what it says was not tried in vain. A refused policy
+/// that did not change since is not refused again and again.
 fn policy_differs(daemon: &Daemon) -> bool {
     let (sources, _) = crate::policy::load::read_sources(&daemon.config().policy);
-    let in_force = &daemon.in_force().sources;
-    sources.len() != in_force.len() || sources.iter().zip(in_force).any(|(a, b)| a.name != b.name || a.text != b.text)
+    sources != daemon.in_force().sources && !daemon.was_not_confirmed(&sources)
 }
 
 /// A socket that whoever the mode admits can connect to.

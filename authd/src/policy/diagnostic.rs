@@ -7,7 +7,7 @@ use std::{ops::Range, sync::Arc};
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 /// One policy file, as it was read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     pub name: Arc<str>,
     pub text: Arc<str>,

@@ -13,6 +13,11 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("a_bad_policy_changes_nothing_and_is_told", a_bad_policy_changes_nothing_and_is_told),
         trial("an_open_connection_is_cut_and_resumes", an_open_connection_is_cut_and_resumes),
+        trial("a_policy_on_trial_goes_back_unless_confirmed", a_policy_on_trial_goes_back_unless_confirmed),
+        trial(
+            "a_policy_that_changed_by_itself_can_be_put_on_trial",
+            a_policy_that_changed_by_itself_can_be_put_on_trial,
+        ),
         trial("a_caller_is_known_anew_under_a_new_policy", a_caller_is_known_anew_under_a_new_policy),
         trial("generations_never_mix_under_load", generations_never_mix_under_load),
         trial(
@@ -89,6 +94,80 @@ fn an_open_connection_is_cut_and_resumes() -> Result<Verdict> {
 }
 
 /// The caller's cgroup becomes another workload's, which may go out to the address, and is not let in by the guard.
+/// The agent may no longer reach the server.
+fn closed() -> String {
+    POLICY.replace(r#"from = ["agent", "crafter"]"#, r#"from = ["crafter"]"#)
+}
+
+fn a_policy_on_trial_goes_back_unless_confirmed() -> Result<Verdict> {
+    let (sandbox, mut daemon) = Sandbox::with_policy(POLICY)?;
+    let _server = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
+    let reaches = || Ok::<_, anyhow::Error>(sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?.ok);
+    ensure!(reaches()? && !daemon.command(&["confirm"])?.status.success());
+
+    // Nobody confirms it.
+    sandbox.write_policy(&closed())?;
+    let output = daemon.command(&["apply", "--confirm", "2s"])?;
+    ensure!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("it goes back"), "{output:?}");
+    ensure!(!reaches()?);
+    ensure!(daemon.status()?.trial.is_some_and(|trial| trial.contains("on trial")));
+    daemon.wait_for("the way back", |r| r.event == "policy_rolled_back")?;
+    wait_until("the policy before", reaches)?;
+    ensure!(daemon.status()?.trial.is_some_and(|trial| trial.contains("not confirmed")));
+
+    // It does not come back by itself: not when its files are touched, and not with another daemon.
+    let generation = daemon.status()?.generation;
+    sandbox.write_policy(&closed())?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    ensure!(daemon.status()?.generation == generation && reaches()?);
+    daemon.kill_hard()?;
+    daemon = sandbox.start()?;
+    ensure!(reaches()? && !daemon.status()?.last_reload.ok, "{}", daemon.log());
+    // Who insists has his way.
+    ensure!(daemon.command(&["apply"])?.status.success());
+    ensure!(!reaches()? && daemon.status()?.trial.is_none());
+
+    // A daemon that is killed meanwhile goes back, too.
+    sandbox.write_policy(POLICY)?;
+    daemon.must_apply()?;
+    sandbox.write_policy(&closed())?;
+    ensure!(daemon.command(&["apply", "--confirm", "10m"])?.status.success());
+    ensure!(!reaches()?);
+    daemon.kill_hard()?;
+    daemon = sandbox.start()?;
+    ensure!(reaches()?, "{}", daemon.log());
+
+    // And this one is confirmed.
+    sandbox.write_policy(&format!("{}\n# another\n", closed()))?;
+    ensure!(daemon.command(&["apply", "--confirm", "1s"])?.status.success());
+    ensure!(daemon.command(&["confirm"])?.status.success());
+    daemon.wait_for("the confirmation", |r| r.event == "policy_confirmed")?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    ensure!(!reaches()? && daemon.status()?.trial.is_none());
+    // The same once more is no other policy: there is nothing to go back to.
+    let output = daemon.command(&["apply", "--confirm", "1s"])?;
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("it stays"), "{output:?}");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    ensure!(!reaches()?);
+    Ok(Verdict::Ran)
+}
+
+fn a_policy_that_changed_by_itself_can_be_put_on_trial() -> Result<Verdict> {
+    let (sandbox, daemon) = Sandbox::with_policy(POLICY)?;
+    let _server = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
+    let reaches = || Ok::<_, anyhow::Error>(sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?.ok);
+    sandbox.write_policy(&closed())?;
+    wait_until("the next generation", || Ok(daemon.status()?.generation == 2))?;
+    ensure!(!reaches()?);
+    ensure!(daemon.command(&["apply", "--confirm", "2s"])?.status.success());
+    // Corrections while it is on trial do not move what it goes back to.
+    let generation = daemon.status()?.generation;
+    sandbox.write_policy(&format!("{}\n# corrected\n", closed()))?;
+    wait_until("the corrected one", || Ok(daemon.status()?.generation > generation))?;
+    wait_until("the policy before", reaches)?;
+    Ok(Verdict::Ran)
+}
+
 fn a_caller_is_known_anew_under_a_new_policy() -> Result<Verdict> {
     let (sandbox, daemon) = Sandbox::with_policy(POLICY)?;
     let _tcp = sandbox.spawn("/guarded", &["serve-tcp", "127.0.0.1:7005"])?;
