@@ -30,6 +30,15 @@ impl Wire {
     }
 }
 
+/// Frames that an interface had to drop before it sent them: the other end's queue was full.
+pub fn unsent(interface: &str) -> Result<u64> {
+    const TRANSMIT_DROPS: usize = 11;
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+    let field = line.and_then(|line| line.split_whitespace().nth(TRANSMIT_DROPS));
+    Ok(field.with_context(|| format!("there is no interface {interface}"))?.parse()?)
+}
+
 /// The interface's hardware address.
 pub fn mac(interface: &str) -> Result<[u8; 6]> {
     link(interface)?.addr().context("an Ethernet interface has a hardware address")

@@ -23,7 +23,7 @@ use crate::{
 /// Kernels that authd supports, besides the one that it is developed on.
 pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
 /// Modules of the tests, and (by modules.dep) what they need.
-const MODULES: [&str; 6] = ["veth", "inet_diag", "tcp_diag", "udp_diag", "unix_diag", "dummy"];
+const MODULES: [&str; 7] = ["veth", "inet_diag", "tcp_diag", "udp_diag", "unix_diag", "dummy", "bridge"];
 /// A machine that runs for longer hangs.
 const LONGEST: Duration = Duration::from_secs(3000);
 /// Both processors of a machine take turns on one thread. On a thread each, one now and then runs an instruction that the

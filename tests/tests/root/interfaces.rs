@@ -17,12 +17,13 @@ use authd::{
 use authd_tests::{
     daemon::{Daemon, PATIENCE},
     netns::Netns,
+    probe::Running,
     sandbox::Sandbox,
     wire::{self, Wire},
 };
 use libtest_mimic::Trial;
 
-use crate::{Verdict, frames, trial};
+use crate::{Verdict, frames, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -31,6 +32,14 @@ pub fn trials() -> Vec<Trial> {
         trial("a_flood_is_counted_to_the_last_packet", a_flood_is_counted_to_the_last_packet),
         trial("explain_says_of_frames_what_interfaces_do", explain_says_of_frames_what_interfaces_do),
         trial("flows_go_on_when_their_interface_is_guarded", flows_go_on_when_their_interface_is_guarded),
+        trial(
+            "services_older_than_authd_are_guarded_at_interfaces",
+            services_older_than_authd_are_guarded_at_interfaces,
+        ),
+        trial(
+            "an_interface_without_a_driver_for_it_is_guarded_in_the_stack",
+            an_interface_without_a_driver_for_it_is_guarded_in_the_stack,
+        ),
         trial("answers_to_a_guarded_port_are_no_calls", answers_to_a_guarded_port_are_no_calls),
         trial("an_interface_is_guarded_when_it_appears", an_interface_is_guarded_when_it_appears),
         trial("another_program_keeps_its_interface", another_program_keeps_its_interface),
@@ -104,26 +113,63 @@ impl Node {
         Ok(Self { daemon, far, sandbox })
     }
 
-    /// Whether a connection from outside comes about.
-    fn connects(&self, from: &str, to: &str) -> Result<bool> {
-        let arguments = ["tcp", to, "--from", from, "--timeout-ms", "500"];
-        // A blocking connect waits for minutes: the attempt is given up from outside.
-        let mut attempt = self.sandbox.spawn_quietly_in("/elsewhere", &self.far, &arguments)?;
-        Ok(attempt.next_within(Duration::from_millis(2_500))?.is_some_and(|outcome| outcome.ok))
+    /// A connection from outside comes about.
+    fn connects(&self, from: &str, to: &str) -> Result<()> {
+        let outcome = self.attempt(from, to)?.next_within(PATIENCE)?;
+        ensure!(outcome.as_ref().is_some_and(|o| o.ok), "{from} to {to}: {outcome:?}\n{}", self.daemon.log());
+        Ok(())
     }
 
-    /// Sends datagrams from outside; says how many were answered.
-    fn datagrams(&self, from: &str, to: &str, count: usize) -> Result<usize> {
+    /// None does, for as long as a second SYN takes.
+    fn is_kept_out(&self, from: &str, to: &str) -> Result<()> {
+        let outcome = self.attempt(from, to)?.next_within(Duration::from_millis(1_500))?;
+        ensure!(outcome.as_ref().is_none_or(|o| !o.ok), "{from} to {to} comes about\n{}", self.daemon.log());
+        Ok(())
+    }
+
+    /// A blocking connect waits for minutes: whoever does not want to wait ends it.
+    fn attempt(&self, from: &str, to: &str) -> Result<Running> {
+        let arguments = ["tcp", to, "--from", from, "--timeout-ms", "20000"];
+        self.sandbox.spawn_quietly_in("/elsewhere", &self.far, &arguments)
+    }
+
+    /// Sends datagrams from outside, all of which are answered.
+    fn asks(&self, from: &str, to: &str, count: usize) -> Result<()> {
+        let answered = self.datagrams(from, to, count, PATIENCE)?;
+        ensure!(answered == count, "{answered} of {count} answers\n{}", self.daemon.log());
+        Ok(())
+    }
+
+    /// The same, and none is.
+    fn asks_in_vain(&self, from: &str, to: &str, count: usize) -> Result<()> {
+        let answered = self.datagrams(from, to, count, Duration::from_millis(500))?;
+        ensure!(answered == 0, "{answered} answers\n{}", self.daemon.log());
+        Ok(())
+    }
+
+    fn datagrams(&self, from: &str, to: &str, count: usize, patience: Duration) -> Result<usize> {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse()?, to.parse()?);
         self.far.within(move || {
             let socket = UdpSocket::bind(from)?;
-            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+            socket.set_read_timeout(Some(patience))?;
+            let mut answer = [0; 64];
+            let mut answered = 0;
             for n in 0..count {
                 socket.send_to(&n.to_be_bytes(), to)?;
+                // No more than its queue holds.
+                if patience == PATIENCE && socket.recv_from(&mut answer).is_ok() {
+                    answered += 1;
+                }
             }
-            let mut answer = [0; 64];
-            Ok((0..count).take_while(|_| socket.recv_from(&mut answer).is_ok()).count())
+            if patience != PATIENCE && socket.recv_from(&mut answer).is_ok() {
+                answered += 1;
+            }
+            Ok(answered)
         })
+    }
+
+    fn waits_for_mode(&self, mode: &str) -> Result<()> {
+        wait_until(mode, || Ok(self.mode()? == mode))
     }
 
     fn mode(&self) -> Result<String> {
@@ -169,7 +215,7 @@ fn an_interface_drops_what_no_rule_lets_in() -> Result<Verdict> {
             ("192.0.2.200:0", "192.0.2.1:22", true),
             ("192.0.2.200:0", "192.0.2.1:7009", true),
         ] {
-            ensure!(node.connects(from, to)? == passes, "{from} to {to}\n{}", node.daemon.log());
+            if passes { node.connects(from, to)? } else { node.is_kept_out(from, to)? }
         }
     }
     for source in ["192.0.2.200", "2001:db8::1:0:0:2"] {
@@ -190,20 +236,21 @@ fn every_dropped_packet_is_counted() -> Result<Verdict> {
     const COUNT: usize = 1000;
     let node = Node::new(GUARDED)?;
     let _server = node.sandbox.spawn("/db", &["serve-udp", "192.0.2.1:7002"])?;
-    ensure!(node.datagrams("192.0.2.2:0", "192.0.2.1:7002", 10)? == 10);
-    ensure!(node.datagrams("192.0.2.200:0", "192.0.2.1:7002", COUNT)? == 0);
+    node.asks("192.0.2.2:0", "192.0.2.1:7002", 10)?;
+    node.asks_in_vain("192.0.2.200:0", "192.0.2.1:7002", COUNT)?;
     node.daemon.wait_for("the drops", |r| is_drop(r) && comes_from(r, "192.0.2.200"))?;
     // Some were on their way to the records when the first one was there.
     std::thread::sleep(Duration::from_secs(2));
     let denied: Vec<Record> = node.daemon.records()?.into_iter().filter(|r| comes_from(r, "192.0.2.200")).collect();
     let count: u64 = denied.iter().filter_map(|r| r.count).sum();
-    ensure!(count == COUNT as u64, "{count} of {COUNT}: {denied:#?}");
+    let sent = COUNT as u64 - node.far.within(|| wire::unsent("far0"))?;
+    ensure!(count == sent, "{count} of {sent}: {denied:#?}");
     let at_socket = denied.iter().filter(|r| !is_drop(r)).filter_map(|r| r.count).sum::<u64>();
     // Who has the port was learned from those that were allowed.
     ensure!(at_socket == 0, "{at_socket} came to the socket");
     // Address, port, length and what was sent: 20 + 8 + 8 bytes each.
     let bytes: u64 = denied.iter().filter_map(|r| r.bytes_in).sum();
-    ensure!(bytes == 36 * COUNT as u64, "{bytes} bytes");
+    ensure!(bytes == 36 * sent, "{bytes} bytes");
     Ok(Verdict::Ran)
 }
 
@@ -212,7 +259,7 @@ fn a_flood_is_counted_to_the_last_packet() -> Result<Verdict> {
     const MANY: u64 = 30_000;
     let node = Node::new(GUARDED)?;
     let _server = node.sandbox.spawn("/db", &["serve-tcp", "192.0.2.1:7001"])?;
-    ensure!(node.connects("192.0.2.2:0", "192.0.2.1:7001")?);
+    node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
     let mut held =
         node.sandbox.spawn_in("/elsewhere", &node.far, &["hold-tcp", "192.0.2.1:7001", "--from", "192.0.2.2:0"])?;
     let mac = node.sandbox.netns.within(|| wire::mac("near0"))?;
@@ -230,20 +277,21 @@ fn a_flood_is_counted_to_the_last_packet() -> Result<Verdict> {
         Ok(())
     })?;
     ensure!(held.again()?.ok);
+    let sent = ONE + MANY - node.far.within(|| wire::unsent("far0"))?;
     let denied = |daemon: &Daemon| -> Result<Vec<Record>> {
         Ok(daemon.records()?.into_iter().filter(|r| r.event == "flow_denied").collect())
     };
     let count = |records: &[Record]| records.iter().filter_map(|r| r.count).sum::<u64>();
     let started = Instant::now();
-    while count(&denied(&node.daemon)?) < ONE + MANY && started.elapsed() < PATIENCE {
+    while count(&denied(&node.daemon)?) < sent && started.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(200));
     }
     std::thread::sleep(Duration::from_secs(2));
     let records = denied(&node.daemon)?;
-    ensure!(count(&records) == ONE + MANY, "{} of {}", count(&records), ONE + MANY);
+    ensure!(count(&records) == sent && sent > ONE, "{} of {sent}", count(&records));
     ensure!(records.iter().all(is_drop), "some packets came to the socket");
     let from_one: Vec<Record> = records.iter().filter(|r| comes_from(r, "192.0.2.200")).cloned().collect();
-    ensure!(count(&from_one) == ONE, "{} of {ONE}", count(&from_one));
+    ensure!(count(&from_one) <= ONE && count(&from_one) + MANY >= sent, "{} of {ONE}", count(&from_one));
     ensure!(records.iter().any(|r| r.sources.is_some_and(|n| n > 1000)), "no crowd is told of");
     // As many records as there are seconds and names, however many packets there were.
     ensure!(records.len() < 2_000, "{} records", records.len());
@@ -259,9 +307,10 @@ fn explain_says_of_frames_what_interfaces_do() -> Result<Verdict> {
         node.sandbox.spawn("/db", &["serve-udp", "[2001:db8::1]:7002"])?,
     ];
     // Who has the ports is learned from who calls them.
-    ensure!(node.connects("192.0.2.2:0", "192.0.2.1:7001")? && node.connects("[2001:db8::2]:0", "[2001:db8::1]:7001")?);
-    ensure!(node.datagrams("192.0.2.2:0", "192.0.2.1:7002", 1)? == 1);
-    ensure!(node.datagrams("[2001:db8::2]:0", "[2001:db8::1]:7002", 1)? == 1);
+    node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
+    node.connects("[2001:db8::2]:0", "[2001:db8::1]:7001")?;
+    node.asks("192.0.2.2:0", "192.0.2.1:7002", 1)?;
+    node.asks("[2001:db8::2]:0", "[2001:db8::1]:7002", 1)?;
     let capture = node.sandbox.directory().join("scapy.pcap");
     std::fs::write(&capture, frames::SCAPY)?;
     let path = capture.to_str().unwrap_or_default();
@@ -325,15 +374,67 @@ fn flows_go_on_when_their_interface_is_guarded() -> Result<Verdict> {
     let before = node.daemon.status()?.interfaces[0].program;
     node.daemon.kill_hard()?;
     ensure!(held.again()?.ok);
-    ensure!(!node.connects("192.0.2.200:0", "192.0.2.1:7001")?);
+    node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
     node.daemon = Daemon::start_inside(&node.sandbox)?;
     ensure!(node.daemon.status()?.interfaces[0].program != before);
-    ensure!(held.again()?.ok && node.connects("192.0.2.2:0", "192.0.2.1:7001")?);
+    ensure!(held.again()?.ok);
+    node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
     // The rule goes, and with it the flow.
     node.sandbox.write_policy(&POLICY.replace("192.0.2.0/25", "198.51.100.0/24"))?;
     node.daemon.must_apply()?;
     held.tell("")?;
     ensure!(held.next_within(Duration::from_secs(1))?.is_none_or(|outcome| !outcome.ok));
+    Ok(Verdict::Ran)
+}
+
+fn services_older_than_authd_are_guarded_at_interfaces() -> Result<Verdict> {
+    let sandbox = Sandbox::new()?;
+    let far = sandbox.another_netns("far")?;
+    join(&sandbox, &far)?;
+    let _tcp = sandbox.spawn("/db", &["serve-tcp", "192.0.2.1:7001"])?;
+    let _udp = sandbox.spawn("/db", &["serve-udp", "192.0.2.1:7002"])?;
+    sandbox.write_policy(POLICY)?;
+    sandbox.add_settings(GUARDED)?;
+    let daemon = Daemon::start_inside(&sandbox)?;
+    let node = Node { daemon, far, sandbox };
+    node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
+    node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
+    node.asks("192.0.2.2:0", "192.0.2.1:7002", 3)?;
+    node.asks_in_vain("192.0.2.200:0", "192.0.2.1:7002", 3)?;
+    for port in [7001, 7002] {
+        node.daemon
+            .wait_for("the drop", |r| is_drop(r) && r.local_port == Some(port) && comes_from(r, "192.0.2.200"))?;
+    }
+    Ok(Verdict::Ran)
+}
+
+fn an_interface_without_a_driver_for_it_is_guarded_in_the_stack() -> Result<Verdict> {
+    let sandbox = Sandbox::new()?;
+    let far = sandbox.another_netns("far")?;
+    sandbox.netns.join(&far, ("near0", "far0"), (&[], &["192.0.2.2/24", "192.0.2.200/24"]))?;
+    // A name that a file's name on a BPF file system could not be.
+    for command in [
+        &["link", "add", "near.br", "type", "bridge"][..],
+        &["link", "set", "near0", "master", "near.br"],
+        &["address", "add", "192.0.2.1/24", "dev", "near.br"],
+        &["link", "set", "near.br", "up"],
+    ] {
+        sandbox.netns.ip(command)?;
+    }
+    sandbox.write_policy(POLICY)?;
+    sandbox.add_settings("interfaces = [\"near.br\"]\n")?;
+    let daemon = Daemon::start_inside(&sandbox)?;
+    let node = Node { daemon, far, sandbox };
+    ensure!(node.mode()? == "generic", "{:?}", node.daemon.status()?.interfaces);
+    let _server = node.sandbox.spawn("/db", &["serve-tcp", "192.0.2.1:7001"])?;
+    node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
+    node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
+    node.daemon.wait_for("the drop", |r| is_drop(r) && comes_from(r, "192.0.2.200"))?;
+    let text = String::from_utf8(node.daemon.command(&["status"])?.stdout)?;
+    ensure!(text.contains("near.br") && text.contains("generic, program"), "{text}");
+    let metrics = node.daemon.command(&["status", "--prometheus"])?;
+    let metrics = String::from_utf8(metrics.stdout)?;
+    ensure!(metrics.contains("authd_interface_guarded{interface=\"near.br\",mode=\"generic\"} 1"), "{metrics}");
     Ok(Verdict::Ran)
 }
 
@@ -343,7 +444,7 @@ fn answers_to_a_guarded_port_are_no_calls() -> Result<Verdict> {
     let arguments = ["udp", "192.0.2.200:7123", "--called-at", "192.0.2.1:7123"];
     let mut asking = node.sandbox.spawn_quietly_in("/time", &node.sandbox.netns, &arguments)?;
     // Who has the port is learned from a call that is answered; then the same socket asks somebody who may not call it.
-    while node.datagrams("192.0.2.2:0", "192.0.2.1:7123", 1)? == 0 {}
+    wait_until("an answer", || Ok(node.datagrams("192.0.2.2:0", "192.0.2.1:7123", 1, Duration::from_secs(3))? == 1))?;
     let outcome = asking.next_within(Duration::from_secs(20))?;
     ensure!(outcome.as_ref().is_some_and(|outcome| outcome.ok), "{outcome:?}\n{}", node.daemon.log());
     Ok(Verdict::Ran)
@@ -360,19 +461,14 @@ fn an_interface_is_guarded_when_it_appears() -> Result<Verdict> {
     node.daemon.wait_for("what is missing", |r| r.event == "interface_unguarded")?;
     for _ in 0..2 {
         join(&node.sandbox, &node.far)?;
-        let guarded = || Ok::<_, anyhow::Error>(node.mode()? == "native");
-        while !guarded()? {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        node.waits_for_mode("native")?;
         let server = node.sandbox.spawn("/db", &["serve-tcp", "192.0.2.1:7001"])?;
-        ensure!(node.connects("192.0.2.2:0", "192.0.2.1:7001")?);
-        ensure!(!node.connects("192.0.2.200:0", "192.0.2.1:7001")?);
+        node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
+        node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
         node.daemon.wait_for("the drop", |r| is_drop(r) && comes_from(r, "192.0.2.200"))?;
         drop(server);
         node.sandbox.netns.ip(&["link", "delete", "near0"])?;
-        while node.mode()? != "unguarded" {
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        node.waits_for_mode("unguarded")?;
     }
     Ok(Verdict::Ran)
 }
@@ -396,24 +492,22 @@ fn another_program_keeps_its_interface() -> Result<Verdict> {
     let node = Node { daemon, far, sandbox };
     // The socket's own hook is there all the same.
     let _server = node.sandbox.spawn("/db", &["serve-tcp", "192.0.2.1:7001"])?;
-    ensure!(node.connects("192.0.2.2:0", "192.0.2.1:7001")?);
-    ensure!(!node.connects("192.0.2.200:0", "192.0.2.1:7001")?);
+    node.connects("192.0.2.2:0", "192.0.2.1:7001")?;
+    node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
     drop(theirs);
-    while node.mode()? != "native" {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    node.waits_for_mode("native")?;
     Ok(Verdict::Ran)
 }
 
 fn a_port_that_changes_hands_is_judged_anew() -> Result<Verdict> {
     let node = Node::new(GUARDED)?;
     let server = node.sandbox.spawn("/db", &["serve-tcp", "192.0.2.1:7001"])?;
-    ensure!(!node.connects("192.0.2.200:0", "192.0.2.1:7001")?);
-    ensure!(!node.connects("192.0.2.200:0", "192.0.2.1:7001")?);
+    node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
+    node.is_kept_out("192.0.2.200:0", "192.0.2.1:7001")?;
     node.daemon.wait_for("the drop", |r| is_drop(r) && comes_from(r, "192.0.2.200"))?;
     drop(server);
     // Nobody's: authd does not touch it.
     let _other = node.sandbox.spawn("/elsewhere", &["serve-tcp", "192.0.2.1:7001"])?;
-    ensure!(node.connects("192.0.2.200:0", "192.0.2.1:7001")?, "{}", node.daemon.log());
+    node.connects("192.0.2.200:0", "192.0.2.1:7001")?;
     Ok(Verdict::Ran)
 }
