@@ -20,14 +20,20 @@ pub fn random(random: &mut SmallRng) -> Vec<u8> {
 
 /// A packet as stacks make them, or nearly so.
 pub fn structured(random: &mut SmallRng) -> Vec<u8> {
+    let protocol = meaning::protocol(random);
+    let port = meaning::port(random);
+    structured_to(random, protocol, port)
+}
+
+/// The same to a port, if the protocol has any.
+pub fn structured_to(random: &mut SmallRng, protocol: u8, port: u16) -> Vec<u8> {
     let (source, destination) = loop {
         let (a, b) = (meaning::address(random), meaning::address(random));
         if a.is_ipv4() == b.is_ipv4() {
             break (a, b);
         }
     };
-    let protocol = meaning::protocol(random);
-    let payload = transport(random, protocol);
+    let payload = transport(random, protocol, port);
     let mut packet = match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => v4(random, source, destination, protocol, &payload),
         (IpAddr::V6(source), IpAddr::V6(destination)) => v6(random, source, destination, protocol, &payload),
@@ -46,8 +52,8 @@ pub fn structured(random: &mut SmallRng) -> Vec<u8> {
     packet
 }
 
-fn transport(random: &mut SmallRng, protocol: u8) -> Vec<u8> {
-    let (source, destination) = (meaning::port(random), meaning::port(random));
+fn transport(random: &mut SmallRng, protocol: u8, destination: u16) -> Vec<u8> {
+    let source = meaning::port(random);
     let mut bytes = Vec::new();
     bytes.extend(source.to_be_bytes());
     bytes.extend(destination.to_be_bytes());

@@ -29,8 +29,8 @@ use authd_common::{
     parse::{Packet, parse, plain},
     reason::REASON_SLOTS,
     tables::{
-        Counter, Flow, FlowKey, Grant, GrantKey, IPPROTO_TCP, IPPROTO_UDP, Listener, Slot, UNMANAGED, listener_flags,
-        nic, role,
+        Counter, Flow, FlowKey, Grant, GrantKey, IPPROTO_TCP, IPPROTO_UDP, Listener, PortEntry, Slot, UNMANAGED,
+        listener_flags, nic, port_flags, port_slot, role,
     },
 };
 use authd_tests::{frames, meaning, sandbox::Sandbox};
@@ -223,9 +223,18 @@ impl Bench {
         self.writer.maps_mut().nic.set(nic::EPOCH as usize, self.mirror.epoch);
         self.give_grants(&mut random, &rules)?;
         let generation = self.writer.generation();
+        let guarded: Vec<(u8, u16)> = [IPPROTO_TCP, IPPROTO_UDP]
+            .into_iter()
+            .flat_map(|protocol| (0..=u16::MAX).map(move |port| (protocol, port)))
+            .filter(|(protocol, port)| image.ports.get(&port_slot(*protocol, *port)).is_some_and(is_guarded))
+            .collect();
         for n in 0..FRAMES_PER_POLICY {
-            let packet =
-                if random.random_ratio(1, 8) { frames::random(&mut random) } else { frames::structured(&mut random) };
+            let packet = match (random.random_range(0..8), guarded.choose(&mut random)) {
+                (0, _) => frames::random(&mut random),
+                // Else few frames would concern anybody.
+                (1..6, Some((protocol, port))) => frames::structured_to(&mut random, *protocol, *port),
+                _ => frames::structured(&mut random),
+            };
             let frame = ethernet(&mut random, &packet);
             self.place(&mut random, &frame, &workloads, generation)?;
             self.one(image.at(clock::monotonic()).numbered(generation), &frame)
@@ -364,6 +373,10 @@ impl Bench {
         let commands: Vec<Command> = unpoint.chain(empty).collect();
         Ok(self.writer.follow(&commands)?)
     }
+}
+
+fn is_guarded(entry: &PortEntry) -> bool {
+    entry.flags & port_flags::GUARDED != 0
 }
 
 /// A frame with a packet behind up to three tags, now and then of a type that does not fit.
