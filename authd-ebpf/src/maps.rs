@@ -63,9 +63,10 @@ static NIC: Array<u64> = Array::with_max_entries(nic::WORDS, BPF_F_MMAPABLE);
 static LISTENERS: LruHashMap<FlowKey, Listener> = LruHashMap::with_max_entries(16_384, 0);
 #[map]
 static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(65_536, 0);
-/// Not one that makes room by itself: what was counted stays until the daemon has taken it.
+/// Not one that makes room by itself: what was counted stays until the daemon has taken it. Each CPU has a value for each key
+/// from the beginning, 256 KiB in all.
 #[map]
-static DROPS: PerCpuHashMap<DropKey, Dropped> = PerCpuHashMap::with_max_entries(16_384, 0);
+static DROPS: PerCpuHashMap<DropKey, Dropped> = PerCpuHashMap::with_max_entries(4_096, 0);
 /// What found no place there, by bank and reason.
 #[map]
 static OTHER_DROPS: PerCpuArray<Dropped> = PerCpuArray::with_max_entries(nic::BANKS * REASON_SLOTS, 0);
