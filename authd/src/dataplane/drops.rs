@@ -127,16 +127,16 @@ mod tests {
 
     #[test]
     fn a_crowd_of_sources_is_told_together_and_nothing_is_missing() {
-        let known = (0..1000).map(|n| (key(n, 7001 + (n % 2) as u16), dropped(n.into(), 5 + u64::from(n)))).collect();
+        let known = (1..=1000).map(|n| (key(n, 7001 + (n % 2) as u16), dropped(n.into(), 5 + u64::from(n)))).collect();
         let drops = Drops { known, others: vec![(33, dropped(7, 1))] };
         let all = drops.packets();
         let told = drops.told();
         assert_eq!(told.iter().map(|(_, d)| d.packets).sum::<u64>(), all);
         assert_eq!(told.len(), NAMED + 2 + 1);
-        assert_eq!(told[0].0.ends, Some((Address::v4(999_u32.to_be_bytes()), NODE)));
+        assert_eq!(told[0].0.ends, Some((Address::v4(1000_u32.to_be_bytes()), NODE)));
         let crowd = &told[NAMED];
         assert_eq!(crowd.0, DropKind { ends: None, sources: Some(468), port: Some((6, 7001)), reason: 33 });
-        assert_eq!((crowd.1.first, crowd.1.last), (5, 5 + 934 + 1));
+        assert_eq!((crowd.1.first, crowd.1.last), (5 + 2, 5 + 936 + 1));
         assert_eq!(told[NAMED + 2].0, DropKind { ends: None, sources: None, port: None, reason: 33 });
     }
 
