@@ -4,10 +4,8 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::Ipv4Addr,
     os::fd::AsFd,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -82,7 +80,6 @@ pub fn run(quick: bool) -> Result<Vec<Comparison>> {
     }
     drop(nodes);
     results.extend(floods(&mut floor, &effort)?);
-    results.push(friends(&floor, &effort)?);
     Ok(results)
 }
 
@@ -317,75 +314,12 @@ fn received(netns: &Netns) -> Result<u64> {
     })
 }
 
-/// Connections of one who may, through an interface that is flooded by one who may not, against the same while the same flood
-/// goes to an interface that nobody uses: who makes the frames takes his part of the processors in both.
-fn friends(floor: &Floor, effort: &Effort) -> Result<Comparison> {
-    const WINDOW: Duration = Duration::from_secs(1);
-    let sandbox = Sandbox::new()?;
-    let far = sandbox.another_netns("far")?;
-    sandbox.netns.join(&far, ("near0", "far0"), (&["192.0.2.1/24"], &["192.0.2.2/24"]))?;
-    sandbox.netns.join(&far, ("near1", "far1"), (&[], &[]))?;
-    let sizes = sizes(10);
-    let mut object = object::load(sandbox.pins(), &sizes)?;
-    let mut writer = Writer::new(object.take_maps(), sizes)?;
-    prepare(&mut writer, &sandbox, 10, sandbox_netns(&sandbox)?)?;
-    let (ours, drop) = (object.take_xdp(), floor.program("floor_drop")?.fd()?.try_clone()?);
-    let (near0, near1) = (index(&sandbox.netns, "near0")?, index(&sandbox.netns, "near1")?);
-    let _links = sandbox.netns.within(|| {
-        Ok([link_xdp(ours.fd.as_fd(), near0, XdpMode::Native)?, link_xdp(drop.as_fd(), near1, XdpMode::Native)?])
-    })?;
-    let server = sandbox.netns.within(|| Ok(TcpListener::bind("192.0.2.1:7001")?))?;
-    thread::spawn(move || server.incoming().for_each(std::mem::drop));
-    let sender = floor.program("floor_send")?;
-    let measure = |interface: &str| -> Result<f64> {
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let flood = scope.spawn(|| -> Result<u64> {
-                let mut frames = 0;
-                while !over.load(Ordering::Relaxed) {
-                    send_on(&far, interface, sender, BURST)?;
-                    frames += u64::from(BURST);
-                    // A processor's half: less than what the program can drop.
-                    thread::sleep(Duration::from_millis(5));
-                }
-                Ok(frames)
-            });
-            let connections = far.within(|| {
-                let started = Instant::now();
-                let mut connections = 0_u32;
-                while started.elapsed() < WINDOW {
-                    let stream = TcpStream::connect("192.0.2.1:7001")?;
-                    // With a reset, so that no port waits for TIME_WAIT.
-                    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-                    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger)?;
-                    connections += 1;
-                }
-                Ok(started.elapsed().as_nanos() as f64 / f64::from(connections))
-            });
-            over.store(true, Ordering::Relaxed);
-            let frames = flood.join().map_err(|panic| std::panic::resume_unwind(panic)).and_then(|frames| frames)?;
-            ensure!(frames >= 10 * u64::from(BURST), "the flood was {frames} frames");
-            connections
-        })
-    };
-    let pairs = in_turns(effort.floods, || measure("far0"), || measure("far1"))?;
-    ensure!(writer.take_drops()?.packets() > 0, "nothing was dropped by authd's program");
-    Ok(compared("connections through a flooded interface, against elsewhere".to_owned(), &pairs, Some(1.0 / 0.9)))
-}
-
-/// Frames that are made at once.
-const BURST: u32 = 10_000;
-
 /// Makes frames leave the far interface.
 fn send(far: &Netns, sender: &Program, frames: u32) -> Result<Duration> {
-    send_on(far, "far0", sender, frames)
-}
-
-fn send_on(far: &Netns, interface: &str, sender: &Program, frames: u32) -> Result<Duration> {
     let Program::Xdp(sender) = sender else { anyhow::bail!("another type of program") };
     let frame = tcp(STRANGER, 7001, SYN);
     far.within(|| {
-        let index = nix::net::if_::if_nametoindex(interface)?;
+        let index = nix::net::if_::if_nametoindex("far0")?;
         // `struct xdp_md`: the frame, and the interface that it came by, where XDP_TX sends it back.
         let mut context = [0_u8; 24];
         context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
