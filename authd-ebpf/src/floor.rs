@@ -48,11 +48,6 @@ pub fn floor_drop(_: XdpContext) -> u32 {
     XDP_DROP
 }
 
-#[xdp(frags)]
-pub fn floor_pass(_: XdpContext) -> u32 {
-    XDP_PASS
-}
-
 /// Reads a frame, and looks its flow up.
 #[xdp(frags)]
 pub fn floor_lookup(ctx: XdpContext) -> u32 {

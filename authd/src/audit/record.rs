@@ -5,7 +5,6 @@
 use std::net::IpAddr;
 
 use authd_common::{
-    address::Address,
     event::{Event, direction, kind},
     reason::Reason,
     tables::{Conversation, ConversationKey, Denial, DenialKey, Dropped, Grant, PENDING, UNMANAGED, role, tag_flags},
@@ -15,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    dataplane::drops::DropKind,
     grants::proof::Told,
     policy::{
         file::Kind,
@@ -127,18 +127,6 @@ pub struct Who {
     pub kind: Option<Kind>,
     pub tenant: Option<String>,
     pub spiffe_id: Option<String>,
-}
-
-/// What packets that an interface dropped have in common; what is not known, or not the same, is left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DropKind {
-    /// Source and destination.
-    pub ends: Option<(Address, Address)>,
-    /// Of those that are counted together.
-    pub sources: Option<u64>,
-    /// With its protocol.
-    pub port: Option<(u8, u16)>,
-    pub reason: u16,
 }
 
 /// What the numbers of an event stand for.

@@ -669,7 +669,8 @@ fn first_policy(
         Ok(prepared) => return Ok((prepared, Reload { ok: true, time: now, successes: 1, ..Reload::default() })),
         Err(diagnostics) => diagnostics,
     };
-    let Some(sources) = state.policy()? else { return Err(DaemonError::Policy(diagnostics)) };
+    let Some(last) = state.policy()? else { return Err(DaemonError::Policy(diagnostics)) };
+    let sources = trial.and_then(|trial| trial.instead_of(&last)).unwrap_or(last);
     let last = Candidate::from_sources(sources, &config.options, persistent.registry.clone(), clock::moment());
     let Ok(prepared) = last.result else { return Err(DaemonError::Policy(diagnostics)) };
     let errors = diagnostics.iter().map(|d| d.render(false)).collect();

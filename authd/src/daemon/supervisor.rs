@@ -135,12 +135,19 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             }
             candidate = reload.finished() => {
                 let mut applied = daemon.apply(candidate);
-                if applied.ok {
-                    match reload.terms {
-                        Terms::None => {}
-                        Terms::Accepted => drop(daemon.confirm(None)?),
-                        Terms::Trial(time) => daemon.put_on_trial(time, &mut applied)?,
+                match (reload.terms, applied.ok) {
+                    (Terms::Accepted, true) => {
+                        daemon.confirm(None)?;
+                        reload.stay();
                     }
+                    (Terms::Trial(time), true) => {
+                        daemon.put_on_trial(time, &mut applied)?;
+                        reload.stay();
+                    }
+                    (Terms::Back, false) => daemon.go_back_later(),
+                    _ => {}
+                }
+                if applied.ok {
                     control.tell_settings(&files.settings(&daemon));
                 }
                 settled(&applied);
@@ -232,12 +239,14 @@ enum Terms {
     Accepted,
     /// It goes back after so long unless it is confirmed.
     Trial(Duration),
+    /// It is the one to go back to.
+    Back,
 }
 
 impl Reload {
     /// Somebody wants the directory's policy. Of two who do, the more careful one has his way.
     fn ask(&mut self, answer: Option<oneshot::Sender<Reply>>, trial: Option<Duration>) {
-        self.changed();
+        self.asked = Some(What::Directory);
         self.waiting.extend(answer);
         self.asked_terms = match (trial, self.asked_terms) {
             (Some(time), _) | (None, Terms::Trial(time)) => Terms::Trial(time),
@@ -245,17 +254,31 @@ impl Reload {
         };
     }
 
-    /// The directory says something else.
+    /// The directory says something else. What goes back, goes back first.
     fn changed(&mut self) {
-        self.asked = Some(What::Directory);
+        if self.asked_terms != Terms::Back {
+            self.asked = Some(What::Directory);
+        }
     }
 
     fn again(&mut self) {
         self.asked.get_or_insert(What::Again);
     }
 
+    /// Nobody confirmed a policy. Whoever has asked for one since then has his way.
     fn back(&mut self, sources: Vec<Source>) {
-        self.asked.get_or_insert(What::Back(sources));
+        if self.asked_terms == Terms::None {
+            self.asked = Some(What::Back(sources));
+            self.asked_terms = Terms::Back;
+        }
+    }
+
+    /// An operator has decided about the policy in force: nothing goes back that was to.
+    fn stay(&mut self) {
+        if self.asked_terms == Terms::Back {
+            self.asked = None;
+            self.asked_terms = Terms::None;
+        }
     }
 
     fn start(&mut self, daemon: &Daemon) {
@@ -620,4 +643,52 @@ fn instant_of(boundary: Timestamp) -> Instant {
     let ahead = boundary.as_nanosecond() - Timestamp::now().as_nanosecond();
     let ahead = u64::try_from(ahead.max(0)).unwrap_or(u64::MAX / 2);
     Instant::now() + Duration::from_nanos(ahead) + Duration::from_millis(20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sources(text: &str) -> Vec<Source> {
+        vec![Source { name: "policy.toml".into(), text: text.into() }]
+    }
+
+    fn is_back(reload: &Reload) -> bool {
+        matches!(&reload.asked, Some(What::Back(before)) if *before == sources("before"))
+    }
+
+    #[test]
+    fn going_back_waits_for_nobody_but_operators() {
+        let mut reload = Reload::default();
+        reload.again();
+        reload.changed();
+        reload.back(sources("before"));
+        reload.again();
+        reload.changed();
+        assert!(is_back(&reload) && reload.asked_terms == Terms::Back);
+        // Asked for before the time was over, or after it: what lies in the directory.
+        reload.ask(None, None);
+        assert!(reload.asked == Some(What::Directory) && reload.asked_terms == Terms::Accepted);
+        reload.back(sources("before"));
+        assert!(reload.asked == Some(What::Directory) && reload.asked_terms == Terms::Accepted);
+    }
+
+    #[test]
+    fn an_operator_who_decided_meanwhile_is_not_overruled() {
+        let mut reload = Reload::default();
+        reload.back(sources("before"));
+        reload.stay();
+        assert!(reload.asked.is_none() && reload.asked_terms == Terms::None);
+        reload.ask(None, Some(Duration::from_secs(1)));
+        reload.stay();
+        assert!(reload.asked_terms == Terms::Trial(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn of_two_who_ask_the_more_careful_one_has_his_way() {
+        let mut reload = Reload::default();
+        reload.ask(None, Some(Duration::from_secs(9)));
+        reload.ask(None, None);
+        assert!(reload.asked_terms == Terms::Trial(Duration::from_secs(9)));
+    }
 }

@@ -17,6 +17,9 @@ use crate::{
     policy::diagnostic::Source,
 };
 
+/// If what it goes back to is refused now, that is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(10);
+
 /// Files that came into force by themselves, because they changed, can still be put on trial for so long.
 const RECENT: Duration = Duration::from_secs(600);
 
@@ -34,9 +37,9 @@ impl Trial {
         Ok(state.tried()?.map(|Tried { tried, before }| Self { tried, before, ends: None }))
     }
 
-    /// The policy to begin with, if the directory still says what was not confirmed.
-    pub fn instead_of(&self, directory: &[Source]) -> Option<Vec<Source>> {
-        (self.tried == directory).then(|| self.before.clone())
+    /// The policy to take instead, if this is the one that was not confirmed.
+    pub fn instead_of(&self, sources: &[Source]) -> Option<Vec<Source>> {
+        (self.tried == sources).then(|| self.before.clone())
     }
 
     pub fn describe(&self) -> String {
@@ -102,6 +105,13 @@ impl Daemon {
         record.generation = Some(self.generation());
         self.report(record);
         Some(before)
+    }
+
+    /// What it was to go back to is refused now, perhaps because a file that it names is gone.
+    pub(super) fn go_back_later(&mut self) {
+        let Some(trial) = &mut self.trial else { return };
+        let end = Timestamp::now() + jiff::SignedDuration::try_from(AGAIN).unwrap_or_default();
+        trial.ends = Some((Instant::now() + AGAIN, end));
     }
 
     /// Other files came into force while some were on trial: they are on trial now.

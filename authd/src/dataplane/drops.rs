@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use authd_common::{
+    address::Address,
     reason::REASON_SLOTS,
     tables::{DropKey, Dropped, nic},
 };
@@ -15,10 +16,21 @@ use super::{
     object::Maps,
     writer::{WriteError, Writer},
 };
-use crate::audit::record::DropKind;
 
 /// Sources that are named each time, those of the most packets.
 const NAMED: usize = 64;
+
+/// What packets that an interface dropped have in common; what is not known, or not the same, is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropKind {
+    /// Source and destination.
+    pub ends: Option<(Address, Address)>,
+    /// Of those that are counted together.
+    pub sources: Option<u64>,
+    /// With its protocol.
+    pub port: Option<(u8, u16)>,
+    pub reason: u16,
+}
 
 /// Packets that interfaces dropped.
 #[derive(Clone, Debug, Default)]
@@ -111,8 +123,6 @@ fn sum<'a>(cpus: impl Iterator<Item = &'a Dropped>) -> Dropped {
 
 #[cfg(test)]
 mod tests {
-    use authd_common::address::Address;
-
     use super::*;
 
     const NODE: Address = Address::v4([192, 0, 2, 1]);

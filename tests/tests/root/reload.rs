@@ -137,6 +137,18 @@ fn a_policy_on_trial_goes_back_unless_confirmed() -> Result<Verdict> {
     daemon = sandbox.start()?;
     ensure!(reaches()?, "{}", daemon.log());
 
+    // Nor does what was not confirmed come back because the directory holds nothing that is sound.
+    sandbox.write_policy(&closed())?;
+    daemon.must_apply()?;
+    sandbox.write_policy(POLICY)?;
+    daemon.must_apply()?;
+    sandbox.write_policy(&closed())?;
+    ensure!(daemon.command(&["apply", "--confirm", "10m"])?.status.success());
+    sandbox.write_policy("trust_domain = ")?;
+    daemon.kill_hard()?;
+    daemon = sandbox.start()?;
+    ensure!(reaches()? && !daemon.status()?.last_reload.ok, "{}", daemon.log());
+
     // And this one is confirmed.
     sandbox.write_policy(&format!("{}\n# another\n", closed()))?;
     ensure!(daemon.command(&["apply", "--confirm", "1s"])?.status.success());
