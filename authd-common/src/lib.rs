@@ -10,13 +10,16 @@ pub mod bytes;
 pub mod event;
 pub mod identity;
 pub mod nic;
+pub mod nodes;
 pub mod parse;
 #[cfg(feature = "user")]
 pub mod pod;
 pub mod reason;
+pub mod siphash;
+pub mod syn;
 pub mod tables;
 pub mod verdict;
 
 /// Raised with every change to a shared layout, map name, map key or reason code. A daemon adopts pinned maps only if
 /// this number agrees; `cargo xtask check` refuses a changed layout under an unchanged number.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

@@ -8,7 +8,11 @@
 use crate::{
     bytes::Bytes,
     parse::{Packet, packet_flags, parse},
-    tables::{Flow, FlowKey, IPPROTO_TCP, IPPROTO_UDP, Listener, Root, Tables, listener_flags, port_flags, role},
+    reason::Reason,
+    syn::{Heard, Speakers, Spoken, hear, syn_key},
+    tables::{
+        Flow, FlowKey, IPPROTO_TCP, IPPROTO_UDP, Listener, Root, Tables, listener_flags, port_flags, role, root_flags,
+    },
     verdict::{FarEnd, Verdict, decide_in},
 };
 
@@ -39,8 +43,9 @@ pub enum Ruling {
     Untouched,
     /// It passes: its flow passed before, and the verdict holds.
     Known,
-    /// It passes, by a verdict taken now. Later packets of the flow may rest on what is to be remembered.
-    Passes { verdict: Verdict, remember: Option<Flow> },
+    /// It passes, by a verdict taken now. Later packets of the flow may rest on what is to be remembered, of the flow or of
+    /// what its SYN said.
+    Passes { verdict: Verdict, remember: Option<Flow>, spoken: Option<(FlowKey, Spoken)> },
     /// Rules would refuse it, but it belongs to a connection, older than authd or forgotten here: its socket knows.
     Connected,
     /// It is dropped.
@@ -138,21 +143,67 @@ pub fn addressee(tables: &impl Tables, sockets: &impl Sockets, root: &Root, key:
     Some(tables.identity(root, listener.cgroup).map_or(listener.workload, |entry| entry.workload))
 }
 
+/// Who opens the packet's flow, if another node vouches for that: by its SYN, or by what is remembered of it.
+#[inline(always)]
+pub fn caller(
+    speakers: &impl Speakers,
+    sockets: &impl Sockets,
+    root: &Root,
+    packet: &Packet,
+    key: &FlowKey,
+    bytes: &(impl Bytes + ?Sized),
+) -> Heard {
+    if root.flags & root_flags::HEARS == 0 || packet.protocol != IPPROTO_TCP {
+        return Heard::NOTHING;
+    }
+    if !packet.opens_tcp()
+        && let Some(Flow { label, .. }) = sockets.flow(key)
+        && label != 0
+    {
+        return Heard { key_id: 0, label, sequence: 0, lacking: 0 };
+    }
+    hear(speakers, bytes, packet)
+}
+
 /// May the packet's sender open a flow to the workload?
 #[inline(always)]
-pub fn decide(tables: &impl Tables, root: &Root, workload: u32, packet: &Packet, netns: u64) -> Verdict {
-    let far = FarEnd::remote(packet.source, netns);
+pub fn decide(tables: &impl Tables, root: &Root, workload: u32, packet: &Packet, netns: u64, heard: &Heard) -> Verdict {
+    let mut far = FarEnd::remote(packet.source, netns);
+    far.introduce(heard);
     decide_in(tables, root, workload, &far, packet.protocol, packet.destination_port)
 }
 
 /// What to remember of the flow of a packet that passes; nothing of who only asks for a connection.
 #[inline(always)]
-pub fn lasting(root: &Root, packet: &Packet, verdict: &Verdict) -> Option<Flow> {
+pub fn lasting(root: &Root, packet: &Packet, verdict: &Verdict, heard: &Heard) -> Option<Flow> {
     if packet.opens_tcp() || packet.flags & packet_flags::FRAGMENT != 0 {
         return None;
     }
     let Verdict { until, grant, .. } = *verdict;
-    Some(Flow { until, grant, generation: root.generation, role: role::SERVER as u32 })
+    let (generation, label) = (root.generation, heard.label);
+    Some(Flow { until, grant, generation, role: role::SERVER as u32, label, reserved: 0 })
+}
+
+/// What to remember of what a SYN said that passes.
+#[inline(always)]
+pub fn said(packet: &Packet, heard: &Heard) -> Option<(FlowKey, Spoken)> {
+    if !packet.opens_tcp() || !heard.is_vouched() {
+        return None;
+    }
+    let (source, destination) = ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
+    let Heard { key_id, label, sequence, .. } = *heard;
+    Some((syn_key(source, destination, sequence), Spoken { label, key_id, used: 0, reserved: 0 }))
+}
+
+/// Whether a packet for which no node vouches, for a reason, would be refused as another one was that differs in nothing else.
+#[inline(always)]
+pub const fn lacks_alike(refused: u16, lacking: u32) -> bool {
+    const MISSING: u16 = Reason::NodeIdentityMissing.code();
+    const LAST: u16 = Reason::CallerNotNamed.code();
+    match refused {
+        MISSING..=LAST => refused as u32 == lacking,
+        _ => lacking == MISSING as u32,
+    }
 }
 
 /// Whether a packet that rules refuse may belong to a connection.
@@ -162,9 +213,10 @@ pub fn may_be_connected(packet: &Packet) -> bool {
 }
 
 /// The ruling for a frame. The kernel's program asks the same questions in the same order.
-pub fn rule(tables: &impl Tables, sockets: &impl Sockets, frame: &[u8]) -> Ruling {
+pub fn rule(tables: &impl Tables, sockets: &(impl Sockets + Speakers), frame: &[u8]) -> Ruling {
     let Some(at) = network_offset(frame) else { return Ruling::Untouched };
-    let Ok(packet) = parse(&Behind { frame, at }) else { return Ruling::Untouched };
+    let bytes = Behind { frame, at };
+    let Ok(packet) = parse(&bytes) else { return Ruling::Untouched };
     let Some(root) = tables.root() else { return Ruling::Untouched };
     if !concerns(tables, &root, &packet) {
         return Ruling::Untouched;
@@ -173,10 +225,12 @@ pub fn rule(tables: &impl Tables, sockets: &impl Sockets, frame: &[u8]) -> Rulin
     if is_known(tables, sockets, &root, &packet, &key) {
         return Ruling::Known;
     }
+    let heard = caller(sockets, sockets, &root, &packet, &key, &bytes);
     let Some(workload) = addressee(tables, sockets, &root, &key) else { return Ruling::Untouched };
-    let verdict = decide(tables, &root, workload, &packet, key.netns);
+    let verdict = decide(tables, &root, workload, &packet, key.netns, &heard);
     if verdict.action.passes() {
-        return Ruling::Passes { verdict, remember: lasting(&root, &packet, &verdict) };
+        let remember = lasting(&root, &packet, &verdict, &heard);
+        return Ruling::Passes { verdict, remember, spoken: said(&packet, &heard) };
     }
     if may_be_connected(&packet) && sockets.is_connected(&packet) {
         return Ruling::Connected;

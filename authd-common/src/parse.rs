@@ -4,7 +4,7 @@
 
 use crate::{
     address::Address,
-    bytes::Bytes,
+    bytes::{Bytes, MAX_OFFSET},
     reason::Reason,
     tables::{IPPROTO_TCP, IPPROTO_UDP},
 };
@@ -54,6 +54,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// [`packet_flags`].
     pub flags: u8,
+    /// Where the TCP or UDP header begins, in units of four bytes; 0 if there is none, or too far behind.
+    pub transport: u8,
 }
 
 impl Packet {
@@ -66,6 +68,7 @@ impl Packet {
         protocol: 0,
         tcp_flags: 0,
         flags: 0,
+        transport: 0,
     };
 
     /// Whether this TCP segment asks for a connection.
@@ -141,6 +144,7 @@ fn parse_v4(bytes: &(impl Bytes + ?Sized), first: u8) -> Result<Packet, Reason> 
         protocol,
         tcp_flags: 0,
         flags,
+        transport: 0,
     };
     if offset != 0 { Ok(packet) } else { transport(bytes, length, packet) }
 }
@@ -211,5 +215,6 @@ fn transport(bytes: &(impl Bytes + ?Sized), at: usize, mut packet: Packet) -> Re
         let [flags] = bytes.array::<1>(at + 13).ok_or(Reason::MalformedPacket)?;
         packet.tcp_flags = flags;
     }
+    packet.transport = if at <= MAX_OFFSET { (at / 4) as u8 } else { 0 };
     Ok(packet)
 }

@@ -1,7 +1,7 @@
 //! The crate's only unsafe code: that the shared records may be read from and written to maps as bytes.
 #![expect(unsafe_code, reason = "aya's `Pod` is an unsafe trait")]
 
-use crate::{event::Event, tables};
+use crate::{event::Event, syn, tables};
 
 macro_rules! pod {
     ($($record:ty),+ $(,)?) => { $(
@@ -36,4 +36,10 @@ pod!(
     tables::Flow,
     tables::DropKey,
     tables::Dropped,
+    syn::Speaker,
+    syn::NodeKeyId,
+    syn::NodeKey,
+    syn::Spoken,
+    syn::Voice,
+    syn::LabelKey,
 );

@@ -77,6 +77,18 @@ reasons! {
     GrantExpired = 47, "grant_expired";
     /// The connection waited for its proofs for as long as it may.
     ProofTimeout = 48, "proof_timeout";
+    /// A rule asks that another node vouches for the caller, and the connection's SYN carries no identity.
+    NodeIdentityMissing = 49, "node_identity_missing";
+    /// The identity in the SYN names a caller or a key that no session with another node has.
+    NodeKeyUnknown = 50, "node_key_unknown";
+    /// The identity in the SYN is by a key that came to its end.
+    NodeKeyExpired = 51, "node_key_expired";
+    /// The identity in the SYN is by another key, or for another connection.
+    NodeMacWrong = 52, "node_mac_wrong";
+    /// The SYN came before, and its handshake came to its end.
+    NodeReplay = 53, "node_replay";
+    /// Another node vouches for the caller, and no rule that asks for that lets this caller in.
+    CallerNotNamed = 54, "caller_not_named";
 }
 
 impl Reason {

@@ -36,6 +36,12 @@ pub mod names {
     pub const FLOWS: &str = "FLOWS";
     pub const DROPS: &str = "DROPS";
     pub const OTHER_DROPS: &str = "OTHER_DROPS";
+    pub const SPEAKERS: &str = "SPEAKERS";
+    pub const NODE_KEYS: &str = "NODE_KEYS";
+    pub const SPOKEN: &str = "SPOKEN";
+    pub const NODES: &str = "NODES";
+    pub const VOICES: &str = "VOICES";
+    pub const LABELS: &str = "LABELS";
 }
 
 /// No workload: a process that authd does not manage.
@@ -92,6 +98,10 @@ pub mod root_flags {
     pub const OBSERVE: u32 = 1;
     /// Interfaces are guarded: sockets write down what the program there has to know.
     pub const NIC: u32 = 2;
+    /// Other nodes vouch for callers: SYNs are listened to.
+    pub const HEARS: u32 = 4;
+    /// There are nodes to which this one speaks.
+    pub const SPEAKS: u32 = 8;
 }
 
 /// The array slot of a generation's root: the two last generations have one each.
@@ -244,7 +254,9 @@ pub struct Phase {
     pub granted_by: [u32; ALTERNATIVES],
     /// A denial that is only observed, and turns what a grant lets pass into something observed.
     pub watched_by: u32,
-    pub reserved: u32,
+    /// Bits of [`Phase::granted_by`], the last of those that are there: rules whose grants are of callers for whom another node
+    /// vouches.
+    pub vouched: u32,
 }
 const _: () = assert!(size_of::<Phase>() == 32);
 
@@ -267,7 +279,8 @@ pub struct Cell {
 }
 const _: () = assert!(size_of::<Cell>() == 80);
 
-/// Whose grant, under which rule.
+/// Whose grant, under which rule. A caller for whom another node vouches is known by its label alone: it is
+/// [`UNMANAGED`], in the scope of its label, and has no address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct GrantKey {
@@ -357,7 +370,7 @@ pub struct Tag {
     pub cgroup: u64,
     /// The maker's [`IdentityEntry::instance`].
     pub instance: u64,
-    /// Caller's cgroup, for an accepted socket whose caller is on this node.
+    /// Caller's cgroup, for an accepted socket whose caller is on this node; the id of the key by which another node vouches.
     pub peer_cgroup: u64,
     pub peer_instance: u64,
     /// When the flow was opened, ns of the monotonic clock.
@@ -365,6 +378,7 @@ pub struct Tag {
     pub remote: Address,
     /// The task's command, as bytes in memory order.
     pub comm: [u64; 2],
+    /// Caller's workload, if it is on this node; the label of one for whom another node vouches.
     pub peer_workload: u32,
     pub rule: u32,
     pub pid: u32,
@@ -411,6 +425,8 @@ pub mod tag_flags {
     pub const HELD: u8 = 8;
     /// [`super::Listener`] entries say who has this socket's port.
     pub const LISTED: u8 = 16;
+    /// Another node vouches for the caller, whose label is in `peer_workload`.
+    pub const VOUCHED: u8 = 32;
 }
 
 /// One direction of a flow, keyed by the namespace too: the same addresses may mean other hosts in each. All of it is words:
@@ -553,8 +569,11 @@ pub struct Flow {
     pub generation: u32,
     /// [`role`] of the local end.
     pub role: u32,
+    /// Of the caller, if another node vouches for it.
+    pub label: u32,
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 24);
+const _: () = assert!(size_of::<Flow>() == 32);
 
 /// Packets that were refused at an interface are counted here, and told of once a second.
 #[repr(C)]
@@ -632,7 +651,8 @@ pub struct DenialKey {
     pub protocol: u8,
     pub direction: u8,
     pub action: u8,
-    pub reserved: u8,
+    /// [`tag_flags::VOUCHED`], or none.
+    pub flags: u8,
 }
 const _: () = assert!(size_of::<DenialKey>() == 32);
 

@@ -6,8 +6,9 @@ use crate::{
     address::Address,
     parse::{Packet, packet_flags},
     reason::Reason,
+    syn::Heard,
     tables::{
-        ALTERNATIVES, ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, Grant, GrantKey, NO_RULE, PENDING, Root, Tables,
+        ALTERNATIVES, ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, Grant, GrantKey, NO_RULE, PENDING, Phase, Root, Tables,
         UNMANAGED, WorkloadEntry, path, phase_flags, port_flags, root_flags, workload_flags,
     },
 };
@@ -109,7 +110,9 @@ impl Verdict {
     /// The same verdict of a flow that rested on a grant before: it says what became of that.
     #[inline(always)]
     pub fn after(self, before: Grant, tables: &impl Tables) -> Self {
-        if !before.is_some() || self.action != Action::Deny || self.reason.code() != Reason::ProofRequired.code() {
+        let lacks =
+            self.reason.code() == Reason::ProofRequired.code() || self.reason.code() == Reason::CallerNotNamed.code();
+        if !before.is_some() || self.action != Action::Deny || !lacks {
             return self;
         }
         // Ending a grant leaves a zero in its slot; one that came to its end leaves the time, or has a successor.
@@ -128,7 +131,7 @@ pub struct Opener {
 }
 
 /// The far end of an inbound flow. Every field has a value: the form that the kernel's verifier can follow. In the kernel
-/// `workload` is veiled ([`Root::veiled`]), and `on_node` is in the second half of a word.
+/// `workload` is veiled ([`Root::veiled`]), and what else is branched on is in the second half of a word.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FarEnd {
@@ -141,18 +144,41 @@ pub struct FarEnd {
     pub workload: u32,
     /// A process of this node: its address says nothing.
     pub on_node: bool,
+    /// Code of the reason for which no other node vouches for it.
+    pub lacking: u16,
+    /// The id of the key by which one does.
+    pub key_id: u32,
+    /// Its label, if another node vouches for it.
+    pub label: u32,
 }
-const _: () = assert!(core::mem::offset_of!(FarEnd, on_node) % 8 == 4);
+const _: () = assert!(size_of::<FarEnd>() == 48);
+const _: () = assert!(core::mem::offset_of!(FarEnd, on_node) % 8 >= 4);
+const _: () = assert!(core::mem::offset_of!(FarEnd, lacking) % 8 >= 4);
+const _: () = assert!(core::mem::offset_of!(FarEnd, label) % 8 >= 4);
 
 impl FarEnd {
     /// A process of this node.
     pub const fn local(workload: u32, instance: u64) -> Self {
-        Self { address: Address::UNSPECIFIED, cgroup: 0, workload, on_node: true, scope: instance }
+        Self { workload, scope: instance, on_node: true, ..Self::somewhere(Address::UNSPECIFIED, 0) }
     }
 
     /// Known only by its address, as one network namespace means it.
     pub const fn remote(address: Address, netns: u64) -> Self {
-        Self { address, cgroup: 0, workload: UNMANAGED, on_node: false, scope: netns }
+        Self::somewhere(address, netns)
+    }
+
+    /// Nobody vouches for it.
+    const fn somewhere(address: Address, scope: u64) -> Self {
+        let lacking = Reason::NodeIdentityMissing.code();
+        Self { address, cgroup: 0, scope, workload: UNMANAGED, on_node: false, key_id: 0, label: 0, lacking }
+    }
+
+    /// The same, as its connection's SYN introduces it.
+    #[inline(always)]
+    pub fn introduce(&mut self, heard: &Heard) {
+        self.key_id = heard.key_id;
+        self.label = heard.label;
+        self.lacking = heard.lacking as u16;
     }
 }
 
@@ -182,8 +208,11 @@ pub fn decide_out(
     };
     let Some(cell) = most_exact(tables, &mut key, at) else { return Verdict::refuse(Reason::NoRule, root, &entry) };
     let holder = GrantKey { rule: NO_RULE, workload, scope: opener.instance, address: Address::UNSPECIFIED };
-    current(tables, root, &entry, cell, holder)
+    current(tables, root, &entry, cell, holder, &NOBODY)
 }
+
+/// Nobody vouches for who opens a flow here, and need not.
+static NOBODY: FarEnd = FarEnd::remote(Address::UNSPECIFIED, 0);
 
 /// From the workload's own cells to everybody's, each from the most exact to the least: the first there is holds.
 #[inline(always)]
@@ -259,7 +288,7 @@ pub fn decide_in(tables: &impl Tables, root: &Root, workload: u32, far: &FarEnd,
         cell = tables.cell(&key);
     }
     match cell {
-        Some(cell) => current(tables, root, &entry, cell, holder),
+        Some(cell) => current(tables, root, &entry, cell, holder, far),
         None => Verdict::refuse(Reason::NoRule, root, &entry),
     }
 }
@@ -326,9 +355,17 @@ fn entry_of(tables: &impl Tables, root: &Root, workload: u32) -> Result<Workload
 }
 
 /// The phase of a cell that holds now. Cells say what the rules say; whether a denial blocks also depends on the modes of
-/// node and workload, and whether proofs were shown, on the grants of the caller (`holder`, without a rule).
+/// node and workload, and whether proofs were shown, on the grants of the caller (`holder`, without a rule; or `far`, if another
+/// node vouches for it).
 #[inline(always)]
-fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &Cell, mut holder: GrantKey) -> Verdict {
+fn current(
+    tables: &impl Tables,
+    root: &Root,
+    workload: &WorkloadEntry,
+    cell: &Cell,
+    mut holder: GrantKey,
+    far: &FarEnd,
+) -> Verdict {
     let mut phase = &cell.first;
     let mut until = cell.first_until;
     if until != 0 {
@@ -357,6 +394,15 @@ fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &C
         if holder.rule == NO_RULE {
             break;
         }
+        // These come last: what else the caller holds is asked for no more.
+        if phase.vouched >> at & 1 != 0 {
+            if far.label == 0 {
+                break;
+            }
+            holder.workload = UNMANAGED;
+            holder.scope = far.label as u64;
+            holder.address = Address::UNSPECIFIED;
+        }
         if let Some(grant) = tables.grant(&holder)
             && matches!(tables.slot(grant.slot), Some(slot) if slot.is_alive(grant.serial, now))
         {
@@ -374,6 +420,9 @@ fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &C
         }
         at += 1;
     }
+    if phase.vouched != 0 {
+        verdict.reason = unheard(verdict.reason, phase, far);
+    }
     if verdict.action == Action::Deny {
         verdict.hold = phase.flags & phase_flags::HOLD != 0;
         let again = now + LOOK_AGAIN;
@@ -382,4 +431,18 @@ fn current(tables: &impl Tables, root: &Root, workload: &WorkloadEntry, cell: &C
         }
     }
     verdict
+}
+
+/// Why a caller does not pass for whom another node has to vouch, where rules ask for that.
+#[inline(always)]
+fn unheard(otherwise: Reason, phase: &Phase, far: &FarEnd) -> Reason {
+    if far.label != 0 {
+        return Reason::CallerNotNamed;
+    }
+    // Who says nothing may have meant to show other proofs.
+    let only = phase.vouched & 1 != 0;
+    if !only && far.lacking == Reason::NodeIdentityMissing.code() {
+        return otherwise;
+    }
+    Reason::from_code(far.lacking).unwrap_or(otherwise)
 }

@@ -2,8 +2,10 @@
 
 use authd_common::{
     address::Address,
+    bytes::Bytes,
     identity::resolve,
-    tables::{FlowKey, IPPROTO_TCP, Root, Tables, Tag, UNMANAGED},
+    syn::{Spoken, hear, hear_answer, syn_key},
+    tables::{FlowKey, IPPROTO_TCP, Root, Tables, Tag, UNMANAGED, root_flags},
     verdict::{FarEnd, Opener},
 };
 
@@ -54,7 +56,8 @@ const NOT_NOTED: u32 = 2;
 #[inline(never)]
 fn noted(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> u32 {
     let nobody = scene.root.veiled(UNMANAGED);
-    *far = FarEnd { address: *scene.remote(), cgroup: 0, scope: tag.netns, workload: nobody, on_node: false };
+    *far = FarEnd::remote(*scene.remote(), tag.netns);
+    far.workload = nobody;
     if scene.skb.interface() != LOOPBACK {
         return ELSEWHERE;
     }
@@ -79,6 +82,43 @@ fn noted(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> u32 {
         return NOTED;
     }
     NOT_NOTED
+}
+
+/// Notes in `far` whether another node vouches for a caller from elsewhere. Returns whether one does.
+#[inline(never)]
+pub fn introduce(scene: &Scene, far: &mut FarEnd) -> bool {
+    if scene.root.flags & root_flags::HEARS == 0 || scene.packet.protocol != IPPROTO_TCP {
+        return false;
+    }
+    let heard = hear(&Kernel, &scene.skb, &scene.packet);
+    far.introduce(&heard);
+    heard.is_vouched()
+}
+
+/// The same where a listener answers.
+#[inline(never)]
+pub fn introduce_again(scene: &Scene, far: &mut FarEnd) -> bool {
+    if scene.root.flags & root_flags::HEARS == 0 || scene.packet.protocol != IPPROTO_TCP {
+        return false;
+    }
+    let heard = hear_answer(&Kernel, &scene.skb, &scene.packet);
+    far.introduce(&heard);
+    heard.is_vouched()
+}
+
+/// Remembers what a SYN said that passes. Returns whether it is one.
+#[inline(never)]
+pub fn note_introduction(scene: &Scene, far: &FarEnd) -> bool {
+    let packet = &scene.packet;
+    if !packet.opens_tcp() {
+        return false;
+    }
+    let (source, destination) = ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
+    let at = packet.transport as usize * 4;
+    let Some([sequence]) = scene.skb.words::<1>(at + 4) else { return false };
+    let spoken = Spoken { label: far.label, key_id: far.key_id, used: 0, reserved: 0 };
+    maps::set_spoken(&syn_key(source, destination, u32::from_be(sequence)), &spoken);
+    true
 }
 
 /// Whose a cgroup is under this generation: what was noted of it may be older.

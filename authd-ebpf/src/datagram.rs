@@ -66,7 +66,7 @@ pub fn arrives(scene: &Scene, tag: &mut Tag) -> Action {
         // Without ports there is nobody to tell a call from an answer. It passes, and opens nothing the other way.
         return Action::Allow;
     }
-    let mut far = FarEnd { address: packet.source, cgroup: 0, workload: UNMANAGED, on_node: false, scope: tag.netns };
+    let mut far = FarEnd::remote(packet.source, tag.netns);
     let mut verdict = Verdict::deny(Reason::Undecided);
     let passes = if client {
         judge::outbound(scene, &mut verdict)
@@ -150,9 +150,9 @@ pub fn refuse_unsound(scene: &Scene, tag: &Tag, reason: Reason) -> Action {
 pub fn refuse(scene: &Scene, tag: &Tag, verdict: &Verdict, far: &FarEnd) -> Action {
     let refused = Refused {
         cgroup: scene.who.cgroup,
-        peer_cgroup: far.cgroup,
+        peer_cgroup: if far.label != 0 { far.key_id as u64 } else { far.cgroup },
         workload: scene.who.workload,
-        peer_workload: far.workload,
+        peer_workload: if far.label != 0 { far.label } else { far.workload },
         generation: scene.root.generation,
         remote: *scene.remote(),
         local_port: scene.local_port(),
@@ -160,7 +160,13 @@ pub fn refuse(scene: &Scene, tag: &Tag, verdict: &Verdict, far: &FarEnd) -> Acti
         protocol: scene.packet.protocol,
         direction: scene.direction(),
         bytes: scene.bytes(),
-        flags: if far.on_node { tag_flags::PEER_LOCAL } else { 0 },
+        flags: if far.on_node {
+            tag_flags::PEER_LOCAL
+        } else if far.label != 0 {
+            tag_flags::VOUCHED
+        } else {
+            0
+        },
     };
     let task = Task::Tagged { tag, cookie: scene.skb.cookie(), local: *scene.local() };
     emit::refused(&refused, verdict, &task);
@@ -182,7 +188,8 @@ fn is_current(c: &Conversation, root: &Root) -> bool {
 #[inline(always)]
 fn remembered_far_end(known: &Option<&mut Conversation>, root: &Root, remote: &Address, netns: u64) -> FarEnd {
     let nobody = root.veiled(UNMANAGED);
-    let mut far = FarEnd { address: *remote, cgroup: 0, scope: netns, workload: nobody, on_node: false };
+    let mut far = FarEnd::remote(*remote, netns);
+    far.workload = nobody;
     if let Some(c) = known
         && c.flags & tag_flags::PEER_LOCAL != 0
     {

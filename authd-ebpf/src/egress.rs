@@ -9,7 +9,7 @@ use authd_common::{
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
-    caller::far_end,
+    caller::{far_end, introduce_again},
     datagram, emit, judge,
     maps::{self, Kernel},
     packet::{LOOPBACK, Scene, is_bare_reset, is_plain_tcp},
@@ -107,7 +107,9 @@ fn of_managed(scene: &Scene, sock: Sock, tag: &mut Tag) -> Action {
 #[inline(never)]
 fn answered(scene: &Scene, tag: &mut Tag) -> Action {
     let mut far = FarEnd::default();
-    far_end(scene, tag, &mut far);
+    if !far_end(scene, tag, &mut far) {
+        introduce_again(scene, &mut far);
+    }
     let mut verdict = Verdict::deny(Reason::Undecided);
     if judge::inbound(scene, &far, &mut verdict) { Action::Allow } else { Action::Deny }
 }

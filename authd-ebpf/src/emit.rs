@@ -3,7 +3,7 @@
 use authd_common::{
     address::Address,
     event::{Event, direction, kind},
-    tables::{Denial, DenialKey, Tag},
+    tables::{Denial, DenialKey, Tag, tag_flags},
     verdict::Verdict,
 };
 use aya_ebpf::maps::ring_buf::RingBufEntry;
@@ -149,7 +149,7 @@ fn represented(what: &Refused, verdict: &Verdict) -> Option<u64> {
         protocol: what.protocol,
         direction: what.direction,
         action: verdict.action.code(),
-        reserved: 0,
+        flags: what.flags & tag_flags::VOUCHED,
     };
     let now = raw::now();
     let (denial, represented) = match maps::denial(&key) {

@@ -9,7 +9,7 @@ use authd_common::{
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
-    caller::far_end,
+    caller::{far_end, introduce, note_introduction},
     datagram, emit, judge, listeners,
     maps::{self, Kernel},
     packet::Scene,
@@ -83,7 +83,13 @@ fn of_managed(scene: &Scene, sock: Sock, tag: &mut Tag) -> Action {
 fn called(scene: &Scene, tag: &mut Tag) -> Action {
     listeners::note_listener(scene, tag);
     let mut far = FarEnd::default();
-    far_end(scene, tag, &mut far);
+    let vouched = !far_end(scene, tag, &mut far) && introduce(scene, &mut far);
     let mut verdict = Verdict::deny(Reason::Undecided);
-    if judge::inbound(scene, &far, &mut verdict) { Action::Allow } else { datagram::refuse(scene, tag, &verdict, &far) }
+    if !judge::inbound(scene, &far, &mut verdict) {
+        return datagram::refuse(scene, tag, &verdict, &far);
+    }
+    if vouched {
+        note_introduction(scene, &far);
+    }
+    Action::Allow
 }

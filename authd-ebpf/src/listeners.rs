@@ -62,7 +62,10 @@ pub fn note_client(scene: &Scene, tag: &Tag) -> bool {
         return false;
     }
     let generation = scene.root.generation;
-    maps::set_flow(&inbound(scene, tag), &Flow { until: 0, grant: Grant::NONE, generation, role: role::CLIENT as u32 });
+    maps::set_flow(
+        &inbound(scene, tag),
+        &Flow { until: 0, grant: Grant::NONE, generation, role: role::CLIENT as u32, label: 0, reserved: 0 },
+    );
     true
 }
 

@@ -21,6 +21,7 @@ mod sock_create;
 mod sock_release;
 mod socket_create;
 mod sockops;
+mod speaks;
 mod stream;
 mod tag;
 mod xdp;

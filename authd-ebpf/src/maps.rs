@@ -4,6 +4,7 @@ use authd_common::{
     address::Address,
     identity::Lineage,
     reason::REASON_SLOTS,
+    syn::{LabelKey, NodeKey, NodeKeyId, Speaker, Speakers, Spoken, Voice},
     tables::{
         ADDRESS_CLASS_OTHER, ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation,
         ConversationKey, Counter, Denial, DenialKey, DropKey, Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry,
@@ -12,7 +13,7 @@ use authd_common::{
     },
 };
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{self, ArrayOfMaps, SkStorage},
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie::Key},
@@ -70,6 +71,25 @@ static DROPS: PerCpuHashMap<DropKey, Dropped> = PerCpuHashMap::with_max_entries(
 /// What found no place there, by bank and reason.
 #[map]
 static OTHER_DROPS: PerCpuArray<Dropped> = PerCpuArray::with_max_entries(nic::BANKS * REASON_SLOTS, 0);
+
+/// For whom other nodes speak, by label.
+#[map]
+static SPEAKERS: HashMap<u32, Speaker> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+/// With which keys.
+#[map]
+static NODE_KEYS: HashMap<NodeKeyId, NodeKey> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+/// What was said in SYNs that were believed. Only a node that has a key can fill it.
+#[map]
+static SPOKEN: LruHashMap<FlowKey, Spoken> = LruHashMap::with_max_entries(65_536, 0);
+/// Which node an address is on.
+#[map]
+static NODES: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(16_384, 0);
+/// How this node speaks to each.
+#[map]
+static VOICES: HashMap<u32, Voice> = HashMap::with_max_entries(1_024, BPF_F_NO_PREALLOC);
+/// By which label each knows its workloads.
+#[map]
+static LABELS: HashMap<LabelKey, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 /// Changing the inner map of this one makes the kernel wait for all programs that run: the daemon's barrier between taking
 /// a table out of use and reusing its memory. No program reads it.
@@ -164,6 +184,34 @@ pub fn set_flow(key: &FlowKey, flow: &Flow) {
     let _ = FLOWS.insert(key, flow, 0);
 }
 
+#[inline(always)]
+pub fn set_spoken(key: &FlowKey, spoken: &Spoken) {
+    // Not one that is there: its handshake may come to its end at this moment. Without a place the end of the handshake is
+    // refused, and the caller tries again.
+    let _ = SPOKEN.insert(key, spoken, BPF_NOEXIST as u64);
+}
+
+#[inline(always)]
+pub fn spoken_in_place(key: &FlowKey) -> Option<*mut Spoken> {
+    SPOKEN.get_ptr_mut(key)
+}
+
+/// The node that an address is on.
+#[inline(always)]
+pub fn node(address: &Address) -> Option<u32> {
+    NODES.get(Key::new(128, address.octets())).copied()
+}
+
+#[inline(always)]
+pub fn voice(node: u32) -> Option<Voice> {
+    raw::copy(VOICES.get_ptr(node))
+}
+
+#[inline(always)]
+pub fn label(key: &LabelKey) -> Option<u32> {
+    raw::copy(LABELS.get_ptr(key))
+}
+
 /// This CPU's sum of one kind of dropped packets.
 #[inline(always)]
 pub fn dropped(key: &DropKey) -> Option<*mut Dropped> {
@@ -253,6 +301,28 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn now(&self) -> u64 {
+        raw::coarse_now()
+    }
+}
+
+impl Speakers for Kernel {
+    #[inline(always)]
+    fn speaker(&self, label: u32) -> Option<Speaker> {
+        raw::copy(SPEAKERS.get_ptr(label))
+    }
+
+    #[inline(always)]
+    fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
+        raw::copy(NODE_KEYS.get_ptr(id))
+    }
+
+    #[inline(always)]
+    fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
+        raw::copy(SPOKEN.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn time(&self) -> u64 {
         raw::coarse_now()
     }
 }

@@ -2,13 +2,14 @@
 
 use authd_common::{
     event::kind,
+    syn::syn_key,
     tables::{FlowKey, IPPROTO_TCP, LocalEntry, Tables, Tag, UNMANAGED, port_flags, role, tag_flags},
     verdict::Action,
 };
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, BPF_SOCK_OPS_WRITE_HDR_OPT_CB,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -20,6 +21,7 @@ use crate::{
     maps::{self, Kernel},
     packet::Scene,
     raw::{self, SockOps},
+    speaks,
     stream::{self, Totals},
     tag,
 };
@@ -31,6 +33,8 @@ pub fn authd_sockops(ctx: SockOpsContext) -> u32 {
     let ops = SockOps(ctx.ops);
     match ops.operation() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => opens(ops),
+        BPF_SOCK_OPS_HDR_OPT_LEN_CB => speaks::reserves(ops),
+        BPF_SOCK_OPS_WRITE_HDR_OPT_CB => speaks::writes(ops),
         BPF_SOCK_OPS_TIMEOUT_INIT => return first_timeout(ops),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(ops),
@@ -61,6 +65,7 @@ fn opens(ops: SockOps) {
             }
             let entry = LocalEntry { cgroup: tag.cgroup, instance: tag.instance, workload: tag.workload, pid: tag.pid };
             maps::set_local(&key_of(ops, tag.netns), &entry);
+            speaks::begins(ops);
         }
     }
     if managed || !is_tagged {
@@ -96,6 +101,7 @@ fn established(ops: SockOps) {
     if let Some(tag) = tag::of(socket) {
         tag.flags |= tag_flags::ESTABLISHED;
     }
+    speaks::ends(ops);
 }
 
 /// An accepted socket inherits nothing. Whose it is, its first packet says; what it is and where, is known here.
@@ -108,8 +114,22 @@ fn accepted(ops: SockOps) {
         tag.remote = ops.remote();
         tag.remote_port = ops.remote_port();
         tag.flags |= tag_flags::ESTABLISHED;
+        was_introduced(ops, tag);
     }
     ops.watch_states();
+}
+
+/// What the SYN said of the caller. It does not come again.
+#[inline(always)]
+fn was_introduced(ops: SockOps, tag: &mut Tag) {
+    let sequence = ops.awaited().wrapping_sub(1);
+    let key = syn_key((tag.remote, tag.remote_port), (ops.local(), ops.local_port()), sequence);
+    if let Some(spoken) = maps::spoken_in_place(&key).map(raw::value) {
+        spoken.used = 1;
+        tag.peer_workload = spoken.label;
+        tag.peer_cgroup = spoken.key_id as u64;
+        tag.flags |= tag_flags::VOUCHED;
+    }
 }
 
 #[inline(always)]

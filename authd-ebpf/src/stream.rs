@@ -52,7 +52,8 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
     let passes = if tag.role == role::CLIENT {
         judge::outbound(scene, &mut verdict)
     } else {
-        let far = far_end_of(scene, tag);
+        let mut far = FarEnd::default();
+        far_end_of(scene, tag, &mut far);
         judge::inbound(scene, &far, &mut verdict)
     };
     if tag.flags & tag_flags::HELD != 0 {
@@ -99,12 +100,14 @@ fn tell_of(scene: &Scene, tag: &Tag, kind: u8) {
     tell(scene.skb.cookie(), tag, kind, scene.local(), scene.local_port(), &Totals::default());
 }
 
-/// The far end of an accepted socket, learned once.
-#[inline(always)]
-fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
+/// The far end of an accepted socket, learned once. Returns whether it is on this node.
+#[inline(never)]
+fn far_end_of(scene: &Scene, tag: &mut Tag, far: &mut FarEnd) -> bool {
     let nobody = scene.root.veiled(UNMANAGED);
-    let mut far = FarEnd { address: *scene.remote(), cgroup: 0, scope: 0, workload: nobody, on_node: true };
-    if tag.flags & tag_flags::PEER_LOCAL == 0 && far_end(scene, tag, &mut far) {
+    *far = FarEnd::remote(*scene.remote(), 0);
+    far.workload = nobody;
+    far.on_node = true;
+    if tag.flags & tag_flags::PEER_LOCAL == 0 && far_end(scene, tag, far) {
         tag.peer_workload = far.workload;
         tag.peer_cgroup = far.cgroup;
         tag.peer_instance = far.scope;
@@ -117,8 +120,11 @@ fn far_end_of(scene: &Scene, tag: &mut Tag) -> FarEnd {
         far.workload = scene.root.veiled(now.workload);
         far.scope = now.instance;
         far.cgroup = tag.peer_cgroup;
+    } else if tag.flags & tag_flags::VOUCHED != 0 {
+        far.label = tag.peer_workload;
+        far.key_id = tag.peer_cgroup as u32;
     }
-    far
+    far.on_node
 }
 
 /// Sums of a flow that ended.

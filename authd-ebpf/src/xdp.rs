@@ -4,7 +4,8 @@ use authd_common::{
     nic::{self, Behind, Sockets},
     parse::{Packet, parse, plain},
     reason::Reason,
-    tables::{DropKey, Dropped, Flow, FlowKey, Listener, Root, nic as words},
+    syn::Heard,
+    tables::{DropKey, Dropped, Flow, FlowKey, Listener, Root, nic as words, root_flags},
     verdict::Verdict,
 };
 use aya_ebpf::{
@@ -80,16 +81,16 @@ fn passes(seen: &Seen) -> bool {
     if nic::is_known(&Kernel, &seen.frame, root, packet, &key) {
         return true;
     }
+    let mut heard = Heard::NOTHING;
+    let is_vouched = root.flags & root_flags::HEARS != 0 && hear(seen, root, &key, &mut heard);
     // Only after that: one flow of a source may be known, and another one refused.
-    if !nic::may_be_connected(packet) && is_refused_again(seen, root.generation) {
+    if !is_vouched && !nic::may_be_connected(packet) && is_refused_again(seen, root.generation, heard.lacking) {
         return false;
     }
     let Some(workload) = nic::addressee(&Kernel, &seen.frame, root, &key) else { return true };
     let mut verdict = Verdict::deny(Reason::Undecided);
-    if decide(seen, root, workload, &mut verdict) {
-        if let Some(flow) = nic::lasting(root, packet, &verdict) {
-            maps::set_flow(&key, &flow);
-        }
+    if decide(seen, root, workload, &heard, &mut verdict) {
+        remember(seen, root, &key, &heard, &verdict);
         return true;
     }
     if nic::may_be_connected(packet) && is_connected(seen) {
@@ -99,10 +100,32 @@ fn passes(seen: &Seen) -> bool {
     false
 }
 
+/// Who opens the flow, if another node vouches for that. Returns whether one does.
 #[inline(never)]
-fn decide(seen: &Seen, root: &Root, workload: u32, verdict: &mut Verdict) -> bool {
-    *verdict = nic::decide(&Kernel, root, workload, &seen.packet, seen.frame.netns());
+fn hear(seen: &Seen, root: &Root, key: &FlowKey, heard: &mut Heard) -> bool {
+    let bytes = Behind { frame: &Scattered(seen.frame), at: seen.at };
+    *heard = nic::caller(&Kernel, &seen.frame, root, &seen.packet, key, &bytes);
+    heard.is_vouched()
+}
+
+#[inline(never)]
+fn decide(seen: &Seen, root: &Root, workload: u32, heard: &Heard, verdict: &mut Verdict) -> bool {
+    *verdict = nic::decide(&Kernel, root, workload, &seen.packet, seen.frame.netns(), heard);
     verdict.action.passes()
+}
+
+/// What later packets of the flow rest on. Returns whether there is something.
+#[inline(never)]
+fn remember(seen: &Seen, root: &Root, key: &FlowKey, heard: &Heard, verdict: &Verdict) -> bool {
+    if let Some(flow) = nic::lasting(root, &seen.packet, verdict, heard) {
+        maps::set_flow(key, &flow);
+        return true;
+    }
+    if let Some((key, spoken)) = nic::said(&seen.packet, heard) {
+        maps::set_spoken(&key, &spoken);
+        return true;
+    }
+    false
 }
 
 #[inline(never)]
@@ -119,11 +142,12 @@ fn drop_key(seen: &Seen) -> DropKey {
 /// Whether the frame is one of those that this CPU refused a moment ago, by a verdict that still holds; then it is counted.
 /// Nothing is told here: a flood costs this.
 #[inline(never)]
-fn is_refused_again(seen: &Seen, generation: u32) -> bool {
+fn is_refused_again(seen: &Seen, generation: u32, lacking: u32) -> bool {
     let Some(dropped) = maps::dropped(&drop_key(seen)).map(raw::value) else { return false };
     if dropped.packets == 0
         || dropped.generation != generation
         || dropped.epoch != maps::nic(words::EPOCH)
+        || !nic::lacks_alike(dropped.reason, lacking)
         || (dropped.until != 0 && raw::coarse_now() >= dropped.until)
     {
         return false;

@@ -24,6 +24,9 @@ use crate::control::LOCAL_HOST;
 /// A request, from the connection to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const ANSWER_BYTES: usize = 1 << 20;
+/// All headers of an answer.
+const HEADER_BYTES: usize = 64 << 10;
+const MAX_HEADERS: usize = 64;
 
 /// Where authd listens.
 #[derive(Clone, Debug)]
@@ -133,7 +136,7 @@ async fn ask_in_time(
     }
 }
 
-async fn tls<S: AsyncRead + AsyncWrite + Unpin>(
+pub async fn tls<S: AsyncRead + AsyncWrite + Unpin>(
     config: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
     identity: &Identity,
     host: &str,
@@ -159,13 +162,37 @@ async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> Result<Answer, ClientError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let (head, body) = response.into_parts();
-    let body = Limited::new(body, ANSWER_BYTES).collect().await.map_err(ClientError::Body)?.to_bytes();
-    connection.abort();
-    Ok(Answer { status: head.status, headers: head.headers, body })
+    Exchange::begin(stream).await?.ask(request, ANSWER_BYTES).await
+}
+
+/// A connection on which one request follows another. It ends when it is dropped.
+pub struct Exchange {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    connection: tokio::task::JoinHandle<hyper::Result<()>>,
+}
+
+impl Exchange {
+    pub async fn begin(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self, ClientError> {
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        builder.max_buf_size(HEADER_BYTES).max_headers(MAX_HEADERS);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        Ok(Self { sender, connection: tokio::spawn(connection) })
+    }
+
+    /// The answer to one request, if its body is no longer than `most` bytes.
+    pub async fn ask(&mut self, request: Request<Full<Bytes>>, most: usize) -> Result<Answer, ClientError> {
+        self.sender.ready().await?;
+        let response = self.sender.send_request(request).await?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, most).collect().await.map_err(ClientError::Body)?.to_bytes();
+        Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 /// The server on this node's socket, which its path vouches for. Any certificate will do, if the server has its key.

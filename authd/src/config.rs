@@ -69,6 +69,8 @@ pub struct Control {
     pub key: Option<PathBuf>,
     /// Whether TLS 1.2 is accepted too.
     pub tls12: bool,
+    /// How long what another node says holds.
+    pub node_session: Duration,
     /// Who the process that talks to callers runs as.
     pub user: String,
     /// Its root directory.
@@ -127,13 +129,27 @@ struct ControlFile {
     user: Option<String>,
     /// Its root directory. Default: /run/authd/control.
     root: Option<PathBuf>,
+    /// How many seconds what another node says of its callers holds; sessions with nodes are renewed in half that time.
+    /// Default: 600.
+    #[schemars(with = "Option<u32>")]
+    node_session_seconds: Option<Spanned<u32>>,
     /// PEM file of the authorities that issuers' servers are known by. Default: /etc/ssl/certs/ca-certificates.crt.
     server_authorities: Option<PathBuf>,
 }
 
 impl ControlFile {
     fn control(self, at: &dyn Fn(std::ops::Range<usize>) -> Place) -> Result<Control, Diagnostic> {
-        let Self { socket, listen, certificate, key, tls12, user, root, server_authorities } = self;
+        let Self { socket, listen, certificate, key, tls12, user, root, node_session_seconds, server_authorities } =
+            self;
+        let node_session = match node_session_seconds {
+            None => 600,
+            Some(seconds) if (4..=3600).contains(seconds.as_ref()) => seconds.into_inner(),
+            Some(seconds) => {
+                let message = format!("what nodes say cannot hold for {} seconds", seconds.as_ref());
+                let help = "choose a number from 4 to 3600";
+                return Err(Diagnostic::error("bad_limit", at(seconds.span()), message, help));
+            }
+        };
         let listen = match listen {
             None => None,
             Some(text) => match text.as_ref().parse() {
@@ -155,6 +171,7 @@ impl ControlFile {
             certificate,
             key,
             tls12,
+            node_session: Duration::from_secs(node_session.into()),
             user: user.unwrap_or_else(|| "authd".to_owned()),
             root: root.unwrap_or_else(|| "/run/authd/control".into()),
             server_authorities: server_authorities.unwrap_or_else(|| "/etc/ssl/certs/ca-certificates.crt".into()),
@@ -375,6 +392,15 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.options, Options::default());
         assert_eq!(config.audit, AuditTarget::Stdout);
+        assert_eq!(config.control.node_session, Duration::from_secs(600));
+    }
+
+    #[test]
+    fn what_nodes_say_holds_for_seconds_up_to_an_hour() {
+        for seconds in [4, 5, 600, 3600] {
+            let config = parse(&format!("control.node_session_seconds = {seconds}")).unwrap();
+            assert_eq!(config.control.node_session, Duration::from_secs(seconds));
+        }
     }
 
     #[test]
@@ -390,6 +416,10 @@ mod tests {
             ("[limits]\ncells = 1", "bad_limit"),
             ("[limits]\nflows = 1", "bad_limit"),
             ("[limits]\nevent_bytes = 100000", "bad_limit"),
+            ("control.node_session_seconds = 0", "bad_limit"),
+            ("control.node_session_seconds = 3", "bad_limit"),
+            ("control.node_session_seconds = 3601", "bad_limit"),
+            ("control.node_session_seconds = 4294967296", "syntax"),
         ] {
             let diagnostic = parse(text).err().unwrap_or_else(|| panic!("{text} was taken"));
             assert_eq!(diagnostic.code, code, "{text}");

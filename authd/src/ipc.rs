@@ -28,7 +28,7 @@ use crate::{
     },
     digest::Digest,
     grants::{Id, proof::Shown},
-    proofs::api_key::text::KeyId,
+    proofs::{api_key::text::KeyId, x509::identity::VerifiedCertificate},
     store::revoked::Revoked,
 };
 
@@ -97,6 +97,17 @@ pub enum ToControl {
         question: Question,
         effect: Effect,
     },
+    /// A node may speak for these callers: for each one that it named, in their order, the number that means it.
+    Admitted {
+        question: Question,
+        /// Which of the node's keys this session's is.
+        key_id: u8,
+        /// How long the key and the numbers hold from now.
+        seconds: u32,
+        labels: Vec<Option<u32>>,
+    },
+    /// SPIFFE IDs of this node's workloads, for which it speaks to other nodes. The descriptor holds them: [`Identities`].
+    Identities,
     /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
     Forget {
         question: Question,
@@ -160,6 +171,26 @@ pub enum FromControl {
     Forgotten {
         question: Question,
     },
+    /// Another node's authd, known by its certificate, wants to speak for callers. Answered by [`ToControl::Admitted`] or
+    /// [`ToControl::NotGranted`]. The same connection may ask again, for further ones.
+    NodeSession {
+        question: Question,
+        connection: Connection,
+        certificate: Box<VerifiedCertificate>,
+        key: NodeKey,
+        speaks_for: Vec<String>,
+    },
+    /// Another node's authd accepted this one: by which number each of this node's callers is known there.
+    NodeAccepted {
+        /// Its name in the policy.
+        node: String,
+        key: NodeKey,
+        key_id: u8,
+        seconds: u32,
+        labels: Vec<(String, u32)>,
+        /// There come no more labels of this session: it is in use from now on.
+        last: bool,
+    },
     /// A revocation list of an authority names a certificate for which it vouched.
     Listed {
         authority: String,
@@ -184,6 +215,8 @@ pub enum FromControl {
 pub enum Counted {
     /// A TLS handshake came to its end.
     Handshake { result: String },
+    /// Another node asked for a session, and this process refused.
+    NodeSession { result: String },
     /// A proof was looked at, and dataplane hears no more of it: it, or another one of the same request, was refused.
     Proof { proof: Checked, result: String },
     /// A token came whose verification was remembered.
@@ -238,6 +271,23 @@ pub struct Granted {
     pub until: Timestamp,
 }
 
+/// The secret of a session between two nodes, of one direction: what the sender authenticates identities with.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeKey(pub [u8; 16]);
+
+impl std::fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeKey")
+    }
+}
+
+/// What [`ToControl::Identities`] comes with.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identities {
+    pub spiffe_ids: Vec<String>,
+}
+
 /// Why not: a stable reason, and a sentence for people.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 #[serde(deny_unknown_fields)]
@@ -261,7 +311,7 @@ pub struct Settings {
     pub tls12: bool,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
     pub certificates: String,
@@ -274,9 +324,10 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-impl Settings {
-    /// As a file in memory that nobody can change any more.
-    pub fn seal(&self) -> io::Result<OwnedFd> {
+/// What travels as a file in memory, because no message has room for it.
+pub trait Sealed: Serialize + DeserializeOwned {
+    /// As a file that nobody can change any more.
+    fn seal(&self) -> io::Result<OwnedFd> {
         let fd = memfd_create(c"authd-settings", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let mut file = std::fs::File::from(fd);
         file.write_all(&serde_json::to_vec(self)?)?;
@@ -285,7 +336,7 @@ impl Settings {
         Ok(file.into())
     }
 
-    pub fn open(fd: OwnedFd) -> io::Result<Self> {
+    fn open(fd: OwnedFd) -> io::Result<Self> {
         let mut file = std::fs::File::from(fd);
         file.rewind()?;
         let mut text = Vec::new();
@@ -293,6 +344,9 @@ impl Settings {
         Ok(serde_json::from_slice(&text)?)
     }
 }
+
+impl Sealed for Settings {}
+impl Sealed for Identities {}
 
 #[derive(Debug, thiserror::Error)]
 pub enum IpcError {

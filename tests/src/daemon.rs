@@ -90,9 +90,14 @@ impl Daemon {
 
     /// In the sandbox's network namespace, where its peers can reach it.
     pub fn start_inside(sandbox: &Sandbox) -> Result<Self> {
+        Self::start_inside_with(sandbox, &[])
+    }
+
+    pub fn start_inside_with(sandbox: &Sandbox, environment: &[(&str, String)]) -> Result<Self> {
         let netns = File::open(sandbox.netns.path())?;
         let mut command = Command::new(binary());
         command.arg("--config").arg(sandbox.settings()).arg("run");
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         // SAFETY: setns(2) is a system call that allocates nothing, which is what a forked child may do.
         unsafe { command.pre_exec(move || Ok(nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?)) };
         Self::start_command(sandbox, command)

@@ -101,15 +101,38 @@ pub struct Meaning {
     pub builtin: bool,
 }
 
-/// Names of rules of which the caller holds a live grant.
-pub type Held = BTreeSet<String>;
+/// Names of rules of which there are live grants.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// Of the caller itself: of its workload, or its address.
+    pub own: BTreeSet<String>,
+    /// Of the caller for whom another node vouches.
+    pub vouched: BTreeSet<String>,
+}
 
 /// Who calls in.
 #[derive(Clone, Copy, Debug)]
 pub enum Caller {
     Workload(usize),
     Unmanaged,
-    Remote(IpAddr),
+    Remote(IpAddr, Word),
+}
+
+/// What a caller's node says of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// Who it is.
+    Vouched,
+    /// Nothing that counts, and why.
+    Lacking(&'static str),
+}
+
+/// What is known of a caller without a grant.
+#[derive(Clone, Copy)]
+enum Known {
+    /// This kernel knows it by its cgroup.
+    Attested,
+    Elsewhere(Word),
 }
 
 fn contains((network, bits): &(IpAddr, u8), address: IpAddr) -> bool {
@@ -214,7 +237,7 @@ impl Meaning {
                 rules.push(&dhcp);
             }
         }
-        self.in_mode(workload, sum(&rules, true, held))
+        self.in_mode(workload, sum(&rules, Known::Attested, held))
     }
 
     /// May a caller open a flow to a workload's port?
@@ -245,7 +268,7 @@ impl Meaning {
                 && rule.from.iter().any(|from| match (from, caller) {
                     (From::Any, _) | (From::Unmanaged, Caller::Unmanaged) => true,
                     (From::Workload(named), Caller::Workload(calls)) => *named == calls,
-                    (From::Peer(named), Caller::Remote(address)) => {
+                    (From::Peer(named), Caller::Remote(address, _)) => {
                         self.peers[*named].networks.iter().any(|network| contains(network, address))
                     }
                     _ => false,
@@ -257,7 +280,11 @@ impl Meaning {
         };
         let mut rules: Vec<&Rule> = self.rules.iter().filter(applies).collect();
         rules.sort_by(|a, b| a.name.cmp(&b.name));
-        self.in_mode(workload, sum(&rules, !matches!(caller, Caller::Remote(_)), held))
+        let known = match caller {
+            Caller::Workload(_) | Caller::Unmanaged => Known::Attested,
+            Caller::Remote(_, word) => Known::Elsewhere(word),
+        };
+        self.in_mode(workload, sum(&rules, known, held))
     }
 
     /// In observe mode what would be denied is let through, and told.
@@ -284,15 +311,29 @@ impl Meaning {
     }
 }
 
-/// What rules that apply say together. `attested`: this kernel knows the caller by its cgroup.
-fn sum(rules: &[&Rule], attested: bool, held: &Held) -> Judgement {
+/// Whether a rule asks for another node's word.
+fn asks_node(rule: &Rule) -> bool {
+    !rule.deny && rule.require.contains(&"node")
+}
+
+/// What rules that apply say together.
+fn sum(rules: &[&Rule], known: Known, held: &Held) -> Judgement {
     let first = |which: &dyn Fn(&Rule) -> bool| rules.iter().copied().find(|rule| which(rule));
+    let attested = matches!(known, Known::Attested);
     let free = |rule: &Rule| rule.require.iter().all(|proof| *proof == "cgroup" && attested);
-    let proven = |rule: &Rule| free(rule) || held.contains(&rule.name);
+    // What somebody showed is worth nothing where a node's word is asked for, and the other way round.
+    let proven = |rule: &Rule| match known {
+        _ if free(rule) => true,
+        Known::Elsewhere(Word::Vouched) if asks_node(rule) => held.vouched.contains(&rule.name),
+        _ => !asks_node(rule) && held.own.contains(&rule.name),
+    };
+    let lacking = lacking(rules, known);
     let denied = first(&|rule| rule.deny && !rule.observe);
     let watched = first(&|rule| rule.deny && rule.observe);
-    // Who may pass anyway is not said to pass on a grant.
-    let allowed = first(&|rule| !rule.deny && free(rule)).or(first(&|rule| !rule.deny && proven(rule)));
+    // Who may pass anyway is not said to pass on a grant, nor who showed proofs on a node's word.
+    let allowed = first(&|rule| !rule.deny && free(rule))
+        .or(first(&|rule| !rule.deny && proven(rule) && !asks_node(rule)))
+        .or(first(&|rule| !rule.deny && proven(rule)));
     let unproven_watched = first(&|rule| !rule.deny && rule.observe && !proven(rule));
     let unproven = first(&|rule| !rule.deny && !rule.observe && !proven(rule));
     if denied.is_some() {
@@ -302,13 +343,27 @@ fn sum(rules: &[&Rule], attested: bool, held: &Held) -> Judgement {
         return match (watched, allowed) {
             (Some(_), _) => judged("observed", "denied_by_rule", watched),
             (None, Some(_)) => judged("allowed", "rule", allowed),
-            (None, None) => judged("observed", "proof_required", unproven_watched),
+            (None, None) => judged("observed", lacking, unproven_watched),
         };
     }
     if unproven.is_some() {
-        return judged("denied", "proof_required", unproven);
+        return judged("denied", lacking, unproven);
     }
     judged("denied", "no_rule", None)
+}
+
+/// Why a caller without what rules ask for does not pass.
+fn lacking(rules: &[&Rule], known: Known) -> &'static str {
+    let shows = |rule: &&Rule| rule.require.iter().any(|proof| !matches!(*proof, "cgroup" | "node"));
+    match known {
+        Known::Elsewhere(word) if rules.iter().copied().any(asks_node) => match word {
+            Word::Vouched => "caller_not_named",
+            // Who says nothing may have meant to show what another rule asks for.
+            Word::Lacking("node_identity_missing") if rules.iter().any(shows) => "proof_required",
+            Word::Lacking(reason) => reason,
+        },
+        _ => "proof_required",
+    }
 }
 
 // ---- The policy's text.
@@ -539,10 +594,18 @@ pub fn policy(random: &mut SmallRng, scheduled: bool) -> Meaning {
         })
         .collect();
     let guarded: Vec<usize> = (0..services.len()).filter(|s| services[*s].workload.is_some()).collect();
+    let has_tcp =
+        |s: &&usize| services[**s].ports.iter().any(|ports| matches!(ports, Ports::Range(TCP, ..) | Ports::Any));
+    let over_tcp: Vec<usize> = guarded.iter().filter(has_tcp).copied().collect();
     let rules = (0..random.random_range(0..9))
         .map(|_| {
+            let by_node = !over_tcp.is_empty() && random.random_ratio(1, 8);
             let from: Vec<From> = (0..random.random_range(1..4))
                 .map(|_| match random.random_range(0..10) {
+                    _ if by_node && !peers.is_empty() && random.random_ratio(2, 3) => {
+                        From::Peer(random.random_range(0..peers.len()))
+                    }
+                    _ if by_node => From::Any,
                     0 => From::Any,
                     1 => From::Unmanaged,
                     2..=3 if !peers.is_empty() => From::Peer(random.random_range(0..peers.len())),
@@ -553,6 +616,7 @@ pub fn policy(random: &mut SmallRng, scheduled: bool) -> Meaning {
             let only_here = from.iter().any(|from| matches!(from, From::Peer(_) | From::Unmanaged));
             let to = (0..random.random_range(1..4))
                 .map(|_| match (random.random_range(0..8), only_here) {
+                    _ if by_node => To::Service(*over_tcp.choose(random).expect("not empty")),
                     (0, _) => To::Any,
                     (_, false) => To::Service(random.random_range(0..services.len())),
                     (_, true) => guarded.choose(random).map_or(To::Any, |service| To::Service(*service)),
@@ -567,7 +631,11 @@ pub fn policy(random: &mut SmallRng, scheduled: bool) -> Meaning {
                 to,
                 deny,
                 observe: random.random_ratio(1, 4),
-                require: if deny { Vec::new() } else { require.choose(random).expect("not empty").to_vec() },
+                require: match (deny, by_node) {
+                    (true, _) => Vec::new(),
+                    (false, true) => vec!["node"],
+                    (false, false) => require.choose(random).expect("not empty").to_vec(),
+                },
                 when: (scheduled && random.random_ratio(1, 3)).then(|| when(random)),
             }
         })

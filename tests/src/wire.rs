@@ -1,12 +1,21 @@
 //! Frames as they are, sent from an interface of the calling thread's network namespace.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     ifaddrs::getifaddrs,
-    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, bind, send, socket},
+    sys::{
+        socket::{
+            AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,
+            sockopt,
+        },
+        time::{TimeVal, TimeValLike},
+    },
 };
 
 pub struct Wire(OwnedFd);
@@ -16,6 +25,28 @@ impl Wire {
         let wire = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
         bind(wire.as_raw_fd(), &link(interface)?)?;
         Ok(Self(wire))
+    }
+
+    /// One that sees every frame that passes the interface from now on, in either direction.
+    pub fn watch(interface: &str) -> Result<Self> {
+        let wire = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+        bind(wire.as_raw_fd(), &link(interface)?)?;
+        setsockopt(&wire, sockopt::ReceiveTimeout, &TimeVal::milliseconds(100))?;
+        Ok(Self(wire))
+    }
+
+    /// The next frame that fits, if one passes in time.
+    pub fn next(&self, patience: Duration, fits: impl Fn(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
+        let started = Instant::now();
+        let mut frame = vec![0; 1 << 16];
+        while started.elapsed() < patience {
+            match recv(self.0.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+                Ok(length) if fits(&frame[..length]) => return Ok(Some(frame[..length].to_vec())),
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
     }
 
     /// Waits where there is no room.

@@ -1,5 +1,7 @@
 //! The verdict function over compiled policies, against the policies' meaning: two programs that share no code must agree.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use authd::policy::{
     compile::{CompileError, Moment, Options, Registry, compile},
     diagnostic::Source,
@@ -11,10 +13,12 @@ use authd::policy::{
 };
 use authd_common::{
     address::Address,
-    tables::{Grant, GrantKey, Slot, UNMANAGED},
+    reason::Reason,
+    syn::Heard,
+    tables::{Grant, GrantKey, IPPROTO_TCP, Slot, UNMANAGED},
     verdict::{FarEnd, Opener, Verdict, decide_in, decide_out},
 };
-use authd_tests::meaning::{self, Caller, Held, Judgement, Meaning};
+use authd_tests::meaning::{self, Caller, Held, Judgement, Meaning, Word};
 use jiff::{SignedDuration, Timestamp};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -54,8 +58,7 @@ fn compiled(policy: &Meaning, moment: Moment) -> Option<Compiled> {
 struct Ledger {
     held: Held,
     now: u64,
-    holder: GrantKey,
-    rules: Vec<(u32, Life)>,
+    grants: Vec<(GrantKey, Life)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,8 +70,28 @@ enum Life {
 }
 
 impl Ledger {
-    fn new(random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, holder: GrantKey, now: u64) -> Self {
-        let mut ledger = Self { held: Held::new(), now, holder, rules: Vec::new() };
+    fn new(random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, caller: GrantKey, now: u64) -> Self {
+        let mut ledger = Self { held: Held::default(), now, grants: Vec::new() };
+        ledger.held.own = ledger.give(random, policy, compiled, caller);
+        ledger
+    }
+
+    /// The same with grants of whom a label means.
+    fn with_label(mut self, random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, label: u32) -> Self {
+        let caller = GrantKey { rule: 0, workload: UNMANAGED, scope: label.into(), address: Address::UNSPECIFIED };
+        self.held.vouched = self.give(random, policy, compiled, caller);
+        self
+    }
+
+    /// Gives somebody grants of some rules, whether these are open to it or not. Returns those that live.
+    fn give(
+        &mut self,
+        random: &mut SmallRng,
+        policy: &Meaning,
+        compiled: &Compiled,
+        holder: GrantKey,
+    ) -> BTreeSet<String> {
+        let mut alive = BTreeSet::new();
         for rule in &policy.rules {
             let life = match random.random_range(0..8) {
                 0..=1 => Life::Alive,
@@ -77,20 +100,21 @@ impl Ledger {
                 _ => continue,
             };
             if life == Life::Alive && rule.require.iter().any(|proof| *proof != "cgroup") {
-                ledger.held.insert(rule.name.clone());
+                alive.insert(rule.name.clone());
             }
-            ledger.rules.push((compiled.registry.rules.number(&rule.name).expect("rules have numbers"), life));
+            let number = compiled.registry.rules.number(&rule.name).expect("rules have numbers");
+            self.grants.push((GrantKey { rule: number, ..holder }, life));
         }
-        ledger
+        alive
     }
 
     fn grant(&self, key: GrantKey) -> Option<Grant> {
-        let at = self.rules.iter().position(|(rule, _)| *rule == key.rule)?;
-        (GrantKey { rule: 0, ..key } == self.holder).then_some(Grant { slot: at as u32 + 1, serial: 7 })
+        let at = self.grants.iter().position(|(known, _)| *known == key)?;
+        Some(Grant { slot: at as u32 + 1, serial: 7 })
     }
 
     fn slot(&self, slot: u32) -> Option<Slot> {
-        let (_, life) = self.rules.get(slot as usize - 1)?;
+        let (_, life) = self.grants.get(slot as usize - 1)?;
         Some(match life {
             Life::Alive => Slot { until: self.now + 1, serial: 7, reserved: 0 },
             Life::Over => Slot { until: self.now, serial: 7, reserved: 0 },
@@ -111,6 +135,35 @@ impl Compiled {
             rule: self.registry.rules.name(verdict.rule).map(str::to_owned),
         }
     }
+}
+
+const LABEL: u32 = 0x000a_0b0c;
+
+/// What a SYN says; other protocols say nothing.
+fn word(random: &mut SmallRng, protocol: u8) -> Word {
+    let lacking = [
+        Reason::NodeIdentityMissing,
+        Reason::NodeKeyUnknown,
+        Reason::NodeKeyExpired,
+        Reason::NodeMacWrong,
+        Reason::NodeReplay,
+    ];
+    match random.random_range(0..2 * lacking.len()) {
+        _ if protocol != IPPROTO_TCP => Word::Lacking(lacking[0].name()),
+        at => lacking.get(at).map_or(Word::Vouched, |reason| Word::Lacking(reason.name())),
+    }
+}
+
+fn introduced(mut far: FarEnd, word: Word) -> FarEnd {
+    let heard = match word {
+        Word::Vouched => Heard { key_id: 5, label: LABEL, sequence: 1, lacking: 0 },
+        Word::Lacking(name) => {
+            let reason = Reason::ALL.iter().find(|reason| reason.name() == name).expect("it is a reason's name");
+            Heard { lacking: reason.code().into(), ..Heard::NOTHING }
+        }
+    };
+    far.introduce(&heard);
+    far
 }
 
 fn some_time(random: &mut SmallRng) -> Timestamp {
@@ -142,15 +195,15 @@ fn agree(random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, seed: u64
     let meant = policy.outbound(workload, address, protocol, port, at, &ledger.held);
     compare(policy, compiled, seed, at, &found, &meant, &format!("w{workload} out to {address} {protocol}/{port}"));
 
-    let caller = match random.random_range(0..4) {
+    let caller = match random.random_range(0..6) {
         0 => Caller::Unmanaged,
-        1 => Caller::Remote(address),
+        1..=3 => Caller::Remote(address, word(random, protocol)),
         _ => Caller::Workload(random.random_range(0..policy.workloads.len())),
     };
     let calling = match caller {
         Caller::Unmanaged => FarEnd::local(UNMANAGED, 0),
         Caller::Workload(index) => FarEnd::local(compiled.number(index), random.random_range(0..3)),
-        Caller::Remote(address) => FarEnd::remote(from_ip(address), random.random_range(1..3)),
+        Caller::Remote(address, word) => introduced(FarEnd::remote(from_ip(address), random.random_range(1..3)), word),
     };
     let holder = GrantKey {
         rule: 0,
@@ -159,6 +212,8 @@ fn agree(random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, seed: u64
         address: if calling.on_node { Address::UNSPECIFIED } else { calling.address },
     };
     let ledger = Ledger::new(random, policy, compiled, holder, now);
+    // Others are vouched for, too: their grants are for nobody else.
+    let ledger = ledger.with_label(random, policy, compiled, LABEL);
     let view = compiled.image.at(now).with_grants(|key| ledger.grant(key), |slot| ledger.slot(slot));
     let found = decide_in(&view, &root, compiled.number(workload), &calling, protocol, port);
     let meant = policy.inbound(workload, caller, protocol, port, at, &ledger.held);
@@ -208,7 +263,7 @@ fn decide_agrees_with_the_meaning_of_random_policies() {
 
 #[test]
 fn every_reason_that_policies_can_give_occurs() {
-    let mut seen = std::collections::BTreeMap::new();
+    let mut seen = BTreeMap::new();
     for seed in 0..POLICIES / 4 {
         let mut random = SmallRng::seed_from_u64(seed);
         let policy = meaning::policy(&mut random, true);
@@ -216,8 +271,9 @@ fn every_reason_that_policies_can_give_occurs() {
         for _ in 0..QUESTIONS {
             let workload = random.random_range(0..policy.workloads.len());
             let (address, protocol, port) = (meaning::address(&mut random), 6, meaning::port(&mut random));
-            let out = policy.outbound(workload, address, protocol, port, at, &Held::new());
-            let inbound = policy.inbound(workload, Caller::Remote(address), protocol, port, at, &Held::new());
+            let out = policy.outbound(workload, address, protocol, port, at, &Held::default());
+            let caller = Caller::Remote(address, word(&mut random, protocol));
+            let inbound = policy.inbound(workload, caller, protocol, port, at, &Held::default());
             for judgement in [out, inbound] {
                 *seen.entry((judgement.verdict, judgement.reason)).or_insert(0_u64) += 1;
             }
@@ -235,6 +291,10 @@ fn every_reason_that_policies_can_give_occurs() {
         ("observed", "denied_by_rule"),
         ("observed", "proof_required"),
         ("observed", "inbound_closed"),
+        ("denied", "node_identity_missing"),
+        ("denied", "node_mac_wrong"),
+        ("denied", "caller_not_named"),
+        ("observed", "caller_not_named"),
     ] {
         assert!(seen.get(&expected).is_some_and(|times| *times > 50), "{expected:?} hardly occurs: {seen:?}");
     }
@@ -254,7 +314,7 @@ fn explain_says_what_decide_says() {
             let to: To = format!("{}/tcp", std::net::SocketAddr::new(address, port)).parse().expect("a destination");
             let from = From::parse(&format!("w{workload}"), &model).expect("a workload");
             let explained = asked.explain(from, to);
-            let out = policy.outbound(workload, address, 6, port, moment.wall, &Held::new());
+            let out = policy.outbound(workload, address, 6, port, moment.wall, &Held::default());
             let step = &explained.steps[0];
             assert_eq!((step.verdict, step.reason, &step.rule), (out.verdict, out.reason, &out.rule), "seed {seed}");
             // Every rule that names the workload is accounted for: it decided, or it says why not.

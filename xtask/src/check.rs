@@ -17,9 +17,10 @@ use crate::{
 };
 
 /// Files that define what kernel and daemon share.
-const SHARED: [&str; 4] = [
+const SHARED: [&str; 5] = [
     "authd-common/src/address.rs",
     "authd-common/src/event.rs",
+    "authd-common/src/nodes.rs",
     "authd-common/src/reason.rs",
     "authd-common/src/tables.rs",
 ];

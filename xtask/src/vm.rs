@@ -25,7 +25,7 @@ pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
 /// Modules of the tests, and (by modules.dep) what they need.
 const MODULES: [&str; 7] = ["veth", "inet_diag", "tcp_diag", "udp_diag", "unix_diag", "dummy", "bridge"];
 /// A machine that runs for longer hangs.
-const LONGEST: Duration = Duration::from_secs(3600);
+const LONGEST: Duration = Duration::from_secs(4200);
 /// Both processors of a machine take turns on one thread. On a thread each, one now and then runs an instruction that the
 /// other one patched long ago, and the kernel panics ("Oops: int3"): QEMU's fault, not the kernel's.
 const ACCELERATION: &str = "tcg,thread=single";

@@ -484,6 +484,66 @@ impl SockOps {
         }
     }
 
+    /// Number of the next byte that it awaits.
+    #[inline(always)]
+    pub fn awaited(self) -> u32 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).rcv_nxt }
+    }
+
+    /// TCP flags of the segment that is being made; 0 if there is none yet.
+    #[inline(always)]
+    pub fn segment_flags(self) -> u8 {
+        // SAFETY: a context is readable.
+        unsafe { (*self.0).skb_tcp_flags as u8 }
+    }
+
+    /// Sequence number of the segment that is being made, from its header.
+    #[inline(always)]
+    pub fn segment_sequence(self) -> Option<u32> {
+        const END: usize = 8;
+        // SAFETY: a context is readable; the range was compared with the header's end.
+        unsafe {
+            let data = (*self.0).__bindgen_anon_3.skb_data as usize;
+            let end = (*self.0).__bindgen_anon_4.skb_data_end as usize;
+            if data + END > end { None } else { Some(u32::from_be(*((data + 4) as *const u32))) }
+        }
+    }
+
+    /// Asks for room for so many bytes of options in the segment that is being made.
+    #[inline(always)]
+    pub fn reserve_option(self, bytes: u32) {
+        // SAFETY: the helper takes the context. Without room there is no option, and whoever needs it refuses the segment.
+        unsafe {
+            helpers::generated::bpf_reserve_hdr_opt(self.0, bytes, 0);
+        }
+    }
+
+    /// Writes an option into the segment that is being made.
+    #[inline(always)]
+    pub fn store_option(self, option: &[u32; 4]) {
+        // SAFETY: the helper takes the context and reads the option's bytes.
+        unsafe {
+            helpers::generated::bpf_store_hdr_opt(self.0, option.as_ptr().cast(), 16, 0);
+        }
+    }
+
+    /// Asks to be called for the options of segments, or not any more.
+    #[inline(always)]
+    pub fn write_options(self, on: bool) {
+        const BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG: u32 = 64;
+        // SAFETY: as for `watch_states`.
+        unsafe {
+            let flags = (*self.0).bpf_sock_ops_cb_flags;
+            let flags = if on {
+                flags | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG
+            } else {
+                flags & !BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG
+            };
+            helpers::generated::bpf_sock_ops_cb_flags_set(self.0, flags as i32);
+        }
+    }
+
     /// Asks to be told of every later change of this socket's state.
     #[inline(always)]
     pub fn watch_states(self) {

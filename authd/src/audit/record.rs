@@ -78,6 +78,12 @@ pub struct Record {
     pub peer_spiffe_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer_cgroup: Option<String>,
+    /// The node that vouches for the other end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_node: Option<String>,
+    /// With which of its keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_key_id: Option<u32>,
     /// Cookie of the socket, the same in all records of one flow.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<u64>,
@@ -135,6 +141,8 @@ pub trait Names {
     fn rule(&self, number: u32) -> Option<String>;
     fn cgroup(&mut self, id: u64) -> Option<String>;
     fn grant(&self, grant: Grant) -> Option<String>;
+    /// Node and SPIFFE ID of a caller for whom another node vouches.
+    fn caller(&self, label: u32) -> Option<(String, String)>;
 }
 
 /// Names of event kinds, as records have them.
@@ -205,7 +213,11 @@ impl Record {
             ..Self::default()
         };
         record.identify(e.workload, e.cgroup, names);
-        record.identify_peer(e.peer_workload, e.peer_cgroup, names);
+        if e.flags & tag_flags::VOUCHED != 0 {
+            record.identify_caller(e.peer_workload, Some(e.peer_cgroup), names);
+        } else {
+            record.identify_peer(e.peer_workload, e.peer_cgroup, names);
+        }
         if e.flags & tag_flags::PEER_LOCAL != 0 && e.peer_workload == UNMANAGED {
             record.peer_workload = Some("unmanaged".to_owned());
         }
@@ -279,7 +291,11 @@ impl Record {
             ..Self::default()
         };
         record.identify(denial.workload, key.cgroup, names);
-        record.identify_peer(denial.peer_workload, 0, names);
+        if key.flags & tag_flags::VOUCHED != 0 {
+            record.identify_caller(denial.peer_workload, None, names);
+        } else {
+            record.identify_peer(denial.peer_workload, 0, names);
+        }
         record
     }
 
@@ -321,6 +337,15 @@ impl Record {
             self.kind = who.kind;
             self.tenant = who.tenant;
             self.spiffe_id = who.spiffe_id;
+        }
+    }
+
+    /// A caller for whom another node vouches.
+    fn identify_caller(&mut self, label: u32, key_id: Option<u64>, names: &dyn Names) {
+        self.peer_key_id = key_id.and_then(|id| id.try_into().ok());
+        if let Some((node, spiffe_id)) = names.caller(label) {
+            self.peer_node = Some(node);
+            self.peer_spiffe_id = Some(spiffe_id);
         }
     }
 

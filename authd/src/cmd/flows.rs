@@ -89,7 +89,8 @@ fn flow(record: &Record) -> String {
         (None, None) => "*".to_owned(),
     };
     let remote = end(&record.remote_address, record.remote_port);
-    let remote = match &record.peer_workload {
+    // Whom another node vouches for is no workload here.
+    let remote = match record.peer_workload.as_ref().or(record.peer_spiffe_id.as_ref()) {
         Some(peer) => format!("{peer} {remote}"),
         None => remote,
     };

@@ -21,11 +21,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, forward, listed, problem::Problem, prove, verifier::Share};
+use super::{Answer, Shared, forward, listed, nodes, problem::Problem, prove, verifier::Share};
 use crate::{
     daemon::granting::Effect,
     grants::Id,
-    ipc::{Caller, Connection, FromControl, Granted, Wanted},
+    ipc::{Caller, Connection, FromControl, Granted, NodeKey, Wanted},
     store::revoked::Revoked,
 };
 
@@ -41,6 +41,8 @@ pub struct Session {
     pub caller: Caller,
     /// The certificates that the caller showed, its own first; it has that one's key.
     pub chain: Vec<CertificateDer<'static>>,
+    /// What both ends of the connection have in common: of callers elsewhere, over TLS 1.3.
+    pub exported: Option<NodeKey>,
 }
 
 impl Session {
@@ -49,8 +51,9 @@ impl Session {
         connection: Connection,
         caller: Caller,
         chain: Vec<CertificateDer<'static>>,
+        exported: Option<NodeKey>,
     ) -> Self {
-        Self { shared, connection, caller, chain }
+        Self { shared, connection, caller, chain, exported }
     }
 }
 
@@ -122,6 +125,7 @@ struct WhoAmI {
         delete_grant,
         get_grants,
         post_revocation,
+        nodes::admit::post_node_session,
         who_am_i,
         health,
         ready,
@@ -142,6 +146,7 @@ pub fn router() -> Router {
         .route("/v1/grants", post(post_grant).get(get_grants))
         .route("/v1/grants/{id}", delete(delete_grant))
         .route("/v1/revocations", post(post_revocation))
+        .route("/v1/node-sessions", post(nodes::admit::post_node_session))
         .route("/v1/whoami", get(who_am_i))
         .route("/v1/health", get(health))
         .route("/v1/ready", get(ready))
@@ -193,7 +198,7 @@ fn too_long() -> Problem {
 }
 
 /// The whole body, as JSON.
-fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<T, Problem> {
+pub fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<T, Problem> {
     let body = body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => too_long(),
         _ => Problem::bad_request("bad_request", rejection.body_text()),
@@ -253,7 +258,7 @@ async fn post_grant(
             Ok((StatusCode::CREATED, Json(GrantAnswer::from(grant))).into_response())
         }
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Returned | Answer::Holds(_) | Answer::Revoked(_) => Err(confused()),
+        Answer::Returned | Answer::Holds(_) | Answer::Revoked(_) | Answer::Admitted { .. } => Err(confused()),
     }
 }
 
@@ -272,7 +277,7 @@ async fn delete_grant(
     match session.shared.ask(|question| FromControl::Return { question, connection, grant }).await {
         Answer::Returned => Ok(StatusCode::NO_CONTENT),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Holds(_) | Answer::Revoked(_) => Err(confused()),
+        Answer::Granted(_) | Answer::Holds(_) | Answer::Revoked(_) | Answer::Admitted { .. } => Err(confused()),
     }
 }
 
@@ -300,7 +305,7 @@ async fn post_revocation(
     match session.shared.ask(|question| FromControl::Revoke { question, connection, what, text }).await {
         Answer::Revoked(effect) => Ok((StatusCode::CREATED, Json(effect)).into_response()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Returned | Answer::Holds(_) => Err(confused()),
+        Answer::Granted(_) | Answer::Returned | Answer::Holds(_) | Answer::Admitted { .. } => Err(confused()),
     }
 }
 
@@ -364,10 +369,10 @@ async fn held(session: &Session) -> Result<Vec<GrantAnswer>, Problem> {
     match session.shared.ask(|question| FromControl::Held { question, connection }).await {
         Answer::Holds(grants) => Ok(grants.into_iter().map(GrantAnswer::from).collect()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Returned | Answer::Revoked(_) => Err(confused()),
+        Answer::Granted(_) | Answer::Returned | Answer::Revoked(_) | Answer::Admitted { .. } => Err(confused()),
     }
 }
 
-fn confused() -> Problem {
+pub fn confused() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer to another question")
 }

@@ -30,6 +30,11 @@ impl Counts {
         self.add(Counted::Handshake { result: result.to_owned() });
     }
 
+    /// A node asked for a session, and dataplane hears nothing of it.
+    pub fn node_session(&self, result: &str) {
+        self.add(Counted::NodeSession { result: result.to_owned() });
+    }
+
     /// A proof was refused. Dataplane is asked for nothing then, so that what was accepted before is counted here too.
     pub fn refused(&self, proof: Checked, reason: &str, accepted: &[Shown]) {
         for proof in accepted.iter().flat_map(Checked::of) {

@@ -205,7 +205,7 @@ async fn decide(
     match session.shared.ask(asked).await {
         Answer::Returned => Ok((StatusCode::OK, identity(name, &shown)).into_response()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Holds(_) | Answer::Revoked(_) => {
+        Answer::Granted(_) | Answer::Holds(_) | Answer::Revoked(_) | Answer::Admitted { .. } => {
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", "an answer to another question"))
         }
     }
@@ -258,6 +258,8 @@ fn identity(rule: &str, shown: &[Shown]) -> HeaderMap {
                 put("x-authd-certificate-subject", &certificate.subject);
             }
             Shown::ApiKey(key) => put("x-authd-api-key", &key.id.to_string()),
+            // Connections have it, and no requests.
+            Shown::Node(_) => {}
         }
     }
     headers

@@ -40,7 +40,7 @@ impl Name {
             Shown::Mtls(found) => {
                 Some(Self { authority: found.authority.clone(), certificate: Digest::from_bytes(found.fingerprint) })
             }
-            Shown::Token(_) | Shown::ApiKey(_) => None,
+            Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
         })
     }
 }
@@ -127,7 +127,7 @@ async fn look_at(shared: &Shared, settings: &Verifier, name: Name, chain: &[Cert
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::RwLock};
+    use std::collections::BTreeMap;
 
     use base64::{Engine, engine::general_purpose::STANDARD};
     use jiff::SignedDuration;
@@ -198,14 +198,9 @@ mod tests {
         /// Control with settings in force, and dataplane's end.
         fn control(&self, in_force: &Arc<Verifier>) -> (Arc<Shared>, Channel) {
             let (ours, theirs) = pair().unwrap();
-            let shared = Shared {
-                channel: Channel::new(ours).unwrap(),
-                questions: Default::default(),
-                next: Default::default(),
-                verifier: RwLock::new(Some(in_force.clone())),
-                counts: Arc::default(),
-            };
-            (Arc::new(shared), Channel::new(theirs).unwrap())
+            let shared = Shared::new(Channel::new(ours).unwrap());
+            *shared.verifier.write().unwrap() = Some(in_force.clone());
+            (shared, Channel::new(theirs).unwrap())
         }
     }
 

@@ -9,6 +9,7 @@ pub mod counts;
 pub mod fetch;
 pub mod forward;
 pub mod listed;
+pub mod nodes;
 pub mod problem;
 pub mod prove;
 pub mod sandbox;
@@ -16,7 +17,7 @@ pub mod serve;
 pub mod verifier;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -25,12 +26,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
 use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
-    ipc::{Channel, FromControl, Granted, IpcError, MAX_ENTRIES, Question, Refusal, Settings, ToControl},
+    ipc::{
+        Channel, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed, Settings,
+        ToControl,
+    },
+    proofs::x509::spiffe::SpiffeId,
 };
 
 /// What the Unix socket is called in requests.
@@ -45,6 +53,7 @@ pub enum Answer {
     Returned,
     Holds(Vec<Granted>),
     Revoked(Effect),
+    Admitted { key_id: u8, seconds: u32, labels: Vec<Option<u32>> },
 }
 
 /// What all connections share.
@@ -54,9 +63,24 @@ pub struct Shared {
     next: AtomicU64,
     verifier: RwLock<Option<Arc<Verifier>>>,
     counts: Arc<Counts>,
+    /// For whom this node speaks to others; `None` until dataplane said so.
+    identities: watch::Sender<Option<Arc<BTreeSet<SpiffeId>>>>,
+    nodes: nodes::Acquaintances,
 }
 
 impl Shared {
+    fn new(channel: Channel) -> Arc<Self> {
+        Arc::new(Self {
+            channel,
+            questions: Mutex::default(),
+            next: AtomicU64::new(1),
+            verifier: RwLock::default(),
+            counts: Arc::default(),
+            identities: watch::Sender::default(),
+            nodes: nodes::Acquaintances::default(),
+        })
+    }
+
     /// What is verified against, once there are settings.
     pub fn verifier(&self) -> Option<Arc<Verifier>> {
         self.verifier.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -109,15 +133,10 @@ pub enum ControlError {
 
 /// Serves until dataplane is gone.
 pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
-    let shared = Arc::new(Shared {
-        channel: Channel::new(fd)?,
-        questions: Mutex::new(HashMap::new()),
-        next: AtomicU64::new(1),
-        verifier: RwLock::new(None),
-        counts: Arc::default(),
-    });
+    let shared = Shared::new(Channel::new(fd)?);
     tokio::spawn(counts::tell(shared.clone()));
     let router = api::router();
+    let mut sessions = nodes::Sessions::default();
     while let Some((message, attached)) = shared.channel.receive::<ToControl>().await? {
         match message {
             ToControl::Settings => {
@@ -130,6 +149,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
                     shared.tell(FromControl::Ends { ends: part.to_vec() }).await;
                 }
                 *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier.clone());
+                sessions.follow(&shared, &verifier);
                 shared.tell(FromControl::Ready { generation }).await;
                 tokio::spawn(listed::changed(shared.clone(), verifier));
             }
@@ -144,6 +164,13 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             ToControl::Returned { question } => shared.answer(question, Answer::Returned),
             ToControl::Holds { question, grants } => shared.answer(question, Answer::Holds(grants)),
             ToControl::Revoked { question, effect } => shared.answer(question, Answer::Revoked(effect)),
+            ToControl::Admitted { question, key_id, seconds, labels } => {
+                shared.answer(question, Answer::Admitted { key_id, seconds, labels });
+            }
+            ToControl::Identities => {
+                let identities = Identities::open(attached.ok_or(ControlError::NoFile)?)?;
+                shared.identities.send_replace(Some(Arc::new(nodes::speaks_for(identities))));
+            }
             ToControl::Forget { question } => {
                 if let Some(verifier) = shared.verifier() {
                     verifier.forget();

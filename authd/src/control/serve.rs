@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tower::ServiceExt;
 
-use super::{Shared, api::Session};
+use super::{Shared, api::Session, nodes};
 use crate::{
     daemon::{admin::first_byte, metrics::results::OK},
     ipc::{Caller, Connection, FromControl},
@@ -103,7 +103,7 @@ async fn serve_any(
         None => Ok(()),
         Some(TLS_HANDSHAKE) => serve_tls(shared, router, stream, connection, caller).await,
         Some(_) => {
-            let session = Session::new(shared.clone(), connection, caller, Vec::new());
+            let session = Session::new(shared.clone(), connection, caller, Vec::new(), None);
             serve_http(router, stream, session).await
         }
     }
@@ -127,7 +127,9 @@ async fn serve_tls(
     let (_, tls) = stream.get_ref();
     let chain: Vec<CertificateDer<'static>> =
         tls.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
-    let session = Session::new(shared.clone(), connection, caller, chain);
+    // Another node may be at the other end; nobody of this one authenticates packets to it.
+    let exported = if let Caller::Remote { .. } = caller { nodes::key_of(tls) } else { None };
+    let session = Session::new(shared.clone(), connection, caller, chain, exported);
     serve_http(router, stream, session).await
 }
 

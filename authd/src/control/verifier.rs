@@ -24,7 +24,7 @@ use super::{
 use crate::{
     daemon::{control::network_of, settings::SERVER_AUTHORITIES},
     digest::Digest,
-    ipc::{Caller, Ending, Settings},
+    ipc::{Caller, Ending, Identity, Settings},
     policy::{
         diagnostic::Source,
         load::texts,
@@ -37,7 +37,12 @@ use crate::{
         jwk::KeySet,
         jwks_cache,
         jwt::{IssuerPolicy, VerifiedToken},
-        x509::{bundle, crl, leaf::Certificate, verifier::Possession},
+        x509::{
+            bundle, crl,
+            leaf::{Certificate, Leaf},
+            spiffe::SpiffeId,
+            verifier::Possession,
+        },
     },
 };
 
@@ -108,6 +113,8 @@ pub struct Verifier {
     own: Option<CertificateDer<'static>>,
     /// When the first certificate of the listener's configured chain ends.
     own_end: Option<Timestamp>,
+    /// The listener's configured chain and key, if they are any: what this node shows to other nodes.
+    identity: Option<Identity>,
     memory: Arc<Memory>,
     pub counts: Arc<Counts>,
 }
@@ -137,7 +144,8 @@ impl Verifier {
             }
         };
         let own_end = settings.identity.as_ref().and_then(|identity| first_end(&identity.certificates));
-        Self { model, authorities, issuers, tls, own, own_end, memory, counts }
+        let identity = settings.identity.filter(|_| tls.is_some());
+        Self { model, authorities, issuers, tls, own, own_end, identity, memory, counts }
     }
 
     /// When certificates and lists end, of which somebody has to bring the next one in time.
@@ -163,6 +171,17 @@ impl Verifier {
 
     pub fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.clone()
+    }
+
+    /// What this node shows to other nodes.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// Which node this one is, by the listener's configured certificate.
+    pub fn own_spiffe_id(&self) -> Option<SpiffeId> {
+        let own = self.own.as_ref().filter(|_| self.identity.is_some())?;
+        Leaf::read(own).ok()?.spiffe_id().ok()?
     }
 
     /// Whether this listener is called by a name.

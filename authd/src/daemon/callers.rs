@@ -135,7 +135,7 @@ impl Daemon {
     }
 }
 
-fn spiffe_id(model: &Model, index: usize, own: &str) -> String {
+pub(super) fn spiffe_id(model: &Model, index: usize, own: &str) -> String {
     let path = model.workloads[index].spiffe_path.replace("{instance}", &instance_name(own));
     format!("spiffe://{}{path}", model.trust_domain)
 }
@@ -154,6 +154,10 @@ pub(super) fn holder_names(holder: &Holder, proofs: &[Shown], model: &Model) -> 
             names
         }
         Holder::Address { address, .. } => peer_names(Some(*address), proofs, model),
+        Holder::Vouched { spiffe_id, .. } => {
+            let meant = model.peers.iter().filter(|peer| peer.spiffe_id.as_ref() == Some(spiffe_id));
+            meant.map(|peer| Revoked::Peer(peer.name.clone())).collect()
+        }
     }
 }
 
@@ -162,7 +166,7 @@ pub(super) fn holder_names(holder: &Holder, proofs: &[Shown], model: &Model) -> 
 pub(super) fn peer_names(address: Option<IpAddr>, proofs: &[Shown], model: &Model) -> Vec<Revoked> {
     let certificate: Option<&VerifiedCertificate> = proofs.iter().find_map(|shown| match shown {
         Shown::Mtls(certificate) => Some(&**certificate),
-        Shown::Token(_) | Shown::ApiKey(_) => None,
+        Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
     });
     let is_meant = |peer: &&Peer| {
         let calls_from = |address: IpAddr| peer.networks.iter().any(|network| network.contains(&from_ip(address)));

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     config::Config,
     dataplane::attestation::{AttestError, Attested, attest},
-    ipc::{self, Caller, Channel, Connection, FromControl, IpcError, Settings, ToControl},
+    ipc::{self, Caller, Channel, Connection, FromControl, Identities, IpcError, Sealed, Settings, ToControl},
 };
 
 /// Connections that control has at one time.
@@ -179,6 +179,14 @@ impl Control {
         match settings.seal() {
             Ok(fd) => self.tell(&ToControl::Settings, Some(fd.as_fd())),
             Err(error) => tracing::error!(%error, "the control process does not get its settings"),
+        }
+    }
+
+    /// For whom this node speaks now.
+    pub fn tell_identities(&mut self, identities: &Identities) {
+        match identities.seal() {
+            Ok(fd) => self.tell(&ToControl::Identities, Some(fd.as_fd())),
+            Err(error) => tracing::error!(%error, "the control process does not know for whom it speaks"),
         }
     }
 

@@ -7,6 +7,7 @@ use authd_common::{
     nic::{Behind, Ruling, Sockets, network_offset, rule},
     parse::{Packet, parse},
     reason::Reason,
+    syn::{NodeKey, NodeKeyId, Speaker, Speakers, Spoken},
     tables::{Flow, FlowKey, Listener, nic},
     verdict::Verdict,
 };
@@ -14,7 +15,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
 use super::{Daemon, clock};
-use crate::policy::network::{display, protocol_name};
+use crate::{
+    dataplane::object::NodeMaps,
+    policy::network::{display, protocol_name},
+};
 
 /// A frame's fate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +59,8 @@ impl Daemon {
             netns: maps.nic.get(nic::NETNS as usize),
             epoch: maps.nic.get(nic::EPOCH as usize),
             flow: &|key| maps.flows.get(key, 0).ok(),
+            nodes: &maps.nodes,
+            now: clock::monotonic(),
             listener: &|key| maps.listeners.get(key, 0).ok(),
             connected: &|ends| {
                 let all = || ledger.borrow_mut().connected(Instant::now());
@@ -89,6 +95,8 @@ struct Node<'a> {
     netns: u64,
     epoch: u64,
     flow: &'a dyn Fn(&FlowKey) -> Option<Flow>,
+    nodes: &'a NodeMaps,
+    now: u64,
     listener: &'a dyn Fn(&FlowKey) -> Option<Listener>,
     connected: &'a dyn Fn(&Ends) -> bool,
 }
@@ -112,6 +120,24 @@ impl Sockets for Node<'_> {
 
     fn is_connected(&self, packet: &Packet) -> bool {
         (self.connected)(&(packet.destination, packet.destination_port, packet.source, packet.source_port))
+    }
+}
+
+impl Speakers for Node<'_> {
+    fn speaker(&self, label: u32) -> Option<Speaker> {
+        self.nodes.speakers.get(&label, 0).ok()
+    }
+
+    fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
+        self.nodes.keys.get(id, 0).ok()
+    }
+
+    fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
+        self.nodes.spoken.get(key, 0).ok()
+    }
+
+    fn time(&self) -> u64 {
+        self.now
     }
 }
 

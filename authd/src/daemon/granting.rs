@@ -185,7 +185,7 @@ impl Daemon {
         let until = SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok()).unwrap_or(limit);
         let until = until.min(limit);
         let given = Given {
-            id: Id(random().map_err(|error| refusal("unavailable", error))?),
+            id: Id::random().map_err(|error| refusal("unavailable", error))?,
             rule: rule.name.clone(),
             holder: known.holder.clone(),
             proofs: proofs.clone(),
@@ -198,9 +198,14 @@ impl Daemon {
     }
 
     fn enter(&mut self, given: Given, key: GrantKey) -> Result<Granted, Refusal> {
+        let until = clock::on_monotonic(given.until);
+        self.enter_until(given, key, until)
+    }
+
+    /// The same with an end on the monotonic clock, which nobody sets.
+    pub(super) fn enter_until(&mut self, given: Given, key: GrantKey, until: u64) -> Result<Granted, Refusal> {
         let granted = Granted { id: given.id, rule: given.rule.clone(), until: given.until };
         let now = clock::monotonic();
-        let until = clock::on_monotonic(given.until);
         let id = given.id;
         let commands =
             self.ledger.grants.give(now, given, key, until).map_err(|error| refusal(error.reason(), error))?;
@@ -219,6 +224,19 @@ impl Daemon {
         }
         self.totals.grants_issued += 1;
         Ok(granted)
+    }
+
+    /// Lets a grant end later.
+    pub(super) fn extend_grant(&mut self, id: &Id, until: u64, wall: Timestamp) {
+        let commands = self.ledger.grants.extend(clock::monotonic(), id, until, wall);
+        if let Err(error) = self.writer.follow(&commands) {
+            tracing::error!(%error, "the index of grants");
+        }
+        if !commands.is_empty()
+            && let Some(live) = self.ledger.grants.get(id)
+        {
+            self.ledger.unsaved.push(row(live, &self.ledger.boot));
+        }
     }
 
     /// Whether a request that a proxy received may pass: the same question as for a grant, about whoever the proofs name.
@@ -312,8 +330,13 @@ impl Daemon {
     /// An issuer revoked a certificate: grants end that were given because this authority vouched for it.
     pub fn listed(&mut self, authority: &str, certificate: Digest) {
         let name = Revoked::Certificate(certificate);
+        let name_of_certificate = certificate.as_bytes();
         let is_vouched_for = |shown: &Shown| match shown {
-            Shown::Mtls(found) => found.authority == authority && found.fingerprint == *certificate.as_bytes(),
+            Shown::Mtls(found) => found.authority == authority && found.fingerprint == *name_of_certificate,
+            Shown::Node(found) => {
+                let certificate = &found.certificate;
+                certificate.authority == authority && certificate.fingerprint == *name_of_certificate
+            }
             Shown::Token(_) | Shown::ApiKey(_) => false,
         };
         let rests =
@@ -392,13 +415,14 @@ impl Daemon {
 
     /// Live grants go on; new ones wait for the next process.
     pub fn control_ended(&mut self, how: &str) {
+        self.nodes.control_ended();
         self.control_ready = false;
         tracing::error!(how, "the control process ended; it is started again");
         self.report(Record::about("control_ended", how));
     }
 
     /// Ends grants now: slots, sockets, records, in this order.
-    fn end_grants(&mut self, ids: &[Id], event: &str, by: Option<&Revoked>) -> Effect {
+    pub(super) fn end_grants(&mut self, ids: &[Id], event: &str, by: Option<&Revoked>) -> Effect {
         let (decided, started) = (Timestamp::now(), Instant::now());
         let (ended, commands) = self.ledger.grants.end(clock::monotonic(), ids);
         if let Err(error) = self.writer.follow(&commands) {
@@ -470,6 +494,7 @@ impl Daemon {
         if !stale.is_empty() {
             self.end_grants(&stale, "grant_outdated", None);
         }
+        self.review_callers();
     }
 
     /// Takes up what an earlier daemon gave, as far as kernel and disk agree; ends the rest.
@@ -512,6 +537,7 @@ impl Daemon {
                 self.writer.follow(&[crate::grants::Command::Unpoint { key }])?;
             }
         }
+        self.restore_callers()?;
         self.review_grants();
         Ok(())
     }
@@ -584,7 +610,7 @@ impl Daemon {
         self.ledger.unremoved.push(id);
     }
 
-    fn report_grant(&mut self, live: &Live, mut record: Record) {
+    pub(super) fn report_grant(&mut self, live: &Live, mut record: Record) {
         record.grant = Some(live.given.id.to_string());
         record.rule = Some(live.given.rule.clone());
         record.proofs = live.given.proofs.iter().map(Shown::told).collect();
@@ -594,6 +620,10 @@ impl Daemon {
                 record.cgroup = Some(cgroup.clone());
             }
             Holder::Address { address, .. } => record.remote_address = Some(*address),
+            Holder::Vouched { node, spiffe_id, .. } => {
+                record.peer_node = Some(node.clone());
+                record.peer_spiffe_id = Some(spiffe_id.as_str().to_owned());
+            }
         }
         self.report(record);
     }
@@ -647,6 +677,7 @@ fn key_of(row: &Row) -> GrantKey {
     let (scope, address) = match &row.given.holder {
         Holder::Workload { instance, .. } => (*instance, Address::UNSPECIFIED),
         Holder::Address { address, netns } => (*netns, from_ip(*address)),
+        Holder::Vouched { label, .. } => ((*label).into(), Address::UNSPECIFIED),
     };
     GrantKey { rule: row.rule_number, workload: row.workload_number, scope, address }
 }
@@ -677,10 +708,4 @@ fn flow_of(found: &sockets::Flow, tag: &Tag) -> Flow {
         local,
         local_port,
     }
-}
-
-fn random() -> Result<[u8; 16], aws_lc_rs::error::Unspecified> {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes)?;
-    Ok(bytes)
 }

@@ -13,6 +13,7 @@ pub mod granting;
 mod keys;
 pub mod metrics;
 pub mod names;
+pub mod nodes;
 mod questions;
 pub mod settings;
 pub mod state;
@@ -126,6 +127,9 @@ pub struct Daemon {
     /// A store that cannot be read ends nothing that the kernel enforces; but no proof is believed without it.
     trust: Result<Trust, StoreError>,
     ledger: Ledger,
+    nodes: nodes::Nodes,
+    /// Whether there may be something of other nodes that ended.
+    swept_nodes: bool,
     totals: GrantTotals,
     metrics: Metrics,
     /// Whether control serves callers.
@@ -199,6 +203,8 @@ impl Daemon {
             persistent,
             trust,
             ledger,
+            nodes: nodes::Nodes::default(),
+            swept_nodes: true,
             totals: GrantTotals::default(),
             metrics: Metrics::default(),
             control_ready: false,
@@ -228,6 +234,7 @@ impl Daemon {
         let changes = daemon.interfaces.attach(&daemon.xdp);
         daemon.report_interfaces(changes);
         daemon.restore_grants()?;
+        daemon.place_nodes()?;
         if !daemon.last_reload.ok {
             daemon.report_rejected();
         }
@@ -328,6 +335,7 @@ impl Daemon {
         }
         self.report_loaded(&loaded);
         self.review_grants();
+        self.place_nodes()?;
         tracing::info!(
             generation = loaded.generation,
             written = loaded.written,
@@ -430,6 +438,7 @@ impl Daemon {
         self.writer.clean()?;
         self.retry_unwritten();
         self.expire_grants();
+        self.sweep_nodes()?;
         self.save_grants();
         if self.ledger.grants.iter().next().is_some() {
             self.find_flows();

@@ -21,10 +21,14 @@ use crate::{
 pub struct Directory {
     workloads: HashMap<u32, Described>,
     grants: HashMap<Grant, Id>,
+    /// Node and SPIFFE ID of callers, by label.
+    callers: HashMap<u32, (String, String)>,
     /// Grants that ended, oldest first: their flows' records still come.
     ended: VecDeque<Grant>,
 }
 
+/// Callers that are known by name at one time.
+const CALLERS: usize = 131_072;
 /// Grants that ended and are still known by their ids.
 const ENDED: usize = 65_536;
 
@@ -39,6 +43,14 @@ struct Described {
 impl Directory {
     pub fn granted(&mut self, grant: Grant, id: Id) {
         self.grants.insert(grant, id);
+    }
+
+    /// Labels are random: one that is used again after a long time means the new caller.
+    pub fn introduced(&mut self, label: u32, node: &str, spiffe_id: &str) {
+        if self.callers.len() >= CALLERS {
+            self.callers.clear();
+        }
+        self.callers.insert(label, (node.to_owned(), spiffe_id.to_owned()));
     }
 
     pub fn grant_ended(&mut self, grant: Grant) {
@@ -103,6 +115,10 @@ impl Names for Resolver<'_> {
 
     fn grant(&self, grant: Grant) -> Option<String> {
         self.directory.grants.get(&grant).map(Id::to_string)
+    }
+
+    fn caller(&self, label: u32) -> Option<(String, String)> {
+        self.directory.callers.get(&label).cloned()
     }
 
     fn cgroup(&mut self, id: u64) -> Option<String> {

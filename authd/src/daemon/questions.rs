@@ -126,6 +126,7 @@ impl Daemon {
                         .unwrap_or_default(),
                 })
                 .collect(),
+            nodes: self.node_statuses()?,
             reasons: counters.into_iter().enumerate().filter_map(named).collect(),
             flows: self.flows,
             grants: GrantTotals { live: self.ledger.grants.len() as u64, ..self.totals },

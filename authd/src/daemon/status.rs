@@ -33,6 +33,8 @@ pub struct Status {
     /// Why no proof is believed: what has to survive a restart cannot be read.
     pub store_error: Option<String>,
     pub workloads: Vec<Workload>,
+    /// Nodes of the policy.
+    pub nodes: Vec<Node>,
     /// Verdicts by reason, since the tables exist.
     pub reasons: BTreeMap<String, Count>,
     pub flows: Flows,
@@ -86,6 +88,43 @@ pub struct Workload {
     pub observe: bool,
     /// Cgroups that match now.
     pub instances: Vec<String>,
+}
+
+/// What this node and another one say to each other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub outbound: Outbound,
+    pub inbound: Inbound,
+}
+
+/// Whether this node may say to it who its callers are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outbound {
+    /// The policy has this very node among others.
+    Own,
+    /// The policy has no address of it.
+    NoAddress,
+    NoSession,
+    Session(NodeSession),
+}
+
+/// For whom it speaks here.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Inbound {
+    /// Whether the policy lets it speak for anybody.
+    pub may_speak: bool,
+    pub callers: u64,
+    /// The one that holds for longest, as long as it is known: a minute longer than it holds.
+    pub session: Option<NodeSession>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSession {
+    pub key_id: u32,
+    /// 0: it ended.
+    pub seconds_left: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -178,6 +217,20 @@ impl Status {
             |w: &Workload| (format!("{{workload=\"{}\",kind=\"{}\"}}", w.name, w.kind), w.instances.len() as u64);
         let seen = self.workloads.iter().map(instances).collect();
         family("authd_workload_instances", "gauge", "Cgroups that match a workload.", seen);
+        let mut sessions = Vec::new();
+        for node in &self.nodes {
+            let sample = |direction: &str, session: Option<NodeSession>| {
+                let labels = format!("{{node=\"{}\",direction=\"{direction}\"}}", node.name);
+                (labels, session.map_or(0, |session| session.seconds_left))
+            };
+            sessions.extend(node.outbound.expected().map(|session| sample("outbound", session)));
+            sessions.extend(node.inbound.may_speak.then(|| sample("inbound", node.inbound.session)));
+        }
+        let name = "authd_node_session_remaining_seconds";
+        family(name, "gauge", "For how long the session with a node holds, 0 if there is none.", sessions);
+        let speaking = self.nodes.iter().filter(|node| node.inbound.may_speak);
+        let callers = speaking.map(|node| (format!("{{node=\"{}\"}}", node.name), node.inbound.callers)).collect();
+        family("authd_node_callers", "gauge", "Callers for whom a node speaks here.", callers);
         let table = |value: fn(&Fill) -> u64| {
             self.tables.iter().map(|(table, fill)| (format!("{{table=\"{table}\"}}"), value(fill))).collect()
         };
@@ -185,6 +238,49 @@ impl Status {
         family("authd_kernel_table_capacity_entries", "gauge", "Room in a kernel table.", table(|f| f.capacity));
         self.control.write(&mut out);
         out
+    }
+}
+
+impl Outbound {
+    /// The session, if there should be one and if there is one.
+    fn expected(&self) -> Option<Option<NodeSession>> {
+        match self {
+            Self::Own | Self::NoAddress => None,
+            Self::NoSession => Some(None),
+            Self::Session(session) => Some(Some(*session)),
+        }
+    }
+}
+
+impl fmt::Display for NodeSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.seconds_left {
+            0 => write!(f, "key {} ended", self.key_id),
+            seconds => write!(f, "key {} holds for {seconds} s", self.key_id),
+        }
+    }
+}
+
+impl fmt::Display for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => write!(f, "this node"),
+            Self::NoAddress => write!(f, "not told who calls (no address)"),
+            Self::NoSession => write!(f, "not told who calls (no session)"),
+            Self::Session(session) => write!(f, "told who calls ({session})"),
+        }
+    }
+}
+
+impl fmt::Display for Inbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.may_speak, self.callers) {
+            (false, _) => return write!(f, "may speak for nobody"),
+            (true, 0) => write!(f, "speaks for nobody")?,
+            (true, 1) => write!(f, "speaks for 1 caller")?,
+            (true, callers) => write!(f, "speaks for {callers} callers")?,
+        }
+        self.session.map_or(Ok(()), |session| write!(f, " ({session})"))
     }
 }
 
@@ -262,6 +358,15 @@ impl fmt::Display for Status {
             };
             writeln!(f, "  {:<22} {}{mode}: {cgroups}", workload.name, workload.kind)?;
         }
+        if !self.nodes.is_empty() {
+            writeln!(f, "\nnodes")?;
+        }
+        for Node { name, outbound, inbound } in &self.nodes {
+            match outbound {
+                Outbound::Own => writeln!(f, "  {name:<22} {outbound}")?,
+                _ => writeln!(f, "  {name:<22} {outbound}; {inbound}")?,
+            }
+        }
         writeln!(f, "\nverdicts")?;
         for (reason, count) in &self.reasons {
             let bytes = if count.bytes == 0 { String::new() } else { format!(", {} bytes refused", count.bytes) };
@@ -269,5 +374,29 @@ impl fmt::Display for Status {
         }
         let Events { made, lost, records_written, records_lost } = self.events;
         writeln!(f, "\nevents: {made} made, {lost} lost; records: {records_written} written, {records_lost} lost")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways: what is written is explained, and what is explained is written.
+    #[test]
+    fn every_metric_is_documented() {
+        const TEXT: &str = include_str!("../../../docs/RECORDS.md");
+        let written = Status::default().metrics();
+        let written: Vec<&str> = written.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let (_, section) = TEXT.split_once("\n## Metrics\n").unwrap();
+        let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        let told: Vec<&str> =
+            cells.flat_map(|cell| cell.split('`').step_by(2)).filter(|name| !name.is_empty()).collect();
+        assert!(told.len() > 20, "{told:?}");
+        for name in &written {
+            assert!(told.contains(name), "docs/RECORDS.md does not explain {name}");
+        }
+        for name in told {
+            assert!(written.contains(&name), "there is no {name}");
+        }
     }
 }

@@ -35,6 +35,7 @@ use super::{
     candidate::Candidate,
     clock,
     control::{Control, Happened, Who},
+    nodes,
     settings::Files,
 };
 use crate::{
@@ -112,6 +113,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 if let Ok(mut ready) = ready {
                     ready.clear_ready();
                     daemon.follow_cgroups()?;
+                    tell_identities(&mut daemon, &mut control);
                 }
             }
             ready = readable(policy_events.as_ref()) => {
@@ -157,6 +159,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             () = due(&mut ticks.drain, more) => more = daemon.drain(),
             _ = ticks.sweep.tick() => {
                 daemon.sweep()?;
+                tell_identities(&mut daemon, &mut control);
                 let now = clock::clock().offset;
                 if (now - offset).abs() > CLOCK_STEP_NS {
                     tracing::info!("the clock was set: schedules are computed again");
@@ -404,12 +407,22 @@ fn serve(
     }
 }
 
+/// Control hears for whom this node speaks whenever that changed.
+fn tell_identities(daemon: &mut Daemon, control: &mut Control) {
+    if control.is_ready()
+        && let Some(identities) = daemon.identities()
+    {
+        control.tell_identities(&identities);
+    }
+}
+
 fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting, message: FromControl) {
     let unknown = || Refusal { reason: "caller_gone".to_owned(), message: "there is no such connection".to_owned() };
     match message {
         FromControl::Ready { generation } => {
             control.became_ready();
             daemon.control_is_ready(generation);
+            tell_identities(daemon, control);
         }
         FromControl::Grant { question, connection, wanted } => {
             let who = control.who(connection).cloned();
@@ -481,10 +494,31 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
             control.tell(&ToControl::NotGranted { question, refusal }, None);
         }
         FromControl::Forgotten { question } => forgetting.forgotten(control, question),
+        FromControl::NodeSession { question, connection, certificate, key, speaks_for } => {
+            let who = control.who(connection).cloned();
+            let result = who
+                .ok_or_else(unknown)
+                .and_then(|who| daemon.admit_node(&who, connection, *certificate, &key, &speaks_for));
+            control.tell(
+                &match result {
+                    Ok(nodes::Admitted { key_id, seconds, labels }) => {
+                        ToControl::Admitted { question, key_id, seconds, labels }
+                    }
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
+        FromControl::NodeAccepted { node, key, key_id, seconds, labels, last } => {
+            daemon.node_accepted(&node, &key, key_id, seconds, &labels, last);
+        }
         FromControl::Listed { authority, certificate } => daemon.listed(&authority, certificate),
         FromControl::Counted { counts } => daemon.counted(counts),
         FromControl::Ends { ends } => daemon.ends(ends),
-        FromControl::Closed { connection } => control.forget(connection),
+        FromControl::Closed { connection } => {
+            daemon.forget_session(connection);
+            control.forget(connection);
+        }
     }
 }
 

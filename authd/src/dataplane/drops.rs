@@ -3,7 +3,7 @@
 //! Leaves: sums by source, port and reason. A flood from sources without number is counted by reason where the table is full,
 //! and told of by port where there are too many to name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use authd_common::{
     address::Address,
@@ -89,13 +89,15 @@ impl Writer {
         self.maps.nic.set(nic::BANK as usize, u64::from((bank + 1) % nic::BANKS));
         self.barrier()?;
         let mut drops = Drops::default();
+        let mut taken = Vec::new();
         for entry in self.maps.drops.iter() {
             let (key, values) = entry.map_err(of)?;
             if key.bank == bank {
-                drops.known.push((key, sum(values.iter())));
+                drops.known.extend(by_reason(&values).into_iter().map(|dropped| (key, dropped)));
+                taken.push(key);
             }
         }
-        for (key, _) in &drops.known {
+        for key in &taken {
             self.maps.drops.remove(key).map_err(of)?;
         }
         for at in others {
@@ -110,6 +112,12 @@ impl Writer {
         }
         Ok(drops)
     }
+}
+
+/// What CPUs counted of one kind. Each remembers the reason of its own first packet, and they may differ.
+fn by_reason(cpus: &[Dropped]) -> Vec<Dropped> {
+    let reasons: BTreeSet<u16> = cpus.iter().filter(|cpu| cpu.packets != 0).map(|cpu| cpu.reason).collect();
+    reasons.into_iter().map(|reason| sum(cpus.iter().filter(|cpu| cpu.reason == reason))).collect()
 }
 
 /// All CPUs' packets of one kind; the rest is of the last one.
@@ -148,6 +156,15 @@ mod tests {
         assert_eq!(crowd.0, DropKind { ends: None, sources: Some(468), port: Some((6, 7001)), reason: 33 });
         assert_eq!((crowd.1.first, crowd.1.last), (5 + 2, 5 + 936 + 1));
         assert_eq!(told[NAMED + 2].0, DropKind { ends: None, sources: None, port: None, reason: 33 });
+    }
+
+    #[test]
+    fn cpus_that_counted_for_different_reasons_are_not_added_up() {
+        let other = |packets| Dropped { reason: 52, ..dropped(packets, 3) };
+        let found = by_reason(&[dropped(2, 9), other(5), Dropped::NONE, dropped(3, 4), other(1)]);
+        let told: Vec<(u16, u64)> = found.iter().map(|d| (d.reason, d.packets)).collect();
+        assert_eq!(told, [(33, 5), (52, 6)]);
+        assert_eq!(by_reason(&[Dropped::NONE; 2]), []);
     }
 
     #[test]

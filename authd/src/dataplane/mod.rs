@@ -7,6 +7,7 @@ pub mod cgroups;
 pub mod drops;
 pub mod interfaces;
 pub mod mapped;
+pub mod nodes;
 pub mod object;
 pub mod ring;
 pub mod sockets;

@@ -12,6 +12,7 @@ use std::{
 use authd_common::{
     ABI_VERSION,
     event::Event,
+    syn::{LabelKey, NodeKey, NodeKeyId, Speaker, Spoken, Voice},
     tables::{
         ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, DropKey,
         Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry, IdentityKey, Listener, MAX_WORKLOADS, PORT_SLOTS,
@@ -119,6 +120,17 @@ pub struct Maps {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     pub drops: PerCpuHashMap<MapData, DropKey, Dropped>,
     pub other_drops: PerCpuArray<MapData, Dropped>,
+    pub nodes: NodeMaps,
+}
+
+/// What passes between nodes.
+pub struct NodeMaps {
+    pub speakers: HashMap<MapData, u32, Speaker>,
+    pub keys: HashMap<MapData, NodeKeyId, NodeKey>,
+    pub spoken: HashMap<MapData, FlowKey, Spoken>,
+    pub addresses: LpmTrie<MapData, [u8; 16], u32>,
+    pub voices: HashMap<MapData, u32, Voice>,
+    pub labels: HashMap<MapData, LabelKey, u32>,
 }
 
 /// What loading gave.
@@ -156,6 +168,12 @@ const PINNED: &[&str] = &[
     names::FLOWS,
     names::DROPS,
     names::OTHER_DROPS,
+    names::SPEAKERS,
+    names::NODE_KEYS,
+    names::SPOKEN,
+    names::NODES,
+    names::VOICES,
+    names::LABELS,
 ];
 
 /// Where pins of one layout and size lie below authd's directory.
@@ -199,6 +217,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
         .map_max_entries(names::GRANTS, sizes.grants)
         .map_max_entries(names::SLOTS, slots(sizes))
         .map_max_entries(names::FLOWS, sizes.flows)
+        .map_max_entries(names::SPOKEN, sizes.flows)
         .map_max_entries(names::EVENTS, sizes.events);
     for name in PINNED {
         loader.map_pin_path(name, directory.join(name));
@@ -344,6 +363,14 @@ fn open(ebpf: &mut Ebpf, sizes: &Sizes) -> Result<Maps, LoadError> {
         flows: typed(ebpf, names::FLOWS)?,
         drops: typed(ebpf, names::DROPS)?,
         other_drops: typed(ebpf, names::OTHER_DROPS)?,
+        nodes: NodeMaps {
+            speakers: typed(ebpf, names::SPEAKERS)?,
+            keys: typed(ebpf, names::NODE_KEYS)?,
+            spoken: typed(ebpf, names::SPOKEN)?,
+            addresses: typed(ebpf, names::NODES)?,
+            voices: typed(ebpf, names::VOICES)?,
+            labels: typed(ebpf, names::LABELS)?,
+        },
     })
 }
 

@@ -273,6 +273,7 @@ impl Writer {
                     self.set_slot(grant.slot, Slot { until: 0, serial: grant.serial, reserved: 0 });
                     self.set_end(grant.slot, until);
                 }
+                Command::Extend { slot, until } => self.set_end(slot, until),
                 Command::Empty { slot } => self.set_end(slot, 0),
                 Command::Point { key, grant } => self.maps.grants.insert(key, grant, 0).map_err(of)?,
                 Command::Unpoint { key } => match self.maps.grants.remove(&key) {

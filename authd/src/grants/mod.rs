@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use self::proof::Shown;
+use crate::proofs::x509::spiffe::SpiffeId;
 
 /// ns that a slot rests. Programs end within microseconds; this is far longer.
 const REST: u64 = 1_000_000_000;
@@ -31,6 +32,14 @@ const PER_KEY: usize = 1024;
 /// A grant's name: 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Id(pub [u8; 16]);
+
+impl Id {
+    pub fn random() -> Result<Self, aws_lc_rs::error::Unspecified> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,6 +82,8 @@ pub enum Holder {
     Workload { name: String, cgroup: String, instance: u64 },
     /// A caller from elsewhere, by its address: no more than that is known of its packets.
     Address { address: std::net::IpAddr, netns: u64 },
+    /// A workload of another node, which vouches for it.
+    Vouched { node: String, spiffe_id: SpiffeId, label: u32 },
 }
 
 /// A grant, as it was decided.
@@ -105,6 +116,8 @@ pub struct Live {
 pub enum Command {
     /// Gives a slot to a grant.
     Fill { grant: Grant, until: u64 },
+    /// A grant ends at another time.
+    Extend { slot: u32, until: u64 },
     /// Ends the grant that has a slot.
     Empty { slot: u32 },
     /// Names the grant that new flows rest on.
@@ -184,6 +197,11 @@ impl Grants {
         self.live.values()
     }
 
+    /// The grant of a key that lives longest.
+    pub fn held(&self, key: &GrantKey) -> Option<&Live> {
+        self.by_key.get(key)?.last().and_then(|(_, id)| self.live.get(id))
+    }
+
     /// Whose grant a flow remembers, as long as it lives.
     pub fn at(&self, grant: Grant) -> Option<&Live> {
         self.live.get(self.by_slot.get(&grant.slot)?).filter(|live| live.grant == grant)
@@ -213,6 +231,25 @@ impl Grants {
         self.enter(Live { given, key, grant, until });
         commands.extend(self.point(&key));
         Ok(commands)
+    }
+
+    /// Lets a live grant end later. Its flows go on with it.
+    pub fn extend(&mut self, now: u64, id: &Id, until: u64, wall: Timestamp) -> Vec<Command> {
+        let Some(live) = self.live.get_mut(id).filter(|live| now < live.until && live.until < until) else {
+            return Vec::new();
+        };
+        let (before, key, slot) = (live.until, live.key, live.grant.slot);
+        live.until = until;
+        live.given.until = wall;
+        self.by_end.remove(&(before, *id));
+        self.by_end.insert((until, *id));
+        if let Some(held) = self.by_key.get_mut(&key) {
+            held.remove(&(before, *id));
+            held.insert((until, *id));
+        }
+        let mut commands = vec![Command::Extend { slot, until }];
+        commands.extend(self.point(&key));
+        commands
     }
 
     /// Takes up a grant that an earlier daemon gave, as the kernel still has it.
@@ -319,6 +356,7 @@ mod tests {
             for command in commands {
                 match command {
                     Command::Fill { grant, until } => drop(self.slots.insert(grant.slot, (grant.serial, until))),
+                    Command::Extend { slot, until } => self.slots.get_mut(&slot).expect("it was filled").1 = until,
                     Command::Empty { slot } => self.slots.get_mut(&slot).expect("it was filled").1 = 0,
                     Command::Point { key, grant } => drop(self.index.insert(key, grant)),
                     Command::Unpoint { key } => drop(self.index.remove(&key)),
@@ -372,6 +410,78 @@ mod tests {
     }
 
     #[test]
+    fn the_one_held_is_the_one_that_lives_longest() {
+        let mut grants = Grants::new(vec![0; 4]);
+        let held = |grants: &Grants, rule| grants.held(&key(rule)).map(|live| live.given.id);
+        assert_eq!(held(&grants, 1), None);
+        grants.give(0, given(1), key(1), 200).unwrap();
+        grants.give(0, given(2), key(1), 100).unwrap();
+        grants.give(0, given(3), key(2), 300).unwrap();
+        assert_eq!((held(&grants, 1), held(&grants, 2), held(&grants, 3)), (Some(id(1)), Some(id(3)), None));
+        grants.end(1, &[id(1)]);
+        assert_eq!(held(&grants, 1), Some(id(2)));
+        grants.expire(100);
+        assert_eq!((held(&grants, 1), held(&grants, 2)), (None, Some(id(3))));
+    }
+
+    #[test]
+    fn an_extended_grant_lives_on_in_its_slot() {
+        let mut grants = Grants::new(vec![0; 4]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+        let before = grants.get(&id(1)).unwrap().clone();
+        let wall = Timestamp::from_second(7).unwrap();
+        let commands = grants.extend(99, &id(1), 200, wall);
+        assert_eq!(commands[0], Command::Extend { slot: before.grant.slot, until: 200 });
+        kernel.follow(commands);
+        let given = Given { until: wall, ..before.given.clone() };
+        assert_eq!(grants.get(&id(1)), Some(&Live { until: 200, given, ..before.clone() }));
+        // What flows remember is the same grant.
+        assert!(kernel.is_alive(before.grant, 199) && !kernel.is_alive(before.grant, 200));
+        assert_eq!(grants.next_end(), Some(200));
+        assert!(grants.expire(199).0.is_empty());
+        assert_eq!(grants.expire(200).0.len(), 1);
+        assert!(grants.is_empty() && grants.by_key.is_empty() && grants.by_end.is_empty());
+    }
+
+    #[test]
+    fn a_grant_is_not_extended_past_its_end_nor_shortened() {
+        let mut grants = Grants::new(vec![0; 4]);
+        grants.give(0, given(1), key(1), 100).unwrap();
+        let before = grants.get(&id(1)).unwrap().clone();
+        let wall = Timestamp::from_second(7).unwrap();
+        // Shorter, as long, over but not yet swept, and nobody's.
+        for (now, which, until) in [(50, 1, 99), (50, 1, 0), (50, 1, 100), (100, 1, 200), (101, 1, 200), (50, 2, 200)] {
+            assert_eq!(grants.extend(now, &id(which), until, wall), [], "at {now} to {until}");
+            assert_eq!(grants.get(&id(1)), Some(&before));
+        }
+        grants.end(60, &[id(1)]);
+        assert_eq!(grants.extend(61, &id(1), 200, wall), []);
+        assert!(grants.is_empty() && grants.next_end().is_none());
+    }
+
+    #[test]
+    fn the_index_names_whom_an_extension_lets_live_longest() {
+        let mut grants = Grants::new(vec![0; 4]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+        kernel.follow(grants.give(0, given(2), key(1), 200).unwrap());
+        let named = |kernel: &Kernel, grants: &Grants, n| {
+            kernel.index.get(&key(1)) == grants.get(&id(n)).map(|live| &live.grant)
+                && grants.held(&key(1)) == grants.get(&id(n))
+        };
+        assert!(named(&kernel, &grants, 2));
+        kernel.follow(grants.extend(1, &id(1), 150, Timestamp::UNIX_EPOCH));
+        assert!(named(&kernel, &grants, 2));
+        kernel.follow(grants.extend(1, &id(1), 300, Timestamp::UNIX_EPOCH));
+        assert!(named(&kernel, &grants, 1));
+        kernel.follow(grants.expire(200).1);
+        assert!(named(&kernel, &grants, 1) && kernel.lets_pass(&key(1), 299));
+        kernel.follow(grants.expire(300).1);
+        assert!(kernel.index.is_empty());
+    }
+
+    #[test]
     fn ids_are_read_as_they_are_written() {
         assert_eq!(id(0xab).to_string().parse(), Ok(id(0xab)));
         for text in ["", "AB", &"AB".repeat(16), &"+f".repeat(16), &"0".repeat(33)] {
@@ -382,6 +492,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Give { key: u32, lives: u64 },
+        Extend { which: usize, lives: u64 },
         End { which: usize },
         Wait { ns: u64 },
     }
@@ -389,6 +500,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..4_u32, 1..3 * REST).prop_map(|(key, lives)| Step::Give { key, lives }),
+            (any::<usize>(), 0..3 * REST).prop_map(|(which, lives)| Step::Extend { which, lives }),
             any::<usize>().prop_map(|which| Step::End { which }),
             (0..2 * REST).prop_map(|ns| Step::Wait { ns }),
         ]
@@ -396,7 +508,7 @@ mod tests {
 
     proptest! {
         /// Whatever happens: a key passes exactly if somebody holds a live grant of it, no slot has two grants or gets
-        /// lost, and a grant that ended never lives again.
+        /// lost, a grant ends no sooner than it was said to, and one that ended never lives again.
         #[test]
         fn the_kernel_lets_pass_whom_the_table_says(steps in proptest::collection::vec(step(), 1..120)) {
             let mut grants = Grants::new(vec![0; 9]);
@@ -415,6 +527,13 @@ mod tests {
                             prop_assert_eq!(grants.len() + grants.resting.len(), 8);
                         }
                     }
+                    Step::Extend { which, lives } => {
+                        if let Some(id) = some(which) {
+                            let meant = grants.get(&id).map(|live| live.until.max(now + lives));
+                            kernel.follow(grants.extend(now, &id, now + lives, Timestamp::UNIX_EPOCH));
+                            prop_assert_eq!(grants.get(&id).map(|live| live.until), meant);
+                        }
+                    }
                     Step::End { which } => {
                         if let Some(id) = some(which) {
                             kernel.follow(grants.end(now, &[id]).1);
@@ -429,11 +548,19 @@ mod tests {
                 for rule in 0..4 {
                     let holds = grants.iter().any(|live| live.key == key(rule) && now < live.until);
                     prop_assert_eq!(kernel.lets_pass(&key(rule), now), holds);
+                    // What the index names serves as long as anything does.
+                    let longest = grants.iter().filter(|live| live.key == key(rule)).map(|live| live.until).max();
+                    let held = grants.held(&key(rule));
+                    prop_assert_eq!(held.map(|live| live.until), longest);
+                    prop_assert_eq!(kernel.index.get(&key(rule)), held.map(|live| &live.grant));
                 }
                 for (id, _, grant) in &all {
                     prop_assert!(grant.slot != NO_SLOT);
                     let lives = grants.get(id).is_some_and(|live| live.grant == *grant && now < live.until);
                     prop_assert_eq!(kernel.is_alive(*grant, now), lives);
+                    if let Some(live) = grants.get(id) {
+                        prop_assert_eq!(kernel.slots.get(&grant.slot), Some(&(grant.serial, live.until)));
+                    }
                 }
             }
         }

@@ -11,7 +11,7 @@ use crate::{
     policy::file::Proof,
     proofs::{
         api_key::text::KeyId,
-        x509::{crl::CertificateIdentity, identity::VerifiedCertificate},
+        x509::{crl::CertificateIdentity, identity::VerifiedCertificate, spiffe::SpiffeId},
     },
     store::revoked::{Revoked, Serial},
 };
@@ -24,6 +24,8 @@ pub enum Shown {
     Mtls(Box<VerifiedCertificate>),
     Token(Box<Token>),
     ApiKey(ApiKey),
+    /// Another node's word.
+    Node(Box<Vouched>),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,6 +52,16 @@ pub struct Token {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_at: Option<Timestamp>,
     pub not_after: Timestamp,
+}
+
+/// For whom a node vouches, and the certificate that it showed itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vouched {
+    /// The policy's name of the node.
+    pub node: String,
+    pub spiffe_id: SpiffeId,
+    pub certificate: VerifiedCertificate,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -79,6 +91,9 @@ pub struct Told {
     pub client_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spiffe_id: Option<String>,
+    /// Which node vouches for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     /// SHA-256 of the certificate.
@@ -102,6 +117,7 @@ impl Shown {
             Self::Mtls(_) => Proof::Mtls,
             Self::Token(_) => Proof::Token,
             Self::ApiKey(_) => Proof::ApiKey,
+            Self::Node(_) => Proof::Node,
         }
     }
 
@@ -111,6 +127,7 @@ impl Shown {
             Self::Mtls(certificate) => certificate.valid_until,
             Self::Token(token) => token.not_after,
             Self::ApiKey(key) => key.not_after,
+            Self::Node(vouched) => vouched.certificate.valid_until,
         }
     }
 
@@ -124,6 +141,11 @@ impl Shown {
                 names.into_iter().flatten().map(|name| (name, token.issued_at)).collect()
             }
             Self::ApiKey(key) => vec![(Revoked::Key(key.id), None)],
+            Self::Node(vouched) => {
+                let mut names = certificate_names(&vouched.certificate);
+                names.push((Revoked::SpiffeId(vouched.spiffe_id.as_str().to_owned()), None));
+                names
+            }
         }
     }
 
@@ -153,6 +175,14 @@ impl Shown {
             Self::ApiKey(key) => {
                 Told { proof, subject: Some(key.name.clone()), key_id: Some(key.id.to_string()), ..Told::default() }
             }
+            Self::Node(vouched) => Told {
+                proof,
+                spiffe_id: Some(vouched.spiffe_id.as_str().to_owned()),
+                node: Some(vouched.node.clone()),
+                serial: Some(vouched.certificate.serial.clone()),
+                certificate_sha256: Some(Digest::from_bytes(vouched.certificate.fingerprint)),
+                ..Told::default()
+            },
         }
     }
 }

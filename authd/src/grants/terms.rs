@@ -16,7 +16,7 @@ use crate::{
         model::{Model, MtlsRequirement, Rule, Subject, TokenRequirement},
         network::from_ip,
     },
-    proofs::x509::identity::VerifiedCertificate,
+    proofs::x509::{identity::VerifiedCertificate, spiffe::SpiffeId},
 };
 
 /// Who asks.
@@ -113,7 +113,7 @@ pub fn check(
     }
     let certificate = proofs.iter().find_map(|shown| match shown {
         Shown::Mtls(certificate) => Some(&**certificate),
-        Shown::Token(_) | Shown::ApiKey(_) => None,
+        Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
     });
     let named = rule.from.iter().any(|subject| is_claimant(*subject, model, claimant, certificate));
     if !named {
@@ -128,6 +128,22 @@ pub fn check(
         }
     }
     Ok(limit)
+}
+
+/// Whether a rule that asks for a node's word opens to the caller of this SPIFFE ID. Neither where it calls from nor the
+/// time is asked here: both are in the kernel's cells, which list the rule where it holds.
+pub fn vouched(rule: &Rule, model: &Model, spiffe_id: &SpiffeId) -> bool {
+    let fits = |subject: &Subject| match *subject {
+        Subject::Any => true,
+        Subject::Peer(index) => {
+            let peer = &model.peers[index];
+            let named = peer.spiffe_id.as_ref().is_none_or(|id| id == spiffe_id);
+            // Nobody vouches for these.
+            named && peer.dns.is_none() && peer.subject.is_none()
+        }
+        Subject::Unmanaged | Subject::Workload(_) => false,
+    };
+    rule.is_vouched() && rule.from.iter().any(fits)
 }
 
 /// Whether the rule is about this caller at all, as far as that shows before anything is proven.
@@ -223,6 +239,17 @@ pub fn digest(rule: &Rule, model: &Model) -> u64 {
         let authority = authority.and_then(|index| model.authorities.get(index)).map(|authority| &authority.name);
         let _ = write!(text, "mtls {authority:?} {spiffe_ids:?} {dns:?} {subjects:?}");
     }
+    // Its grants are of identities, not of addresses.
+    if rule.is_vouched() {
+        let id = |subject: &Subject| match *subject {
+            Subject::Peer(index) => model.peers[index].spiffe_id.as_ref().map(SpiffeId::as_str),
+            _ => None,
+        };
+        let mut callers: Vec<Option<&str>> = rule.from.iter().map(id).collect();
+        callers.sort_unstable();
+        callers.dedup();
+        let _ = write!(text, "callers {callers:?}");
+    }
     let [a, b, c, d, e, f, g, h, ..] = *Digest::of(text.as_bytes()).as_bytes();
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
@@ -309,6 +336,29 @@ mod tests {
         to = ["api"]
         require = ["api-key"]
         when = { days = ["mon"], hours = "08:00-18:00" }
+        [[peer]]
+        name = "payments"
+        networks = ["203.0.113.0/24"]
+        spiffe_id = "spiffe://example.org/payments"
+        [[peer]]
+        name = "refunds"
+        networks = ["203.0.113.0/24"]
+        spiffe_id = "spiffe://example.org/refunds"
+        [[rule]]
+        name = "vouched"
+        from = ["any"]
+        to = ["api"]
+        require = ["node"]
+        [[rule]]
+        name = "vouched-office"
+        from = ["office"]
+        to = ["api"]
+        require = ["node"]
+        [[rule]]
+        name = "vouched-payments"
+        from = ["payments", "refunds"]
+        to = ["api"]
+        require = ["node"]
     "#;
 
     /// A Monday, at noon.
@@ -437,6 +487,87 @@ mod tests {
     }
 
     #[test]
+    fn a_nodes_word_counts_for_whom_the_rule_names() {
+        let model = model();
+        let opens = |name: &str, id: &str| {
+            let rule = model.rules.iter().find(|rule| rule.name == name).unwrap();
+            vouched(rule, &model, &id.parse().unwrap())
+        };
+        for id in ["spiffe://example.org/payments", "spiffe://example.org/one", "spiffe://other.example/billing"] {
+            assert!(opens("vouched", id) && opens("vouched-office", id), "{id}");
+            assert_eq!(opens("vouched-payments", id), id.ends_with("/payments"), "{id}");
+            // What has to be shown is not replaced by a node's word, and what is denied or free needs none.
+            for rule in ["token", "own", "named", "partners", "free", "key"] {
+                assert!(!opens(rule, id), "{rule} opens to {id}");
+            }
+        }
+        assert!(opens("vouched-payments", "spiffe://example.org/refunds"));
+        for id in ["spiffe://example.org/payments/a", "spiffe://example.org/payment", "spiffe://other.example/payments"]
+        {
+            assert!(!opens("vouched-payments", id), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_peer_for_which_no_node_vouches_is_nobody_to_a_vouched_rule() {
+        let mut model = model();
+        let rule = model.rules.iter().find(|rule| rule.name == "vouched-payments").unwrap().clone();
+        let id: SpiffeId = "spiffe://example.org/payments".parse().unwrap();
+        let payments = model.peers.iter().position(|peer| peer.name == "payments").unwrap();
+        assert!(vouched(&rule, &model, &id));
+        model.peers[payments].subject = Some("CN=payments".into());
+        assert!(!vouched(&rule, &model, &id));
+        model.peers[payments].subject = None;
+        model.peers[payments].dns = Some("payments.example.org".parse().unwrap());
+        assert!(!vouched(&rule, &model, &id));
+        let denial = Rule { deny: true, from: vec![Subject::Any], ..rule.clone() };
+        let local = Rule { from: vec![Subject::Workload(0), Subject::Unmanaged], ..rule.clone() };
+        let both = Rule { require: vec![Proof::Node, Proof::Mtls], from: vec![Subject::Any], ..rule };
+        for rule in [denial, local, both] {
+            assert!(!vouched(&rule, &model, &id), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_gets_a_grant_of_a_vouched_rule_by_asking() {
+        let shown = [certificate("ca", "spiffe://example.org/payments"), token(|_| {})];
+        let near = Claimant::Address([203, 0, 113, 7].into());
+        for rule in ["vouched", "vouched-office", "vouched-payments"] {
+            for claimant in [ONE, TWO, near, Claimant::Address([198, 51, 100, 7].into()), Claimant::Forwarded] {
+                assert_eq!(ask(rule, claimant, &shown, noon()), Err("rule_not_grantable"), "{rule} {claimant:?}");
+                assert_eq!(ask(rule, claimant, &[], noon()), Err("rule_not_grantable"), "{rule} {claimant:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn vouched_rules_for_others_have_another_digest() {
+        let changed = |change: fn(&mut Model)| {
+            let mut model = model();
+            change(&mut model);
+            let rule = model.rules.iter().find(|rule| rule.name == "vouched-payments").unwrap();
+            digest(rule, &model)
+        };
+        let before = changed(|_| {});
+        assert_eq!(before, changed(|model| model.peers.iter_mut().for_each(|peer| peer.networks.clear())));
+        assert_ne!(before, changed(|model| renamed(model, Some("spiffe://example.org/payments2"))));
+        assert_ne!(before, changed(|model| renamed(model, None)));
+        assert_ne!(before, changed(|model| rule_of(model).from.truncate(1)));
+        assert_ne!(before, changed(|model| rule_of(model).from.push(Subject::Any)));
+        // The order in which a policy names peers means nothing.
+        assert_eq!(before, changed(|model| rule_of(model).from.reverse()));
+    }
+
+    fn rule_of(model: &mut Model) -> &mut Rule {
+        model.rules.iter_mut().find(|rule| rule.name == "vouched-payments").unwrap()
+    }
+
+    fn renamed(model: &mut Model, id: Option<&str>) {
+        let peer = model.peers.iter_mut().find(|peer| peer.name == "payments").unwrap();
+        peer.spiffe_id = id.map(|id| id.parse().unwrap());
+    }
+
+    #[test]
     fn other_terms_have_another_digest() {
         let model = model();
         let mut digests: Vec<u64> = model.rules.iter().map(|rule| digest(rule, &model)).collect();
@@ -444,7 +575,7 @@ mod tests {
         assert_eq!(digests, again);
         digests.sort_unstable();
         digests.dedup();
-        // `own` and `partners` ask for the same.
-        assert_eq!(digests.len(), model.rules.len() - 1);
+        // `own` and `partners` ask for the same, and so do `vouched` and `vouched-office`.
+        assert_eq!(digests.len(), model.rules.len() - 2);
     }
 }

@@ -73,12 +73,15 @@ pub enum CompileError {
 pub struct Registry {
     pub workloads: Numbers,
     pub rules: Numbers,
+    #[serde(default)]
+    pub nodes: Numbers,
 }
 
 impl Registry {
     /// Gives every name of the model its number.
     pub fn assign(&mut self, model: &Model, options: &Options) {
         self.workloads.assign(model.workloads.iter().map(|w| w.name.as_str()));
+        self.nodes.assign(model.nodes.iter().map(|n| n.name.as_str()));
         let builtin = Builtin::new(options);
         let rules = model.rules.iter().chain(&builtin.rules).map(|r| r.name.as_str());
         self.rules.assign(rules);
@@ -115,8 +118,13 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
             entries[number as usize] = WorkloadEntry { class: workloads.class[index], flags: flags_of(workload) };
         }
     }
+    let hears = rules.iter().any(Rule::is_vouched);
+    let speaks = model.nodes.iter().any(|node| node.address.is_some());
     Ok(Image {
-        flags: flag(model.observe, root_flags::OBSERVE) | flag(options.interfaces, root_flags::NIC),
+        flags: flag(model.observe, root_flags::OBSERVE)
+            | flag(options.interfaces, root_flags::NIC)
+            | flag(hears, root_flags::HEARS)
+            | flag(speaks, root_flags::SPEAKS),
         workloads: entries,
         addresses: addresses.prefixes,
         ports: ports.entries,
@@ -572,8 +580,11 @@ impl Cells<'_> {
         if combined.open_to.len() > ALTERNATIVES {
             self.too_many.get_or_insert_with(|| combined.open_to.iter().map(|rule| rule.name.clone()).collect());
         }
-        for (place, rule) in phase.granted_by.iter_mut().zip(&combined.open_to) {
+        // Those of vouched callers come last: see `Phase::vouched`.
+        let (vouched, shown): (Vec<&Rule>, Vec<&Rule>) = combined.open_to.iter().partition(|rule| rule.is_vouched());
+        for (index, (place, rule)) in phase.granted_by.iter_mut().zip(shown.into_iter().chain(vouched)).enumerate() {
             *place = number(rule);
+            phase.vouched |= u32::from(rule.is_vouched()) << index;
         }
         if combined.open_to.iter().any(|rule| rule.hold) {
             phase.flags |= phase_flags::HOLD;
@@ -615,7 +626,8 @@ pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> Com
         if slot.is_none() {
             *slot = Some(rule);
         }
-        if rule.is_grantable() {
+        // No other node vouches for callers of this one.
+        if rule.is_grantable() || (rule.is_vouched() && !attested) {
             open_to.push(rule);
         }
     }

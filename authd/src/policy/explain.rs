@@ -106,6 +106,9 @@ pub struct Step {
     pub verdict: &'static str,
     pub reason: &'static str,
     pub rule: Option<String>,
+    /// What the deciding rule asks for, if that is what lacks. As policies write it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<&'static str>,
     /// Every other rule that names either side, and why it did not decide.
     pub others: Vec<Other>,
 }
@@ -215,11 +218,14 @@ impl Policy<'_> {
                 Some(Other { rule: rule.name.clone(), why })
             })
             .collect();
+        let lacks_proofs = matches!(verdict.reason, Reason::ProofRequired | Reason::NodeIdentityMissing);
+        let lacks = self.model.rules.iter().find(|rule| lacks_proofs && decided.as_deref() == Some(rule.name.as_str()));
         Step {
             side,
             workload: self.model.workloads[workload].name.clone(),
             verdict: verdict.action.name(),
             reason: verdict.reason.name(),
+            requires: lacks.map_or_else(Vec::new, |rule| rule.require.iter().map(|proof| proof.name()).collect()),
             rule: decided,
             others,
         }
@@ -284,7 +290,12 @@ impl Policy<'_> {
             return "allows it, and a denial wins".to_owned();
         }
         if !rule.deny && !rule.is_met_by(!from.is_remote()) {
-            let proofs: Vec<String> = rule.require.iter().map(|proof| proof.name().to_owned()).collect();
+            if rule.is_vouched() {
+                let lacks =
+                    if from.is_remote() { "no node vouched for the caller" } else { "the caller is on this node" };
+                return format!("requires node, and {lacks}");
+            }
+            let proofs: Vec<&str> = rule.require.iter().map(|proof| proof.name()).collect();
             return format!("requires {}, which nobody showed", proofs.join(", "));
         }
         if rule.deny && rule.observe {
@@ -326,7 +337,12 @@ impl fmt::Display for Explanation {
         }
         for step in &self.steps {
             let (side, workload) = (step.side, &step.workload);
-            writeln!(f, "\n{side} of {workload}: {} ({}){}", step.verdict, step.reason, by(&step.rule))?;
+            write!(f, "\n{side} of {workload}: {} ({}){}", step.verdict, step.reason, by(&step.rule))?;
+            match &step.requires[..] {
+                [] => writeln!(f)?,
+                ["node"] => writeln!(f, ", which requires node: that the caller's node vouches for it")?,
+                proofs => writeln!(f, ", which requires {}", proofs.join(", "))?,
+            }
             for other in &step.others {
                 writeln!(f, "  rule {} {}", other.rule, other.why)?;
             }

@@ -31,6 +31,10 @@ pub struct File {
     #[serde(default)]
     #[schemars(with = "Vec<Peer>")]
     pub peer: Vec<Spanned<Peer>>,
+    /// Another node that runs authd.
+    #[serde(default)]
+    #[schemars(with = "Vec<Node>")]
+    pub node: Vec<Spanned<Node>>,
     /// Something that is called.
     #[serde(default)]
     #[schemars(with = "Vec<Service>")]
@@ -235,6 +239,31 @@ pub struct Peer {
     pub tenant: Option<Spanned<String>>,
     #[schemars(with = "Option<String>")]
     pub environment: Option<Spanned<String>>,
+}
+
+/// Another node that runs authd, and for whom it may vouch.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// SPIFFE ID of the certificate that its authd shows, in full.
+    #[schemars(with = "String")]
+    pub spiffe_id: Spanned<String>,
+    /// Who has to vouch for that certificate. Default: any authority.
+    #[schemars(with = "Option<String>")]
+    pub authority: Option<Spanned<String>>,
+    /// Address and port where its authd listens, such as `192.0.2.2:7443`.
+    #[schemars(with = "Option<String>")]
+    pub address: Option<Spanned<String>>,
+    /// Addresses and networks where what runs on it is called: connections to there carry the caller's identity.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub networks: Vec<Spanned<String>>,
+    /// SPIFFE IDs of callers that it may vouch for; `spiffe://example.org/ns/*` stands for all below that path.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub speaks_for: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema, Debug)]

@@ -19,6 +19,7 @@ pub fn lint(model: &Model) -> Vec<Diagnostic> {
     }
     weak_proofs(model, &mut warnings);
     any_audience(model, &mut warnings);
+    unvouched(model, &mut warnings);
     unused(model, &mut warnings);
     warnings
 }
@@ -88,14 +89,12 @@ fn weak_proofs(model: &Model, warnings: &mut Vec<Diagnostic>) {
             let Object::Service(index) = object else { continue };
             let service = &model.services[*index];
             if service.sensitivity == Sensitivity::High {
+                let asks = if rule.is_vouched() { "only where its callers run" } else { "for no proof" };
                 let warning = Diagnostic::warning(
                     "weak_proof",
                     rule.place.clone(),
-                    format!(
-                        "rule `{}` asks for no proof, and service `{}` is of high sensitivity",
-                        rule.name, service.name
-                    ),
-                    "add `require = [\"mtls\"]` or a token, or lower the sensitivity",
+                    format!("rule `{}` asks {asks}, and service `{}` is of high sensitivity", rule.name, service.name),
+                    "set `require = [\"mtls\"]` or a token, or lower the sensitivity",
                 );
                 warnings.push(warning.with_related(&service.place, "the service"));
             }
@@ -118,8 +117,37 @@ fn any_audience(model: &Model, warnings: &mut Vec<Diagnostic>) {
     }
 }
 
+/// Rules for callers for whom no node may vouch.
+fn unvouched(model: &Model, warnings: &mut Vec<Diagnostic>) {
+    for rule in model.rules.iter().filter(|rule| rule.is_vouched()) {
+        if model.nodes.iter().all(|node| node.speaks_for.is_empty()) {
+            warnings.push(Diagnostic::warning(
+                "unvouched",
+                rule.place.clone(),
+                format!("rule `{}` lets nobody in: no node may vouch for any caller", rule.name),
+                "add `speaks_for = [\"spiffe://...\"]` to a `[[node]]`",
+            ));
+            continue;
+        }
+        for subject in &rule.from {
+            let Subject::Peer(index) = *subject else { continue };
+            let peer = &model.peers[index];
+            let Some(id) = peer.spiffe_id.as_ref() else { continue };
+            if !model.nodes.iter().any(|node| node.may_speak_for(id)) {
+                let warning = Diagnostic::warning(
+                    "unvouched",
+                    rule.place.clone(),
+                    format!("rule `{}` never lets peer `{}` in: no node may vouch for `{id}`", rule.name, peer.name),
+                    "add it to `speaks_for` of a `[[node]]`",
+                );
+                warnings.push(warning.with_related(&peer.place, "the peer"));
+            }
+        }
+    }
+}
+
 /// Names that no rule mentions: a workload without rules can do nothing, which may be meant; a service or peer that
-/// nothing names does nothing.
+/// nothing names does nothing. Nor does a node that is told nothing and not listened to.
 fn unused(model: &Model, warnings: &mut Vec<Diagnostic>) {
     let names_service =
         |index| model.rules.iter().any(|r| r.to.contains(&Object::Service(index)) || r.to.contains(&Object::Any));
@@ -145,6 +173,14 @@ fn unused(model: &Model, warnings: &mut Vec<Diagnostic>) {
                 "remove it, or write the rule that it was meant for",
             ));
         }
+    }
+    for node in model.nodes.iter().filter(|node| node.networks.is_empty() && node.speaks_for.is_empty()) {
+        warnings.push(Diagnostic::warning(
+            "unused",
+            node.place.clone(),
+            format!("node `{}` may vouch for nobody, and nobody's identity is sent to it", node.name),
+            "add `speaks_for`, or `networks` and `address`",
+        ));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The policy with every name resolved and every value in range: what the builder makes, and the compiler reads.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
     diagnostic::Place,
@@ -15,7 +15,7 @@ use crate::proofs::{
     x509::{
         crl::CrlPolicy,
         identity::{DnsPattern, VerifiedCertificate},
-        spiffe::{SpiffeId, TrustDomain},
+        spiffe::{SpiffeId, SpiffeIdError, TrustDomain},
     },
 };
 
@@ -31,6 +31,7 @@ pub struct Model {
     pub observe: bool,
     pub workloads: Vec<Workload>,
     pub peers: Vec<Peer>,
+    pub nodes: Vec<Node>,
     pub services: Vec<Service>,
     pub authorities: Vec<Authority>,
     pub issuers: Vec<Issuer>,
@@ -93,6 +94,59 @@ impl Peer {
             && self.spiffe_id.as_ref().is_none_or(|id| certificate.has_spiffe_id(id))
             && self.dns.as_ref().is_none_or(|pattern| certificate.has_dns_name(pattern))
             && self.subject.as_ref().is_none_or(|subject| certificate.has_subject(subject))
+    }
+}
+
+/// Another node that runs authd.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub name: String,
+    /// Of the certificate that its authd shows.
+    pub spiffe_id: SpiffeId,
+    /// Whose word counts about that certificate, by index; everybody's of the policy, if `None`.
+    pub authority: Option<usize>,
+    /// Where its authd listens. Without one, connections to its networks carry no identity.
+    pub address: Option<SocketAddr>,
+    /// Where what runs on it is called: connections to there carry the caller's identity.
+    pub networks: Vec<Network>,
+    /// Callers that it may vouch for.
+    pub speaks_for: Vec<SpiffePattern>,
+    pub place: Place,
+}
+
+impl Node {
+    pub fn may_speak_for(&self, id: &SpiffeId) -> bool {
+        self.speaks_for.iter().any(|pattern| pattern.matches(id))
+    }
+}
+
+/// One SPIFFE ID, or all below a path.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SpiffePattern {
+    One(SpiffeId),
+    /// `spiffe://example.org/ns/` stands for every SPIFFE ID that begins so.
+    Below(String),
+}
+
+impl SpiffePattern {
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::One(one) => one == id,
+            Self::Below(prefix) => id.as_str().len() > prefix.len() && id.as_str().starts_with(prefix),
+        }
+    }
+}
+
+impl FromStr for SpiffePattern {
+    type Err = SpiffeIdError;
+
+    /// `*` is the whole last part, or there is none.
+    fn from_str(text: &str) -> Result<Self, SpiffeIdError> {
+        match text.strip_suffix('*').filter(|prefix| prefix.ends_with('/')) {
+            None => text.parse().map(Self::One),
+            // Sound if there can be an ID below it.
+            Some(prefix) => format!("{prefix}x").parse::<SpiffeId>().map(|_| Self::Below(prefix.to_owned())),
+        }
     }
 }
 
@@ -296,6 +350,11 @@ impl Rule {
     /// Whether what the rule requires is there without anybody showing anything.
     pub fn is_met_by(&self, attested: bool) -> bool {
         self.require.iter().all(|proof| attested && *proof == Proof::Cgroup)
+    }
+
+    /// Whether it lets in callers that another node vouches for. Nobody gets a grant for it by asking.
+    pub fn is_vouched(&self) -> bool {
+        !self.deny && self.require == [Proof::Node]
     }
 
     /// Whether a caller can get a grant for it: it asks for proofs, and for none that nobody can show.

@@ -7,6 +7,10 @@ use authd::policy::{
     image::Image,
     model::Model,
 };
+use authd_common::{
+    reason::Reason,
+    tables::{ALTERNATIVES, ANY_CLASS, CellKey, IPPROTO_TCP, NO_RULE, Phase, path, port_slot},
+};
 use jiff::Timestamp;
 
 use crate::{BASE, model, moment};
@@ -79,6 +83,116 @@ fn a_peer_that_its_certificate_alone_names_can_be_explained() {
     assert!(explained(&text, "partner", "192.0.2.9:8444/tcp").contains("\nallowed (unguarded)"));
     let told = explained(&text, "web", "192.0.2.9:8443/tcp");
     assert!(told.contains("\ndenied (no_rule)") && !told.contains("inbound of"), "{told}");
+}
+
+const VOUCHED: &str = r#"[[service]]
+name = "admin"
+workload = "web"
+ports = ["tcp/9443", "udp/9443"]
+[[peer]]
+name = "payments"
+spiffe_id = "spiffe://example.org/payments"
+[[rule]]
+name = "a-certificate"
+from = ["office"]
+to = ["api"]
+require = ["mtls"]
+[[rule]]
+name = "b-node"
+from = ["any"]
+to = ["api"]
+require = ["node"]
+[[rule]]
+name = "c-key"
+from = ["any"]
+to = ["api"]
+require = ["api-key"]
+[[rule]]
+name = "d-payments"
+from = ["payments"]
+to = ["admin", "api"]
+require = ["node"]
+[[rule]]
+name = "e-night"
+from = ["any"]
+to = ["admin"]
+require = ["node"]
+when = { hours = "20:00-04:00" }
+"#;
+
+/// Names of the rules whose grants open a cell, and whether they are of callers that another node vouches for.
+fn alternatives(registry: &Registry, phase: &Phase) -> Vec<(String, bool)> {
+    let names = phase.granted_by.iter().enumerate().filter(|(_, rule)| **rule != NO_RULE);
+    let named =
+        |(at, rule): (usize, &u32)| (registry.rules.name(*rule).unwrap().to_owned(), phase.vouched & (1 << at) != 0);
+    let named: Vec<(String, bool)> = names.map(named).collect();
+    assert_eq!(phase.vouched >> named.len(), 0, "a bit of no alternative");
+    named
+}
+
+#[test]
+fn cells_say_which_alternatives_are_for_vouched_callers() {
+    let (model, registry, image) = compiled(&format!("{BASE}{VOUCHED}"), moment("2026-11-23T12:00:00Z"));
+    let class = image.workloads[registry.workloads.number("web").unwrap() as usize].class;
+    let office = image.addresses[&(model.peers[0].networks[0].address, model.peers[0].networks[0].bits)];
+    let port = |port: u16| image.ports[&port_slot(IPPROTO_TCP, port)].class;
+    let cell = |subject: u32, at: u16, path: u8| {
+        let key = CellKey { epoch: 0, subject, object: class, port: port(at), path, reserved: 0 };
+        image.cells.get(&key).copied().unwrap_or_else(|| panic!("no cell {key:?}"))
+    };
+    let told = |phase: &Phase| {
+        let one = |(name, vouched): (String, bool)| format!("{name}{}", if vouched { " vouched" } else { "" });
+        alternatives(&registry, phase).into_iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let elsewhere = cell(ANY_CLASS, 8443, path::IN_REMOTE);
+    assert_eq!(told(&elsewhere.first), "c-key, b-node vouched, d-payments vouched");
+    assert_eq!(elsewhere.first.vouched, 0b110);
+    let office = cell(office, 8443, path::IN_REMOTE);
+    assert_eq!(told(&office.first), "a-certificate, c-key, b-node vouched, d-payments vouched");
+    // No other node vouches for callers of this one, and no peer is one of them.
+    assert_eq!(told(&cell(ANY_CLASS, 8443, path::IN_LOCAL).first), "c-key");
+    // By day one rule, by night two.
+    let admin = cell(ANY_CLASS, 9443, path::IN_REMOTE);
+    assert_eq!(told(&admin.first), "d-payments vouched");
+    assert_eq!(told(&admin.second), "d-payments vouched, e-night vouched");
+    assert_eq!(told(&cell(ANY_CLASS, 9443, path::IN_LOCAL).second), "");
+    // What is called from here is not let out by another node's word.
+    for (key, cell) in image.cells.iter().filter(|(key, _)| key.path != path::IN_REMOTE) {
+        assert_eq!((cell.first.vouched, cell.second.vouched), (0, 0), "{key:?}");
+    }
+}
+
+#[test]
+fn a_denial_leaves_no_vouched_alternative() {
+    let deny = "[[rule]]\nname = \"z\"\nfrom = [\"any\"]\nto = [\"api\"]\naction = \"deny\"\n";
+    let (_, _, image) = compiled(&format!("{BASE}{VOUCHED}{deny}"), moment("2026-11-23T12:00:00Z"));
+    let denied = image.cells.values().filter(|cell| cell.first.reason == Reason::DeniedByRule.code());
+    assert!(denied.clone().count() > 0);
+    for cell in denied {
+        assert_eq!((cell.first.vouched, cell.first.granted_by), (0, [NO_RULE; ALTERNATIVES]));
+    }
+}
+
+#[test]
+fn explanations_say_that_another_node_has_to_vouch() {
+    let text = format!("{BASE}{VOUCHED}");
+    for from in ["payments", "203.0.113.7"] {
+        let told = explained(&text, from, "192.0.2.9:9443/tcp");
+        assert!(told.contains("\ndenied (node_identity_missing) by rule d-payments"), "{told}");
+        assert!(
+            told.contains("by rule d-payments, which requires node: that the caller's node vouches for it"),
+            "{told}"
+        );
+    }
+    let told = explained(&text, "office", "192.0.2.9:8443/tcp");
+    assert!(told.contains("by rule a-certificate, which requires mtls\n"), "{told}");
+    assert!(told.contains("  rule b-node requires node, and no node vouched for the caller"), "{told}");
+    assert!(told.contains("  rule c-key requires api-key, which nobody showed"), "{told}");
+    let told = explained(&text, "unmanaged", "127.0.0.1:8443/tcp");
+    assert!(told.contains("by rule b-node") && !told.contains("allowed"), "{told}");
+    let told = explained(&text, "agent", "127.0.0.1:8443/tcp");
+    assert!(told.contains("\ndenied (proof_required) by rule b-node"), "{told}");
+    assert!(told.contains("  rule d-payments is about callers payments"), "{told}");
 }
 
 pub const OFFICE_HOURS: &str = "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\n\

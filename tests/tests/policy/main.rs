@@ -121,6 +121,9 @@ fn lints_find_what_is_hardly_meant() {
         format!("[[rule]]\nname = \"{name}\"\nfrom = [\"{from}\"]\nto = [\"{to}\"]\n{more}\n")
     };
     let all = rule("a", "any", "db", "");
+    let by_node = "require = [\"node\"]";
+    let node = |more: &str| format!("[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\n{more}\n");
+    let peer = "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://example.org/p\"\n";
     let token = |audience| format!("require = [\"token\"]\ntoken = {{ issuer = \"corp\", audience = \"{audience}\" }}");
     let cases = [
         (rule("a", "web", "db", "") + &rule("b", "any", "db", "action = \"deny\""), Some(("unreachable", "rule `a` never allows"))),
@@ -149,6 +152,21 @@ fn lints_find_what_is_hardly_meant() {
         (
             rule("a", "web", "db", &token("a")) + &rule("b", "web", "db", &token("a")),
             Some(("pointless", "rule `b` makes no difference: rule `a`")),
+        ),
+        (rule("a", "any", "api", by_node), Some(("unvouched", "rule `a` lets nobody in"))),
+        (node("") + &rule("a", "any", "api", by_node), Some(("unvouched", "rule `a` lets nobody in"))),
+        (node("") + &all, Some(("unused", "node `n` may vouch for nobody"))),
+        (node("speaks_for = [\"spiffe://example.org/x/*\"]") + &rule("a", "any", "api", by_node), None),
+        (
+            node("speaks_for = [\"spiffe://example.org/x/*\"]") + peer + &rule("a", "p", "api", by_node),
+            Some(("unvouched", "rule `a` never lets peer `p` in: no node may vouch for `spiffe://example.org/p`")),
+        ),
+        (node("speaks_for = [\"spiffe://example.org/p\"]") + peer + &rule("a", "p", "api", by_node), None),
+        (
+            node("speaks_for = [\"spiffe://example.org/p\"]")
+                + "[[service]]\nname = \"till\"\nworkload = \"web\"\nports = [\"tcp/9\"]\nsensitivity = \"high\"\n"
+                + &rule("a", "any", "till", by_node),
+            Some(("weak_proof", "rule `a` asks only where its callers run, and service `till`")),
         ),
     ];
     for (text, expected) in cases {
@@ -215,7 +233,7 @@ fn schema_accepts_the_base_and_the_samples() {
     let schema = serde_json::to_value(schemars::schema_for!(authd::policy::file::File)).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/policy.d/example.toml");
-    for text in [BASE.to_owned(), std::fs::read_to_string(sample).unwrap()] {
+    for text in [BASE.to_owned(), format!("{BASE}{NODES}"), std::fs::read_to_string(sample).unwrap()] {
         let value: serde_json::Value = toml::from_str(&text).unwrap();
         let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
@@ -297,6 +315,75 @@ fn what_is_said_of_certificates_is_in_the_model() {
     assert!(rule("anybodys").mtls.is_none());
 }
 
+/// Everything that a policy can say of other nodes.
+const NODES: &str = r#"[[node]]
+name = "node-b"
+spiffe_id = "spiffe://example.org/node/b"
+authority = "pki"
+address = "192.0.2.2:7443"
+networks = ["192.0.2.2", "10.1.0.0/16"]
+speaks_for = ["spiffe://example.org/ns/payments/*", "spiffe://example.org/web"]
+[[node]]
+name = "node-c"
+spiffe_id = "spiffe://example.org/node/c"
+address = "[2001:db8::3]:7443"
+networks = ["10.1.3.0/24", "2001:db8::3", "10.1.3.0/24"]
+[[node]]
+name = "node-d"
+spiffe_id = "spiffe://example.org/node/d"
+speaks_for = ["spiffe://example.org/*"]
+[[peer]]
+name = "payments"
+spiffe_id = "spiffe://example.org/ns/payments/api"
+[[peer]]
+name = "payments-here"
+spiffe_id = "spiffe://example.org/ns/payments/api"
+networks = ["198.51.100.0/24"]
+[[rule]]
+name = "node-all"
+from = ["any"]
+to = ["api"]
+require = ["node"]
+across_tenants = true
+[[rule]]
+name = "node-office"
+from = ["office"]
+to = ["api"]
+require = ["node"]
+grant_ttl = "1m"
+[[rule]]
+name = "node-payments"
+from = ["payments", "payments-here"]
+to = ["api"]
+require = ["node"]
+pending = "refuse"
+"#;
+
+#[test]
+fn what_is_said_of_other_nodes_is_in_the_model() {
+    let model = model(&format!("{BASE}{NODES}"));
+    let [b, c, d] = &model.nodes[..] else { panic!("{:?}", model.nodes) };
+    assert_eq!((b.name.as_str(), b.spiffe_id.as_str()), ("node-b", "spiffe://example.org/node/b"));
+    assert_eq!((b.authority, c.authority), (Some(0), None));
+    assert_eq!(b.address, Some("192.0.2.2:7443".parse().unwrap()));
+    assert_eq!((c.address, d.address), (Some("[2001:db8::3]:7443".parse().unwrap()), None));
+    // Nested networks are the more exact one's; one that a node writes twice is its own.
+    let networks = |networks: &[authd::policy::network::Network]| {
+        networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(networks(&b.networks), "10.1.0.0/16 192.0.2.2/32");
+    assert_eq!(networks(&c.networks), "10.1.3.0/24 2001:db8::3/128");
+    assert!(d.networks.is_empty() && c.speaks_for.is_empty());
+    let may =
+        |node: &authd::policy::model::Node, id: &str| node.may_speak_for(&format!("spiffe://{id}").parse().unwrap());
+    assert!(may(b, "example.org/web") && may(b, "example.org/ns/payments/a") && may(b, "example.org/ns/payments/a/b"));
+    for id in ["example.org/ns/payments", "example.org/ns/paymentsx/a", "example.org/web/a", "example.com/web"] {
+        assert!(!may(b, id), "{id}");
+    }
+    assert!(may(d, "example.org/a") && !may(d, "example.org.evil/a") && !may(c, "example.org/web"));
+    assert!(model.rules.iter().all(|rule| rule.is_vouched() && !rule.is_grantable()));
+}
+
 #[test]
 fn peers_that_certificates_name_do_not_make_each_others_rules_pointless() {
     let peer =
@@ -334,7 +421,7 @@ fn exercise(text: &str) {
 
 /// A good policy with everything in it, to be broken.
 fn rich() -> String {
-    let mut text = format!("{BASE}{CERTIFICATES}{OFFICE_HOURS}");
+    let mut text = format!("{BASE}{CERTIFICATES}{NODES}{OFFICE_HOURS}");
     for (added, ..) in ADDED.iter().filter(|case| case.1 == "boundary") {
         let (name, number) = (format!("name = \"q{}\"\nacross_tenants = true", added.len()), added.len());
         text += &added.replace("name = \"r\"", &name).replace("\"s\"", &format!("\"s{number}\""));

@@ -27,15 +27,20 @@ use authd_common::{
     address::Address,
     nic::{Behind, Ruling, Sockets, flow_of, network_offset, rule},
     parse::{Packet, parse, plain},
-    reason::REASON_SLOTS,
+    reason::{REASON_SLOTS, Reason},
+    syn::{self, LABELS, NodeKey, NodeKeyId, Speaker, Speakers, Spoken, mac, option, syn_key},
     tables::{
-        Counter, Flow, FlowKey, Grant, GrantKey, IPPROTO_TCP, IPPROTO_UDP, Listener, PortEntry, Slot, UNMANAGED,
-        listener_flags, nic, port_flags, port_slot, role,
+        ALTERNATIVES, Cell, Counter, Flow, FlowKey, Grant, GrantKey, IPPROTO_TCP, IPPROTO_UDP, Listener, NO_RULE,
+        PortEntry, Slot, UNMANAGED, listener_flags, nic, port_flags, port_slot, role, root_flags,
     },
 };
 use authd_tests::{frames, meaning, sandbox::Sandbox};
 use aya::programs::{Program, TestRun, TestRunOptions};
 use libtest_mimic::Trial;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
 use crate::{Verdict, interfaces, trial};
@@ -137,6 +142,18 @@ fn frames_of_scapy_are_judged_as_it_expects() -> Result<Verdict> {
 }
 
 fn interfaces_rule_as_the_library_does() -> Result<Verdict> {
+    // Each CPU has its own sums.
+    let thread = Pid::from_raw(0);
+    let all = sched_getaffinity(thread)?;
+    let mut one = CpuSet::new();
+    one.set(0)?;
+    sched_setaffinity(thread, &one)?;
+    let result = compare_rulings();
+    sched_setaffinity(thread, &all)?;
+    result
+}
+
+fn compare_rulings() -> Result<Verdict> {
     let sandbox = Sandbox::new()?;
     let frames = if std::env::var_os("AUTHD_EMULATED").is_some() { FRAMES_EMULATED } else { FRAMES };
     let base = Base::find(Some(sandbox.cgroup.path()))?;
@@ -149,15 +166,17 @@ fn interfaces_rule_as_the_library_does() -> Result<Verdict> {
         bench.one_policy(seed, &base).with_context(|| format!("seed {seed}"))?;
     }
     println!("{frames} frames compared: {:?}", bench.rulings);
-    for kind in ["untouched", "known", "passes", "refused"] {
+    let replayed = rulings_of(&bench, "replayed");
+    ensure!(replayed >= frames / 200_000, "{replayed} frames were replayed");
+    for kind in ["untouched", "known", "passes", "refused", "vouched", "vouched before"] {
         // The few frames of an emulated machine are enough for these, too.
-        ensure!(
-            bench.rulings.get(kind).is_some_and(|n| *n > frames / 1000),
-            "{kind} hardly occurs: {:?}",
-            bench.rulings
-        );
+        ensure!(rulings_of(&bench, kind) > frames / 1000, "{kind} hardly occurs: {:?}", bench.rulings);
     }
     Ok(Verdict::Ran)
+}
+
+fn rulings_of(bench: &Bench, kind: &str) -> u64 {
+    bench.rulings.get(kind).copied().unwrap_or(0)
 }
 
 /// Source, destination, protocol and port.
@@ -171,9 +190,16 @@ struct Mirror {
     flows: RefCell<HashMap<FlowKey, Flow>>,
     grants: HashMap<GrantKey, Grant>,
     slots: HashMap<u32, Slot>,
+    speakers: HashMap<u32, Speaker>,
+    keys: HashMap<NodeKeyId, NodeKey>,
+    spoken: RefCell<HashMap<FlowKey, Spoken>>,
+    /// SYNs that passed because of what they say.
+    believed: Vec<Vec<u8>>,
     counters: HashMap<u16, Counter>,
-    /// Packets and bytes.
-    drops: HashMap<Kind, (u64, u64)>,
+    /// Reason, packets and bytes.
+    drops: HashMap<Kind, (u16, u64, u64)>,
+    /// Packets and bytes by reason, of a kind that was refused for another one before.
+    other_drops: HashMap<u16, (u64, u64)>,
 }
 
 impl Sockets for Mirror {
@@ -195,6 +221,37 @@ impl Sockets for Mirror {
     }
 }
 
+impl Mirror {
+    fn drop(&mut self, kind: Kind, reason: u16, bytes: u64) {
+        match self.drops.get_mut(&kind) {
+            Some((known, packets, sum)) if *known == reason => (*packets, *sum) = (*packets + 1, *sum + bytes),
+            None if !self.other_drops.contains_key(&reason) => drop(self.drops.insert(kind, (reason, 1, bytes))),
+            _ => {
+                let (packets, sum) = self.other_drops.entry(reason).or_default();
+                (*packets, *sum) = (*packets + 1, *sum + bytes);
+            }
+        }
+    }
+}
+
+impl Speakers for Mirror {
+    fn speaker(&self, label: u32) -> Option<Speaker> {
+        self.speakers.get(&label).copied()
+    }
+
+    fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
+        self.keys.get(id).copied()
+    }
+
+    fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
+        self.spoken.borrow().get(key).copied()
+    }
+
+    fn time(&self) -> u64 {
+        clock::monotonic()
+    }
+}
+
 struct Bench {
     object: Object,
     writer: Writer,
@@ -212,7 +269,9 @@ impl Bench {
         let mut registry = Registry::default();
         registry.assign(&model, &options);
         // Some random policies ask for more than a cell can hold, which is refused.
-        let Ok(image) = compile(&model, &registry, &options, clock::moment()) else { return Ok(()) };
+        let Ok(mut image) = compile(&model, &registry, &options, clock::moment()) else { return Ok(()) };
+        image.flags |= root_flags::HEARS;
+        image.cells.values_mut().for_each(|cell| ask_nodes(&mut random, cell));
         self.writer.load(&image, &HashMap::new(), base.level, 0)?;
         let rules: Vec<u32> = model.rules.iter().filter_map(|rule| registry.rules.number(&rule.name)).collect();
         let workloads: Vec<u32> = (0..policy.workloads.len())
@@ -222,6 +281,7 @@ impl Bench {
         self.mirror.epoch = random.random_range(0..1 << 20);
         self.writer.maps_mut().nic.set(nic::EPOCH as usize, self.mirror.epoch);
         self.give_grants(&mut random, &rules)?;
+        self.meet_nodes(&mut random, &rules)?;
         let generation = self.writer.generation();
         let guarded: Vec<(u8, u16)> = [IPPROTO_TCP, IPPROTO_UDP]
             .into_iter()
@@ -235,7 +295,17 @@ impl Bench {
                 (1..6, Some((protocol, port))) => frames::structured_to(&mut random, *protocol, *port),
                 _ => frames::structured(&mut random),
             };
-            let frame = ethernet(&mut random, &packet);
+            let mut frame = ethernet(&mut random, &packet);
+            if random.random_ratio(1, 4) {
+                self.introduce(&mut random, &mut frame);
+            } else if random.random_ratio(1, 8)
+                && let Some(earlier) = self.mirror.believed.choose(&mut random)
+            {
+                frame = earlier.clone();
+                if random.random_bool(0.5) {
+                    complete(&mut frame);
+                }
+            }
             self.place(&mut random, &frame, &workloads, generation)?;
             self.one(image.at(clock::monotonic()).numbered(generation), &frame)
                 .with_context(|| format!("frame {n}\n{frame:02x?}\n{}", policy.text()))?;
@@ -263,6 +333,69 @@ impl Bench {
             }
         }
         Ok(self.writer.follow(&commands)?)
+    }
+
+    /// Another node's keys and callers, and grants of some of them.
+    fn meet_nodes(&mut self, random: &mut SmallRng, rules: &[u32]) -> Result<()> {
+        let now = clock::monotonic();
+        for node in 0..4 {
+            for key_id in [0, 1, 200, 255] {
+                let until = if random.random_bool(0.7) { u64::MAX } else { now };
+                let key = NodeKey { secret: random.random(), until };
+                self.mirror.keys.insert(NodeKeyId { node, key_id }, key);
+                self.writer.maps_mut().nodes.keys.insert(NodeKeyId { node, key_id }, key, 0)?;
+            }
+        }
+        let mut commands = Vec::new();
+        for label in [1, 2, 3, 0x00ff_ffff, 0x0012_3456] {
+            let until = if random.random_bool(0.8) { u64::MAX } else { now };
+            let speaker = Speaker { until, node: random.random_range(0..4), reserved: 0 };
+            self.mirror.speakers.insert(label, speaker);
+            self.writer.maps_mut().nodes.speakers.insert(label, speaker, 0)?;
+            for rule in rules.iter().filter(|_| random.random_bool(0.7)).copied().collect::<Vec<_>>() {
+                let grant = Grant { slot: self.mirror.slots.len() as u32 + 1, serial: random.random_range(1..1000) };
+                let until = if random.random_bool(0.8) { u64::MAX } else { 0 };
+                let key = GrantKey { rule, workload: UNMANAGED, scope: label.into(), address: Address::UNSPECIFIED };
+                commands.push(Command::Fill { grant, until });
+                commands.push(Command::Point { key, grant });
+                self.mirror.grants.insert(key, grant);
+                self.mirror.slots.insert(grant.slot, Slot { until, serial: grant.serial, reserved: 0 });
+            }
+        }
+        Ok(self.writer.follow(&commands)?)
+    }
+
+    /// Makes a SYN of a TCP frame that says who sends it, mostly truly.
+    fn introduce(&self, random: &mut SmallRng, frame: &mut Vec<u8>) {
+        let Some(at) = network_offset(frame.as_slice()) else { return };
+        let Ok(packet) = parse(&Behind { frame: frame.as_slice(), at }) else { return };
+        let begin = at + packet.transport as usize * 4;
+        if packet.protocol != IPPROTO_TCP || packet.transport == 0 || frame.len() < begin + 20 {
+            return;
+        }
+        let sequence: u32 = random.random();
+        let key_id: u32 = [0, 1, 200, 255, 7].choose(random).copied().unwrap_or_default();
+        let label: u32 = [1, 2, 3, 0x00ff_ffff, 0x0012_3456, 0, 9].choose(random).copied().unwrap_or_default();
+        let node = self.mirror.speakers.get(&label).map_or(0, |speaker| speaker.node);
+        let secret = self.mirror.keys.get(&NodeKeyId { node, key_id }).map_or([0; 2], |key| key.secret);
+        let (source, destination) =
+            ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
+        let mac = mac(secret, &syn_key(source, destination, sequence), key_id, label & (LABELS - 1));
+        let mut said: Vec<u8> = option(mac, key_id, label).iter().flat_map(|word| word.to_ne_bytes()).collect();
+        if random.random_ratio(1, 8) {
+            let (at, bit) = (random.random_range(0..syn::OPTION), random.random_range(0..8));
+            said[at] ^= 1 << bit;
+        }
+        frame[begin + 4..begin + 8].copy_from_slice(&sequence.to_be_bytes());
+        frame[begin + 13] = 0x02;
+        // Mostly at the header's end, now and then where that seems to be.
+        let words = random.random_range(0..=6);
+        frame.splice(begin + 20.., vec![1; words * 4].into_iter().chain(said));
+        let length = if random.random_ratio(1, 16) { random.random_range(0..16) } else { 9 + words as u8 };
+        frame[begin + 12] = length << 4;
+        if random.random_ratio(1, 16) {
+            frame.truncate(random.random_range(begin..frame.len()));
+        }
     }
 
     /// Somebody who listens where a frame goes, or a flow that it belongs to.
@@ -293,6 +426,7 @@ impl Bench {
                 },
                 generation: generation - u32::from(random.random_ratio(1, 4)),
                 role: u32::from(if random.random_ratio(1, 8) { role::CLIENT } else { role::SERVER }),
+                ..Flow::default()
             };
             self.mirror.flows.borrow_mut().insert(key, flow);
             self.writer.maps_mut().flows.insert(key, flow, 0)?;
@@ -305,6 +439,7 @@ impl Bench {
         let (grants, slots) = (&mirror.grants, &mirror.slots);
         let view = view.with_grants(|key| grants.get(&key).copied(), |slot| slots.get(&slot).copied());
         let ruling = rule(&view, mirror, frame);
+        drop(view);
         let kind = match ruling {
             Ruling::Untouched => "untouched",
             Ruling::Known => "known",
@@ -321,20 +456,35 @@ impl Bench {
         let Some(at) = network_offset(frame) else { return Ok(()) };
         let Ok(packet) = parse(&Behind { frame, at }) else { return Ok(()) };
         match ruling {
+            Ruling::Passes { spoken: Some((key, spoken)), .. } => {
+                *rulings.entry("vouched").or_default() += 1;
+                // The handshake of some comes to its end.
+                let used = key.protocol % 2;
+                let kept = writer.maps().nodes.spoken.get(&key, 0)?;
+                ensure!(kept == spoken, "remembered {kept:?}, not {spoken:?}");
+                mirror.believed.push(frame.to_vec());
+                mirror.spoken.borrow_mut().insert(key, Spoken { used, ..spoken });
+                writer.maps_mut().nodes.spoken.insert(key, Spoken { used, ..spoken }, 0)?;
+            }
             Ruling::Passes { remember: Some(flow), .. } => {
+                if flow.label != 0 {
+                    *rulings.entry("vouched before").or_default() += 1;
+                }
                 let key = flow_of(&packet, NETNS);
                 mirror.flows.borrow_mut().insert(key, flow);
                 let kept = writer.maps().flows.get(&key, 0)?;
                 ensure!(kept == flow, "remembered {kept:?}, not {flow:?}");
             }
             Ruling::Refused { verdict, .. } => {
+                if verdict.reason == Reason::NodeReplay {
+                    *rulings.entry("replayed").or_default() += 1;
+                }
                 let (reason, bytes) = (verdict.reason.code(), (frame.len() - at) as u64);
                 let counter = mirror.counters.entry(reason).or_default();
                 counter.verdicts += 1;
                 counter.bytes += bytes;
                 let key = (packet.source, packet.destination, (packet.protocol, packet.destination_port));
-                let sum = mirror.drops.entry(key).or_default();
-                *sum = (sum.0 + 1, sum.1 + bytes);
+                mirror.drop(key, reason, bytes);
             }
             _ => {}
         }
@@ -348,20 +498,32 @@ impl Bench {
             ensure!(found == meant, "counter of reason {code}: {found:?} is not {meant:?}");
         }
         let drops = self.writer.take_drops()?;
-        ensure!(drops.others.is_empty(), "{:?}", drops.others);
+        let others: HashMap<_, _> = drops.others.iter().map(|(reason, d)| (*reason, (d.packets, d.bytes))).collect();
+        ensure!(others == self.mirror.other_drops, "{others:?} is not {:?}", self.mirror.other_drops);
         let found: HashMap<_, _> = drops
             .known
             .iter()
-            .map(|(key, sum)| ((key.source, key.destination, key.port()), (sum.packets, sum.bytes)))
+            .map(|(key, sum)| ((key.source, key.destination, key.port()), (sum.reason, sum.packets, sum.bytes)))
             .collect();
         ensure!(found == self.mirror.drops, "drops: {} kinds, not {}", found.len(), self.mirror.drops.len());
         ensure!(self.writer.take_drops()?.known.is_empty());
         self.mirror.drops.clear();
+        self.mirror.other_drops.clear();
         Ok(())
     }
 
     fn forget(&mut self) -> Result<()> {
         let maps = self.writer.maps_mut();
+        self.mirror.believed.clear();
+        for key in self.mirror.keys.drain().map(|(key, _)| key) {
+            maps.nodes.keys.remove(&key)?;
+        }
+        for label in self.mirror.speakers.drain().map(|(label, _)| label) {
+            maps.nodes.speakers.remove(&label)?;
+        }
+        for key in self.mirror.spoken.borrow_mut().drain().map(|(key, _)| key) {
+            maps.nodes.spoken.remove(&key)?;
+        }
         for key in self.mirror.listeners.drain().map(|(key, _)| key) {
             maps.listeners.remove(&key)?;
         }
@@ -372,6 +534,30 @@ impl Bench {
         let empty = self.mirror.slots.drain().map(|(slot, _)| Command::Empty { slot });
         let commands: Vec<Command> = unpoint.chain(empty).collect();
         Ok(self.writer.follow(&commands)?)
+    }
+}
+
+/// Makes the end of the handshake of a SYN.
+fn complete(frame: &mut [u8]) {
+    let Some(at) = network_offset(&*frame) else { return };
+    let Ok(packet) = parse(&Behind { frame: &*frame, at }) else { return };
+    let begin = at + packet.transport as usize * 4;
+    let sequence = syn_sequence(frame, begin).wrapping_add(1);
+    frame[begin + 4..begin + 8].copy_from_slice(&sequence.to_be_bytes());
+    frame[begin + 13] = 0x10;
+}
+
+fn syn_sequence(frame: &[u8], begin: usize) -> u32 {
+    let octets = frame[begin + 4..].first_chunk().copied().unwrap_or_default();
+    u32::from_be_bytes(octets)
+}
+
+/// Turns some of the rules that ask for proofs into ones that ask another node.
+fn ask_nodes(random: &mut SmallRng, cell: &mut Cell) {
+    for phase in [&mut cell.first, &mut cell.second] {
+        let there = phase.granted_by.iter().take_while(|rule| **rule != NO_RULE).count();
+        let first = random.random_range(0..=there);
+        phase.vouched = (first..there.min(ALTERNATIVES)).fold(0, |bits, at| bits | 1 << at);
     }
 }
 

@@ -29,7 +29,7 @@ use authd_common::{
     parse::{Packet, packet_flags, parse},
     tables::{
         ALTERNATIVES, Counter, DenialKey, Grant, GrantKey, IPPROTO_UDP, IdentityEntry, PENDING, Slot, Tables,
-        UNMANAGED, identity_flags, port_flags,
+        UNMANAGED, identity_flags, port_flags, tag_flags,
     },
     verdict::{FarEnd, Opener, Verdict, decide_packet_in, decide_packet_out},
 };
@@ -346,7 +346,7 @@ impl Bench {
             protocol: event.protocol,
             direction: event.direction,
             action: event.action,
-            reserved: 0,
+            flags: event.flags & tag_flags::VOUCHED,
         };
         self.writer.take_denial(&key)?;
         Ok(())

@@ -13,6 +13,7 @@ mod lifecycle;
 mod lists;
 mod metrics;
 mod modes;
+mod nodes;
 mod oauth;
 mod openssl;
 mod peers;
@@ -56,6 +57,7 @@ fn main() {
         modes::trials(),
         remote::trials(),
         interfaces::trials(),
+        nodes::trials(),
         reload::trials(),
         lifecycle::trials(),
         keys::trials(),

@@ -1,9 +1,27 @@
 //! Whoever takes the control process over: what it can say to dataplane, and what its sandbox lets it do.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Write},
+    net::TcpStream,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use authd_tests::{daemon::Daemon, probe};
+use authd_common::{
+    syn::{LabelKey, NodeKey, NodeKeyId, Speaker, Voice},
+    tables::names,
+};
+use authd_tests::{
+    daemon::{Daemon, PATIENCE},
+    probe,
+    sandbox::Sandbox,
+    trust::Authority,
+};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
+};
 use jiff::{SignedDuration, Timestamp};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -23,6 +41,10 @@ pub fn trials() -> Vec<Trial> {
         trial("a_taken_over_control_that_talks_nonsense_is_ended", nonsense_ends_it),
         trial("a_taken_over_control_puts_no_text_into_metrics", puts_no_text_into_metrics),
         trial("a_taken_over_control_can_do_nothing_to_the_node", can_do_nothing_to_the_node),
+        trial("a_taken_over_control_makes_no_node_that_the_policy_does_not_name", makes_no_node),
+        trial("a_taken_over_control_lets_no_node_speak_for_others", lets_no_node_speak_for_others),
+        trial("a_taken_over_control_makes_no_session_longer", makes_no_session_longer),
+        trial("a_taken_over_control_speaks_to_no_unknown_node", speaks_to_no_unknown_node),
     ]
 }
 
@@ -291,5 +313,272 @@ fn can_do_nothing_to_the_node() -> Result<Verdict> {
     // Nor does anybody find its memory: it is not dumpable.
     let status = std::fs::metadata(format!("/proc/{}/mem", scene.daemon.control_pid()?))?;
     ensure!(std::os::unix::fs::MetadataExt::uid(&status) == 0, "its files in /proc are root's");
+    Ok(Verdict::Ran)
+}
+
+const NODES: &str = r#"
+trust_domain = "example.org"
+[[authority]]
+name = "nodes"
+bundle = "nodes.crt"
+trust_domain = "example.org"
+[[authority]]
+name = "other"
+bundle = "nodes.crt"
+trust_domain = "example.org"
+[[node]]
+name = "a"
+spiffe_id = "spiffe://example.org/node/a"
+authority = "nodes"
+speaks_for = ["spiffe://example.org/web"]
+[[node]]
+name = "b"
+spiffe_id = "spiffe://example.org/node/b"
+authority = "nodes"
+address = "192.0.2.2:7443"
+networks = ["192.0.2.2"]
+[[workload]]
+name = "db"
+kind = "service"
+cgroup = "/db"
+[[peer]]
+name = "web"
+spiffe_id = "spiffe://example.org/web"
+[[peer]]
+name = "batch"
+spiffe_id = "spiffe://example.org/batch"
+[[service]]
+name = "sql"
+workload = "db"
+ports = ["tcp/7001"]
+[[rule]]
+name = "web-sql"
+from = ["web"]
+to = ["sql"]
+require = ["node"]
+[[rule]]
+name = "batch-sql"
+from = ["batch"]
+to = ["sql"]
+require = ["node"]
+"#;
+
+const WEB: &str = "spiffe://example.org/web";
+const BATCH: &str = "spiffe://example.org/batch";
+const LISTENER: &str = "127.0.0.1:7443";
+/// Of the sessions that control invents.
+const KEY: [u8; 16] = [7; 16];
+
+/// A node among others, whose control is taken over.
+struct Neighbour {
+    daemon: Daemon,
+    sandbox: Sandbox,
+}
+
+impl Neighbour {
+    fn taken_over(settings: &str) -> Result<Self> {
+        let sandbox = Sandbox::new()?;
+        let authority = Authority::new("nodes")?;
+        std::fs::write(sandbox.policy_directory().join("nodes.crt"), authority.pem())?;
+        authority.issue_spiffe(sandbox.directory(), "node", "spiffe://example.org/node/here")?;
+        let file = |name: &str| sandbox.directory().join(name);
+        sandbox.add_settings(&format!(
+            "control.listen = {LISTENER:?}\ncontrol.certificate = {:?}\ncontrol.key = {:?}\n{settings}",
+            file("node.pem"),
+            file("node.key"),
+        ))?;
+        sandbox.write_policy(NODES)?;
+        let program = probe::binary().display().to_string();
+        let daemon = Daemon::start_inside_with(&sandbox, &[("AUTHD_TEST_CONTROL", program)])?;
+        wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
+        Ok(Self { daemon, sandbox })
+    }
+
+    /// Lets the control process say something in the name of somebody who connected to the listener.
+    fn tells(&self, line: &str) -> Result<String> {
+        self.sandbox.netns.within(|| {
+            let mut stream = TcpStream::connect(LISTENER)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            writeln!(stream, "{line}")?;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer)?;
+            Ok(answer)
+        })
+    }
+
+    fn says(&self, message: &Value) -> Result<Value> {
+        let answer = self.tells(&message.to_string())?;
+        serde_json::from_str(&answer).with_context(|| format!("{answer}\n{}", self.daemon.log()))
+    }
+
+    /// That nobody is told anything, and that it was heard.
+    fn hears(&self, message: &Value) -> Result<()> {
+        let before = self.daemon.control_pid()?;
+        self.tells(&format!("raw {message}"))?;
+        let answer = self.says(&json!({ "message": "held", "question": 8, "connection": "CONNECTION" }))?;
+        ensure!(answer["question"] == 8 && self.daemon.control_pid()? == before, "{answer}\n{}", self.daemon.log());
+        Ok(())
+    }
+
+    fn is_refused(&self, message: &Value, reason: &str) -> Result<()> {
+        let answer = self.says(message)?;
+        ensure!(answer["refusal"]["reason"] == reason, "{reason} was expected for {message}: {answer}");
+        Ok(())
+    }
+
+    fn refusal_is_told(&self, reason: &str) -> Result<()> {
+        self.daemon.wait_for(reason, |r| r.event == "node_refused" && r.reason.as_deref() == Some(reason))?;
+        Ok(())
+    }
+
+    /// Entries of one of the kernel's tables.
+    fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<Vec<(K, V)>> {
+        let sizes = authd::dataplane::object::Sizes::default();
+        let directory = authd::dataplane::object::maps_directory(self.sandbox.pins(), &sizes);
+        let map: HashMap<_, K, V> = Map::HashMap(MapData::from_pin(directory.join(name))?).try_into()?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+
+    fn labels_of_others(&self) -> Result<Vec<u32>> {
+        Ok(self.table::<u32, Speaker>(names::SPEAKERS)?.into_iter().map(|(label, _)| label).collect())
+    }
+
+    fn keys_of_others(&self) -> Result<usize> {
+        Ok(self.table::<NodeKeyId, NodeKey>(names::NODE_KEYS)?.len())
+    }
+}
+
+/// A session that control says another node opened, with a certificate that nobody showed.
+fn session(changed: &Value, speaks_for: &[&str]) -> Value {
+    let (hash, end) = (|digits: &str| digits.repeat(32), "2099-01-01T00:00:00Z");
+    let mut certificate = json!({
+        "authority": "nodes", "spiffe_id": "spiffe://example.org/node/a", "dns_names": [], "subject": "",
+        "serial": "01", "issuer": "", "issuer_hash": hash("11"), "fingerprint": hash("22"), "key_hash": hash("33"),
+        "not_after": end, "valid_until": end, "issuers": [],
+    });
+    for (name, value) in changed.as_object().into_iter().flatten() {
+        certificate[name] = value.clone();
+    }
+    json!({
+        "message": "node_session", "question": 7, "connection": "CONNECTION", "certificate": certificate,
+        "key": KEY, "speaks_for": speaks_for,
+    })
+}
+
+fn makes_no_node() -> Result<Verdict> {
+    let neighbour = Neighbour::taken_over("")?;
+    for (changed, reason) in [
+        (json!({ "spiffe_id": "spiffe://example.org/node/c" }), "node_unknown"),
+        (json!({ "spiffe_id": "spiffe://example.org/node" }), "node_unknown"),
+        (json!({ "spiffe_id": WEB }), "node_unknown"),
+        (json!({ "spiffe_id": null, "dns_names": ["a"], "subject": "CN=a" }), "node_unknown"),
+        (json!({ "authority": "other" }), "node_unknown"),
+        (json!({ "authority": "invented" }), "node_unknown"),
+        (json!({ "valid_until": Timestamp::now() - SignedDuration::from_mins(5) }), "certificate_expired"),
+        (json!({ "valid_until": Timestamp::now() }), "certificate_expired"),
+    ] {
+        neighbour.is_refused(&session(&changed, &[WEB]), reason)?;
+        neighbour.refusal_is_told(reason)?;
+    }
+    // Nodes come from elsewhere, to the listener.
+    let socket = neighbour.sandbox.directory().join("workload.sock");
+    let socket = socket.to_str().context("a path")?;
+    for cgroup in ["/db", "/elsewhere"] {
+        let line = session(&json!({}), &[WEB]).to_string();
+        let outcome = neighbour.sandbox.probe(cgroup, &["say", socket, &line])?;
+        let answer: Value = serde_json::from_str(&outcome.detail).with_context(|| format!("{outcome:?}"))?;
+        ensure!(answer["refusal"]["reason"] == "node_not_remote", "{cgroup}: {answer}");
+        neighbour.refusal_is_told("node_not_remote")?;
+    }
+    let mut gone = session(&json!({}), &[WEB]);
+    gone["connection"] = json!(987_654);
+    neighbour.is_refused(&gone, "caller_gone")?;
+    ensure!(neighbour.labels_of_others()?.is_empty() && neighbour.keys_of_others()? == 0);
+    // This is what it can do: say that a node which the policy names is there.
+    let answer = neighbour.says(&session(&json!({}), &[WEB]))?;
+    ensure!(answer["message"] == "admitted" && answer["labels"][0].is_u64(), "{answer}\n{}", neighbour.daemon.log());
+    ensure!(neighbour.labels_of_others()?.len() == 1 && neighbour.keys_of_others()? == 1);
+    // And not after somebody revoked it.
+    let output = neighbour.daemon.command(&["revoke", "spiffe-id", "spiffe://example.org/node/a"])?;
+    ensure!(output.status.success(), "{output:?}");
+    neighbour.is_refused(&session(&json!({ "serial": "02" }), &[WEB]), "certificate_revoked")?;
+    neighbour.refusal_is_told("certificate_revoked")?;
+    Ok(Verdict::Ran)
+}
+
+fn lets_no_node_speak_for_others() -> Result<Verdict> {
+    let neighbour = Neighbour::taken_over("")?;
+    let outside = [
+        BATCH,
+        "spiffe://example.org/web/a",
+        "spiffe://example.org/db",
+        "spiffe://example.org/node/a",
+        "spiffe://other.example/web",
+        "spiffe://example.org/*",
+        "web",
+        "",
+    ];
+    let answer = neighbour.says(&session(&json!({}), &[&outside[..], &[WEB]].concat()))?;
+    let labels = answer["labels"].as_array().with_context(|| answer.to_string())?;
+    ensure!(labels.len() == outside.len() + 1, "one for each that it named: {answer}");
+    for (id, label) in outside.iter().zip(labels) {
+        ensure!(label.is_null(), "{id}: {answer}");
+    }
+    let label = labels.last().and_then(Value::as_u64).with_context(|| answer.to_string())?;
+    // A node that may speak for nobody.
+    let of_b = json!({ "spiffe_id": "spiffe://example.org/node/b" });
+    let answer = neighbour.says(&session(&of_b, &[WEB, BATCH]))?;
+    ensure!(answer["labels"] == json!([null, null]), "{answer}");
+    let known = neighbour.labels_of_others()?;
+    ensure!(known.iter().copied().map(u64::from).eq([label]), "{known:?}");
+    let issued: Vec<_> =
+        neighbour.daemon.records()?.into_iter().filter(|r| r.event == "grant_issued").map(|r| r.rule).collect();
+    ensure!(issued == [Some("web-sql".to_owned())], "{issued:?}");
+    Ok(Verdict::Ran)
+}
+
+fn makes_no_session_longer() -> Result<Verdict> {
+    let neighbour = Neighbour::taken_over("control.node_session_seconds = 4\n")?;
+    let first = neighbour.says(&session(&json!({}), &[WEB]))?;
+    ensure!(first["seconds"] == 4, "{first}\n{}", neighbour.daemon.log());
+    // That was the first connection. It asks again, and then with another key, too.
+    std::thread::sleep(Duration::from_secs(2));
+    let mut again = session(&json!({}), &[WEB]);
+    again["connection"] = json!(1);
+    again["key"] = serde_json::to_value([8_u8; 16])?;
+    let second = neighbour.says(&again)?;
+    ensure!(second["key_id"] == first["key_id"] && second["labels"] == first["labels"], "{second}, not {first}");
+    ensure!(second["seconds"].as_u64().is_some_and(|seconds| seconds <= 2), "{second}");
+    let keys = neighbour.table::<NodeKeyId, NodeKey>(names::NODE_KEYS)?;
+    ensure!(keys.len() == 1 && keys[0].1.secret == [0x0707_0707_0707_0707; 2], "the first one is in use");
+    std::thread::sleep(Duration::from_secs(2));
+    neighbour.is_refused(&again, "session_over")?;
+    Ok(Verdict::Ran)
+}
+
+fn speaks_to_no_unknown_node() -> Result<Verdict> {
+    let neighbour = Neighbour::taken_over("")?;
+    let accepted = |node: &str, caller: &str| {
+        json!({
+            "message": "node_accepted", "node": node, "key": KEY, "key_id": 3, "seconds": 600,
+            "labels": [[caller, 5]], "last": true,
+        })
+    };
+    let told =
+        || -> Result<usize> { Ok(neighbour.daemon.records()?.iter().filter(|r| r.event == "node_accepts").count()) };
+    let voices = || Ok::<_, anyhow::Error>(neighbour.table::<u32, Voice>(names::VOICES)?.len());
+    let labels = || neighbour.table::<LabelKey, u32>(names::LABELS);
+    for node in ["c", "", "node/b", "here"] {
+        neighbour.hears(&accepted(node, "spiffe://example.org/db"))?;
+        ensure!(voices()? == 0 && labels()?.is_empty() && told()? == 0, "{node:?}");
+    }
+    // To one that the policy names, it says nothing of callers that are not of this node.
+    for caller in [WEB, "spiffe://example.org/db/a", "spiffe://other.example/db", ""] {
+        neighbour.hears(&accepted("b", caller))?;
+        ensure!(labels()?.is_empty(), "{caller:?}");
+    }
+    // This is what it can do.
+    neighbour.hears(&accepted("b", "spiffe://example.org/db"))?;
+    ensure!(voices()? == 1 && labels()?.iter().map(|(_, label)| *label).eq([5]), "{:?}", labels()?);
     Ok(Verdict::Ran)
 }

@@ -356,7 +356,7 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-fn jitter() -> u32 {
+pub fn jitter() -> u32 {
     let mut bytes = [0; 4];
     // Without randomness nodes only ask at the same time.
     let _ = aws_lc_rs::rand::fill(&mut bytes);

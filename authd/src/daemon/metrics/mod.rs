@@ -29,6 +29,8 @@ type Results = BTreeMap<String, u64>;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Metrics {
     pub handshakes: Results,
+    /// Requests of other nodes for sessions.
+    pub node_sessions: Results,
     pub proofs: BTreeMap<Checked, Results>,
     /// Tokens whose verification was remembered.
     pub token_cache_hits: u64,
@@ -63,6 +65,7 @@ impl Metrics {
         for (what, times) in counts {
             let counter = match what {
                 Counted::Handshake { result } => of(&mut self.handshakes, results::handshake(&result)),
+                Counted::NodeSession { result } => of(&mut self.node_sessions, results::node_session(&result)),
                 Counted::Proof { proof, result } => self.proof(proof, proof.result_of_control(&result)),
                 Counted::CachedToken => &mut self.token_cache_hits,
                 Counted::Fetch { issuer, kind, result } => {
@@ -121,6 +124,12 @@ impl Metrics {
         }
     }
 
+    /// Another node asked for a session, and what this process said to that.
+    pub(super) fn node_asked(&mut self, refusal: Option<&Refusal>) {
+        let result = refusal.map_or(ACCEPTED, |refusal| results::node_session(&refusal.reason));
+        count(of(&mut self.node_sessions, result));
+    }
+
     /// What a revocation did. One that ended no grant was not measured.
     pub(super) fn revoked(&mut self, effect: &Effect) {
         if effect.grants > 0 {
@@ -137,6 +146,8 @@ impl Metrics {
         let label = |result: &String| format!("{{result=\"{result}\"}}");
         let handshakes = self.handshakes.iter().map(|(result, count)| (label(result), *count));
         family(out, "authd_tls_handshakes_total", "counter", "TLS handshakes, by how they ended.", handshakes);
+        let sessions = self.node_sessions.iter().map(|(result, count)| (label(result), *count));
+        family(out, "authd_node_sessions_total", "counter", "Requests of other nodes for sessions.", sessions);
         let proofs = self.proofs.iter().flat_map(|(proof, results)| {
             let label = move |result| format!("{{proof=\"{}\",result=\"{result}\"}}", proof.name());
             results.iter().map(move |(result, count)| (label(result), *count))
@@ -207,6 +218,10 @@ mod tests {
         Counted::Handshake { result: result.to_owned() }
     }
 
+    fn node_session(result: &str) -> Counted {
+        Counted::NodeSession { result: result.to_owned() }
+    }
+
     fn fetch(issuer: &str, result: &str) -> Counted {
         Counted::Fetch { issuer: issuer.to_owned(), kind: Fetched::Jwks, result: result.to_owned() }
     }
@@ -265,6 +280,7 @@ mod tests {
         let counts = [
             (handshake("ok"), 2),
             (handshake("wrong_server_name"), 1),
+            (node_session("tls13_required"), 2),
             (proof(Checked::Token, "signature_invalid"), 4),
             (proof(Checked::ApiKey, "api_key_malformed"), 1),
             (Counted::CachedToken, 3),
@@ -280,11 +296,16 @@ mod tests {
             (Ending::Listener, at(1_850_000_000)),
         ];
         metrics.ends(&model, ends.into());
+        metrics.node_asked(None);
+        metrics.node_asked(Some(&refusal("too_many_sessions", "")));
         assert_eq!(
             samples(&metrics),
             [
                 "authd_tls_handshakes_total{result=\"ok\"} 2",
                 "authd_tls_handshakes_total{result=\"wrong_server_name\"} 1",
+                "authd_node_sessions_total{result=\"accepted\"} 1",
+                "authd_node_sessions_total{result=\"tls13_required\"} 2",
+                "authd_node_sessions_total{result=\"too_many_sessions\"} 1",
                 "authd_proof_checks_total{proof=\"token\",result=\"signature_invalid\"} 4",
                 "authd_proof_checks_total{proof=\"api-key\",result=\"api_key_malformed\"} 1",
                 "authd_token_cache_hits_total 3",
@@ -308,13 +329,13 @@ mod tests {
             let text = format!("x{number}\"}} 1\nauthd_x");
             let names = |issuer: &str| [fetch(issuer, &text), fetch(&text, "ok"), fetch("", "ok")];
             let proofs = [Checked::Mtls, Checked::Token, Checked::Dpop, Checked::ApiKey].map(|kind| proof(kind, &text));
-            let counts = names("corp").into_iter().chain(proofs).chain([handshake(&text)]);
+            let counts = names("corp").into_iter().chain(proofs).chain([handshake(&text), node_session(&text)]);
             metrics.counted(&model, counts.map(|what| (what, 1)).collect());
             let invented = [Ending::Bundle { authority: text.clone() }, Ending::Lists { authority: text }];
             metrics.ends(&model, invented.map(|what| (what, Some(Timestamp::MAX))).into());
         }
         let samples = samples(&metrics);
-        assert_eq!(samples.len(), 7, "{samples:?}");
+        assert_eq!(samples.len(), 8, "{samples:?}");
         assert!(samples.iter().all(|line| line.contains("result=\"other\"} 10000") || line.ends_with("hits_total 0")));
         // It compares no API keys.
         metrics.counted(

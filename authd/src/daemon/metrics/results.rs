@@ -32,6 +32,16 @@ pub enum Fetched {
 type Names = &'static [&'static str];
 
 const HANDSHAKE: Names = &[OK, "handshake_failed", "handshake_timeout", "wrong_server_name", "unavailable"];
+/// Of a node that asks for a session, besides those of its certificate.
+const NODE_SESSION: Names = &[
+    ACCEPTED,
+    "node_unknown",
+    "node_not_remote",
+    "tls13_required",
+    "too_many_sessions",
+    "store_unusable",
+    "unavailable",
+];
 const JSON: Names =
     &["json_oversize", "json_depth", "json_members", "json_duplicate_member", "json_syntax", "json_not_object"];
 /// Of what is signed: tokens and DPoP proofs.
@@ -183,6 +193,7 @@ impl Checked {
             Shown::Token(token) if token.bound_to.contains(&Binding::Dpop) => &[Self::Token, Self::Dpop],
             Shown::Token(_) => &[Self::Token],
             Shown::ApiKey(_) => &[Self::ApiKey],
+            Shown::Node(_) => &[],
         }
     }
 
@@ -247,6 +258,10 @@ pub fn handshake(name: &str) -> &'static str {
     find(&[HANDSHAKE], name).unwrap_or(OTHER)
 }
 
+pub fn node_session(name: &str) -> &'static str {
+    find(&[NODE_SESSION, MTLS], name).unwrap_or(OTHER)
+}
+
 fn find(lists: &[Names], name: &str) -> Option<&'static str> {
     lists.iter().copied().flatten().copied().find(|known| *known == name)
 }
@@ -299,8 +314,11 @@ mod tests {
         assert!(seen > 120, "{seen} names");
         // And no list has a name that nobody explains.
         let all = Checked::ALL.iter().flat_map(|proof| proof.results());
-        let all =
-            all.chain(Fetched::Jwks.results()).chain(Fetched::Introspection.results()).copied().chain([HANDSHAKE]);
+        let all = all
+            .chain(Fetched::Jwks.results())
+            .chain(Fetched::Introspection.results())
+            .copied()
+            .chain([HANDSHAKE, NODE_SESSION]);
         for name in all.flatten().filter(|name| ![OK, ACCEPTED].contains(name)) {
             assert!(TEXT.contains(&format!("`{name}`")), "{name}");
         }
@@ -309,7 +327,7 @@ mod tests {
     #[test]
     fn no_text_of_others_becomes_a_result() {
         for text in ["", "ok ", "OK", "other", "x\"} 1\nauthd_x 1", "../ok", &"ok".repeat(10_000)] {
-            assert_eq!(handshake(text), OTHER);
+            assert_eq!((handshake(text), node_session(text)), (OTHER, OTHER));
             for proof in Checked::ALL {
                 assert_eq!(proof.result(text), OTHER);
             }

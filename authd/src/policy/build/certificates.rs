@@ -203,7 +203,7 @@ impl Builder {
         })
     }
 
-    fn named_authority(&mut self, source: &Source, name: &Spanned<String>) -> Option<usize> {
+    pub(super) fn named_authority(&mut self, source: &Source, name: &Spanned<String>) -> Option<usize> {
         let found = self.authorities.get(name.as_ref()).map(|(index, _)| *index);
         if found.is_none() {
             let known = self.authorities.keys().cloned().collect();
@@ -224,8 +224,8 @@ impl Builder {
         texts
     }
 
-    /// Whether some authority that the rule takes may give out the ID; if none may, no certificate fits.
-    fn spoken_for(&mut self, at: &Place, id: &SpiffeId, authority: Option<usize>, model: &Model) {
+    /// Whether some authority whose word counts may give out the ID; if none may, no certificate fits.
+    pub(super) fn spoken_for(&mut self, at: &Place, id: &SpiffeId, authority: Option<usize>, model: &Model) {
         let mut asked = model.authorities.iter().enumerate().filter(|(index, _)| authority.is_none_or(|a| a == *index));
         let speaks =
             |authority: &Authority| authority.trust_domain.as_ref().is_some_and(|d| d.as_str() == id.trust_domain());
@@ -235,7 +235,7 @@ impl Builder {
         self.error(
             "foreign_spiffe_id",
             at,
-            format!("no authority that the rule takes speaks for the trust domain of `{id}`"),
+            format!("no authority that counts here speaks for the trust domain of `{id}`"),
             format!("add `trust_domain = \"{}\"` to its `[[authority]]`", id.trust_domain()),
         );
     }

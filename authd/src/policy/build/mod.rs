@@ -5,6 +5,7 @@
 
 mod certificates;
 mod issuers;
+mod nodes;
 mod rules;
 
 use std::{collections::HashMap, ops::Range, time::Duration};
@@ -28,11 +29,12 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
     let mut builder = Builder::default();
     let mut raw = Raw::default();
     for (source, file) in files {
-        let file::File { trust_domain, mode, workload, peer, service, issuer, authority, rule } = file;
+        let file::File { trust_domain, mode, workload, peer, node, service, issuer, authority, rule } = file;
         builder.once(&source, "trust_domain", trust_domain, &mut raw.trust_domain);
         builder.once(&source, "mode", mode, &mut raw.mode);
         raw.workloads.extend(workload.into_iter().map(|w| (source.clone(), w)));
         raw.peers.extend(peer.into_iter().map(|p| (source.clone(), p)));
+        raw.nodes.extend(node.into_iter().map(|n| (source.clone(), n)));
         raw.services.extend(service.into_iter().map(|s| (source.clone(), s)));
         raw.issuers.extend(issuer.into_iter().map(|i| (source.clone(), i)));
         raw.authorities.extend(authority.into_iter().map(|a| (source.clone(), a)));
@@ -49,6 +51,7 @@ struct Raw {
     mode: Option<(Place, Mode)>,
     workloads: Vec<(Source, Spanned<file::Workload>)>,
     peers: Vec<(Source, Spanned<file::Peer>)>,
+    nodes: Vec<(Source, Spanned<file::Node>)>,
     services: Vec<(Source, Spanned<file::Service>)>,
     issuers: Vec<(Source, Spanned<file::Issuer>)>,
     authorities: Vec<(Source, Spanned<file::Authority>)>,
@@ -66,7 +69,7 @@ struct Builder {
 
 impl Builder {
     fn model(&mut self, raw: Raw) -> Model {
-        let Raw { trust_domain, mode, workloads, peers, services, issuers, authorities, rules } = raw;
+        let Raw { trust_domain, mode, workloads, peers, nodes, services, issuers, authorities, rules } = raw;
         let trust_domain = self.trust_domain(trust_domain);
         let authorities = self.authorities(authorities);
         let issuers: Vec<Issuer> =
@@ -101,11 +104,13 @@ impl Builder {
             observe: mode.is_some_and(|(_, mode)| mode == Mode::Observe),
             workloads,
             peers,
+            nodes: Vec::new(),
             services,
             authorities,
             issuers,
             rules: Vec::new(),
         };
+        model.nodes = self.nodes(nodes, &model);
         let mut names: HashMap<String, Place> = HashMap::new();
         for (source, rule) in rules {
             let rule = self.rule(&source, rule.into_inner(), &model);
@@ -326,19 +331,21 @@ impl Builder {
     }
 
     fn networks(&mut self, source: &Source, texts: Vec<Spanned<String>>) -> Vec<Network> {
-        let mut networks = Vec::new();
-        for text in texts {
-            match Network::parse(text.as_ref()) {
-                Ok(network) => networks.push(network),
-                Err(error) => {
-                    let at = place(source, text.span());
-                    self.error("bad_network", &at, error.to_string(), "correct the address");
-                }
-            }
-        }
+        let mut networks: Vec<Network> =
+            texts.into_iter().filter_map(|text| self.network(&place(source, text.span()), text.as_ref())).collect();
         networks.sort();
         networks.dedup();
         networks
+    }
+
+    fn network(&mut self, at: &Place, text: &str) -> Option<Network> {
+        match Network::parse(text) {
+            Ok(network) => Some(network),
+            Err(error) => {
+                self.error("bad_network", at, error.to_string(), "correct the address");
+                None
+            }
+        }
     }
 
     fn service(&mut self, source: &Source, raw: file::Service, workloads: &[Workload]) -> Service {

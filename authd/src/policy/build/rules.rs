@@ -58,9 +58,15 @@ impl Builder {
             }
         }
         let mtls_at = self.mtls_place(source, &require);
+        let node_at = self.node_place(source, &require);
         let proofs = self.require(source, require, deny, token.as_ref(), &at);
-        for (subject, at) in &subjects {
-            self.provable(at, *subject, deny, mtls_at.is_some(), model);
+        match node_at.filter(|_| !deny) {
+            Some(node_at) => self.vouchable(&at, &node_at, &proofs, &subjects, &objects, model),
+            None => {
+                for (subject, at) in &subjects {
+                    self.provable(at, *subject, deny, mtls_at.is_some(), model);
+                }
+            }
         }
         let mtls = self.mtls(source, mtls, mtls_at.as_ref(), model);
         let token = token.and_then(|token| self.token(source, token.into_inner()));
@@ -240,6 +246,14 @@ impl Builder {
                 &place(source, pending.span()),
                 "the rule requires nothing that a connection could wait for",
                 "remove `pending`, or add to `require`",
+            );
+        }
+        if proofs.contains(&Proof::Node) && *pending.as_ref() == Pending::Hold {
+            self.error(
+                "held_node",
+                &place(source, pending.span()),
+                "a connection brings its node's word with it, or never: there is nothing to wait for",
+                "remove `pending`",
             );
         }
         pending.into_inner() == Pending::Hold

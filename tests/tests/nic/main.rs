@@ -1,6 +1,8 @@
 //! What becomes of frames at an interface, case by case: one thing is changed, and the ruling with it.
 
-use std::cell::Cell;
+mod nodes;
+
+use std::{cell::Cell, collections::HashMap};
 
 use authd::policy::{
     compile::{Moment, Options, Registry, compile},
@@ -13,6 +15,7 @@ use authd_common::{
     nic::{Ruling, Sockets, rule},
     parse::Packet,
     reason::Reason,
+    syn::{NodeKey, NodeKeyId, Speaker, Speakers, Spoken},
     tables::{Flow, FlowKey, Grant, GrantKey, IdentityEntry, Listener, Slot, UNMANAGED, listener_flags, role},
 };
 use jiff::Timestamp;
@@ -46,6 +49,40 @@ name = "partner-sql"
 from = ["partner"]
 to = ["sql"]
 require = ["api-key"]
+[[authority]]
+name = "nodes"
+bundle = "nodes.crt"
+trust_domain = "example.org"
+[[node]]
+name = "a"
+spiffe_id = "spiffe://example.org/node/a"
+speaks_for = ["spiffe://example.org/web"]
+[[peer]]
+name = "web"
+spiffe_id = "spiffe://example.org/web"
+[[service]]
+name = "ledger"
+workload = "db"
+ports = ["tcp/7003", "tcp/7004"]
+[[service]]
+name = "both"
+workload = "db"
+ports = ["tcp/7005"]
+[[rule]]
+name = "web-ledger"
+from = ["web"]
+to = ["ledger"]
+require = ["node"]
+[[rule]]
+name = "web-both"
+from = ["web"]
+to = ["both"]
+require = ["node"]
+[[rule]]
+name = "partner-both"
+from = ["partner"]
+to = ["both"]
+require = ["api-key"]
 "#;
 
 const NETNS: u64 = 7;
@@ -59,10 +96,12 @@ const PARTNER: [u8; 4] = [198, 51, 100, 7];
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const GRANT: Grant = Grant { slot: 4, serial: 9 };
+const LABEL: u32 = 0x000a_0b0c;
 
 /// The node as it is in most cases: `db` has its ports, nothing is remembered, the partner has a grant that lives.
 struct Node {
     image: Image,
+    registry: Registry,
     db: u32,
     other: u32,
     listener: Option<Listener>,
@@ -73,11 +112,25 @@ struct Node {
     slot: Slot,
     grant: Option<Grant>,
     generation: u32,
+    speakers: HashMap<u32, Speaker>,
+    keys: HashMap<NodeKeyId, NodeKey>,
+    spoken: HashMap<FlowKey, Spoken>,
+    /// Grants of callers for whom another node vouches.
+    vouched: Option<Grant>,
 }
 
 impl Node {
     fn new() -> Self {
-        let model = texts(vec![Source { name: "policy.toml".into(), text: POLICY.into() }]).model.expect("it is sound");
+        Self::with_policy(POLICY)
+    }
+
+    /// One whose rules ask for no node's word.
+    fn without_nodes() -> Self {
+        Self::with_policy(POLICY.split("[[authority]]").next().expect("its beginning"))
+    }
+
+    fn with_policy(policy: &str) -> Self {
+        let model = texts(vec![Source { name: "policy.toml".into(), text: policy.into() }]).model.expect("it is sound");
         let options = Options::default();
         let mut registry = Registry::default();
         registry.assign(&model, &options);
@@ -87,6 +140,7 @@ impl Node {
         let (db, other) = (number("db"), number("other"));
         Self {
             image,
+            registry,
             db,
             other,
             listener: Some(Listener { epoch: EPOCH, cgroup: 1, workload: db, flags: 0 }),
@@ -97,21 +151,30 @@ impl Node {
             slot: Slot { until: NOW + 1, serial: GRANT.serial, reserved: 0 },
             grant: Some(GRANT),
             generation: GENERATION,
+            speakers: HashMap::new(),
+            keys: HashMap::new(),
+            spoken: HashMap::new(),
+            vouched: None,
         }
     }
 
     fn rules(&self, frame: &[u8]) -> Ruling {
-        let partner = |key: GrantKey| {
-            (key.address == Address::v4(PARTNER) && key.scope == NETNS && key.workload == UNMANAGED)
-                .then_some(self.grant)
-                .flatten()
+        // Of every rule, whatever it asks for.
+        let granted = |key: GrantKey| match key {
+            GrantKey { workload: UNMANAGED, scope: NETNS, address, .. } if address == Address::v4(PARTNER) => {
+                self.grant
+            }
+            GrantKey { workload: UNMANAGED, scope, address: Address::UNSPECIFIED, .. } if scope == u64::from(LABEL) => {
+                self.vouched
+            }
+            _ => None,
         };
         let view = self
             .image
             .at(NOW)
             .numbered(self.generation)
             .with_identities(|cgroup| self.identity.filter(|_| cgroup == 1))
-            .with_grants(partner, |slot| (slot == GRANT.slot).then_some(self.slot));
+            .with_grants(granted, |slot| (slot == GRANT.slot).then_some(self.slot));
         rule(&view, self, frame)
     }
 
@@ -127,6 +190,24 @@ impl Node {
             Ruling::Passes { remember, .. } => remember,
             other => panic!("{other:?}"),
         }
+    }
+}
+
+impl Speakers for Node {
+    fn speaker(&self, label: u32) -> Option<Speaker> {
+        self.speakers.get(&label).copied()
+    }
+
+    fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
+        self.keys.get(id).copied()
+    }
+
+    fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
+        self.spoken.get(key).copied()
+    }
+
+    fn time(&self) -> u64 {
+        NOW
     }
 }
 
@@ -171,7 +252,7 @@ fn frame(source: [u8; 4], protocol: u8, transport: &mut Vec<u8>) -> Vec<u8> {
 }
 
 fn remembered() -> Flow {
-    Flow { until: 0, grant: Grant::NONE, generation: GENERATION, role: u32::from(role::SERVER) }
+    Flow { until: 0, grant: Grant::NONE, generation: GENERATION, role: u32::from(role::SERVER), ..Flow::default() }
 }
 
 #[test]
