@@ -5,6 +5,7 @@
 
 use authd_common::{
     address::Address,
+    syn,
     tables::{Flow, FlowKey},
 };
 use aya_ebpf::{
@@ -61,6 +62,33 @@ pub fn floor_lookup(ctx: XdpContext) -> u32 {
     let destination = (Address::v4([f[30], f[31], f[32], f[33]]), u16::from_be_bytes([f[36], f[37]]));
     let key = FlowKey::new(0, 6, source, destination);
     if FLOOR_FLOWS.get_ptr(&key).is_some() { XDP_PASS } else { XDP_DROP }
+}
+
+/// The same of a SYN that says who sends it, with one hash over what that is.
+#[xdp(frags)]
+pub fn floor_hash(ctx: XdpContext) -> u32 {
+    const WHOLE: usize = 14 + 20 + 36;
+    const SECRET: [u64; 2] = [1, 2];
+    // SAFETY: a context is readable.
+    let (data, end) = unsafe { ((*ctx.ctx).data as usize, (*ctx.ctx).data_end as usize) };
+    if data + WHOLE > end {
+        return XDP_PASS;
+    }
+    // SAFETY: the range was compared with the frame's end.
+    let f = unsafe { &*(data as *const [u8; WHOLE]) };
+    if f[12] != 8 || f[13] != 0 || f[14] != 0x45 || f[23] != 6 {
+        return XDP_PASS;
+    }
+    let source = (Address::v4([f[26], f[27], f[28], f[29]]), u16::from_be_bytes([f[34], f[35]]));
+    let destination = (Address::v4([f[30], f[31], f[32], f[33]]), u16::from_be_bytes([f[36], f[37]]));
+    if FLOOR_FLOWS.get_ptr(&FlowKey::new(0, 6, source, destination)).is_none() {
+        return XDP_DROP;
+    }
+    let sequence = u32::from_be_bytes([f[38], f[39], f[40], f[41]]);
+    let label = u32::from_be_bytes([0, f[67], f[68], f[69]]);
+    let said = u64::from_be_bytes([f[58], f[59], f[60], f[61], f[62], f[63], f[64], f[65]]);
+    let meant = syn::mac(SECRET, &syn::syn_key(source, destination, sequence), f[66] as u32, label);
+    if said == meant { XDP_PASS } else { XDP_DROP }
 }
 
 /// Sends what it is run with.

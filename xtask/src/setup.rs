@@ -21,9 +21,20 @@ const BPF_LINKER: &str = "0.10.0";
 const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 /// For network namespaces.
 const RUNNING: [&str; 1] = ["iproute2"];
-/// For virtual machines.
-const TESTING: [&str; 10] =
-    ["curl", "g++", "openssl", "python3", "qemu-system-x86", "busybox-static", "cpio", "xz-utils", "zstd", "kmod"];
+/// For virtual machines; the last one for another clock.
+const TESTING: [&str; 11] = [
+    "curl",
+    "g++",
+    "openssl",
+    "python3",
+    "qemu-system-x86",
+    "busybox-static",
+    "cpio",
+    "xz-utils",
+    "zstd",
+    "kmod",
+    "faketime",
+];
 
 pub fn run(purpose: For) -> Result<()> {
     if Toolchain::find().is_err() {
