@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
@@ -534,7 +534,9 @@ fn friend(far: &Netns, sender: &Program, flooded: Option<&str>) -> Result<f64> {
             let started = Instant::now();
             let mut connections = 0_u32;
             while started.elapsed() < WINDOW {
-                let stream = TcpStream::connect("192.0.2.1:7001")?;
+                let mut stream = TcpStream::connect("192.0.2.1:7001")?;
+                // Until the server has taken and closed it: else its queue fills up, and SYNs are lost there.
+                let _ = stream.read(&mut [0])?;
                 // With a reset, so that no port waits for TIME_WAIT.
                 let linger = libc::linger { l_onoff: 1, l_linger: 0 };
                 nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger)?;
