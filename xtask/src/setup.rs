@@ -21,8 +21,8 @@ const BPF_LINKER: &str = "0.10.0";
 const COMPILER: [&str; 3] = ["rustc-web", "libstd-rust-web-dev-bpf", "rust-web-clippy"];
 /// For network namespaces.
 const RUNNING: [&str; 1] = ["iproute2"];
-/// For virtual machines; the last one for another clock.
-const TESTING: [&str; 11] = [
+/// For virtual machines; at the end for another clock, and what the benchmark compares with.
+const TESTING: [&str; 13] = [
     "curl",
     "g++",
     "openssl",
@@ -34,6 +34,8 @@ const TESTING: [&str; 11] = [
     "zstd",
     "kmod",
     "faketime",
+    "nftables",
+    "xdp-tools",
 ];
 
 pub fn run(purpose: For) -> Result<()> {
