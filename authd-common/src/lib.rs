@@ -9,6 +9,7 @@ pub mod address;
 pub mod bytes;
 pub mod event;
 pub mod identity;
+pub mod names;
 pub mod nic;
 pub mod nodes;
 pub mod parse;

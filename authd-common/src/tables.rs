@@ -6,43 +6,12 @@
 //! old one, and the old one is deleted after every program that might still read it has ended.
 
 use crate::address::Address;
+pub use crate::names;
 
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_ICMPV6: u8 = 58;
-
-/// Names of maps, of their pins, and of programs. The kernel crate's statics carry the same names; loading fails otherwise.
-pub mod names {
-    pub const HEAD: &str = "HEAD";
-    pub const ROOTS: &str = "ROOTS";
-    pub const IDENTITIES: &str = "IDENTITIES";
-    pub const WORKLOADS: &str = "WORKLOADS";
-    pub const ADDRESSES: &str = "ADDRESSES";
-    pub const PORTS: &str = "PORTS";
-    pub const CELLS: &str = "CELLS";
-    pub const TAGS: &str = "TAGS";
-    pub const LOCALS: &str = "LOCALS";
-    pub const CONVERSATIONS: &str = "CONVERSATIONS";
-    pub const DENIALS: &str = "DENIALS";
-    pub const COUNTERS: &str = "COUNTERS";
-    pub const EVENTS: &str = "EVENTS";
-    pub const SEQUENCE: &str = "SEQUENCE";
-    pub const BARRIER: &str = "BARRIER";
-    pub const GRANTS: &str = "GRANTS";
-    pub const SLOTS: &str = "SLOTS";
-    pub const NIC: &str = "NIC";
-    pub const LISTENERS: &str = "LISTENERS";
-    pub const FLOWS: &str = "FLOWS";
-    pub const DROPS: &str = "DROPS";
-    pub const OTHER_DROPS: &str = "OTHER_DROPS";
-    pub const SPEAKERS: &str = "SPEAKERS";
-    pub const NODE_KEYS: &str = "NODE_KEYS";
-    pub const SPOKEN: &str = "SPOKEN";
-    pub const NODES: &str = "NODES";
-    pub const VOICES: &str = "VOICES";
-    pub const LABELS: &str = "LABELS";
-}
 
 /// No workload: a process that authd does not manage.
 pub const UNMANAGED: u32 = 0;
@@ -427,6 +396,8 @@ pub mod tag_flags {
     pub const LISTED: u8 = 16;
     /// Another node vouches for the caller, whose label is in `peer_workload`.
     pub const VOUCHED: u8 = 32;
+    /// Its SYN tells another node who sends it.
+    pub const SPEAKS: u8 = 64;
 }
 
 /// One direction of a flow, keyed by the namespace too: the same addresses may mean other hosts in each. All of it is words:

@@ -3,7 +3,7 @@
 use authd_common::{
     event::kind,
     syn::syn_key,
-    tables::{FlowKey, IPPROTO_TCP, LocalEntry, Tables, Tag, UNMANAGED, port_flags, role, tag_flags},
+    tables::{FlowKey, IPPROTO_TCP, LocalEntry, Tables, Tag, UNMANAGED, port_flags, role, root_flags, tag_flags},
     verdict::Action,
 };
 use aya_ebpf::{
@@ -65,7 +65,7 @@ fn opens(ops: SockOps) {
             }
             let entry = LocalEntry { cgroup: tag.cgroup, instance: tag.instance, workload: tag.workload, pid: tag.pid };
             maps::set_local(&key_of(ops, tag.netns), &entry);
-            speaks::begins(ops);
+            speaks::begins(ops, tag);
         }
     }
     if managed || !is_tagged {
@@ -100,8 +100,8 @@ fn established(ops: SockOps) {
     let Some(socket) = ops.socket() else { return };
     if let Some(tag) = tag::of(socket) {
         tag.flags |= tag_flags::ESTABLISHED;
+        speaks::ends(ops, tag);
     }
-    speaks::ends(ops);
 }
 
 /// An accepted socket inherits nothing. Whose it is, its first packet says; what it is and where, is known here.
@@ -122,6 +122,9 @@ fn accepted(ops: SockOps) {
 /// What the SYN said of the caller. It does not come again.
 #[inline(always)]
 fn was_introduced(ops: SockOps, tag: &mut Tag) {
+    if !matches!(maps::root(), Some(root) if root.flags & root_flags::HEARS != 0) {
+        return;
+    }
     let sequence = ops.awaited().wrapping_sub(1);
     let key = syn_key((tag.remote, tag.remote_port), (ops.local(), ops.local_port()), sequence);
     if let Some(spoken) = maps::spoken_in_place(&key).map(raw::value) {

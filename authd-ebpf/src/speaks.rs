@@ -3,28 +3,31 @@
 use authd_common::{
     parse::tcp_flags,
     syn::{self, LabelKey, Voice},
-    tables::{FlowKey, Tables, Tag, root_flags},
+    tables::{FlowKey, Tag, root_flags, tag_flags},
 };
 
 use crate::{
-    maps::{self, Kernel},
+    maps,
     raw::{self, SockOps},
     tag,
 };
 
 /// Before the SYN: whether somebody listens. If there is nothing to say yet, there may be when the SYN is sent again.
 #[inline(always)]
-pub fn begins(ops: SockOps) {
-    let Some(root) = Kernel.root() else { return };
+pub fn begins(ops: SockOps, tag: &mut Tag) {
+    let Some(root) = maps::root() else { return };
     if root.flags & root_flags::SPEAKS != 0 && maps::node(&ops.remote()).is_some() {
+        tag.flags |= tag_flags::SPEAKS;
         ops.write_options(true);
     }
 }
 
-/// The connection is open: its segments say nothing more.
+/// The connection is open: its segments say nothing more. Options that another program writes are its own.
 #[inline(always)]
-pub fn ends(ops: SockOps) {
-    ops.write_options(false);
+pub fn ends(ops: SockOps, tag: &Tag) {
+    if tag.flags & tag_flags::SPEAKS != 0 {
+        ops.write_options(false);
+    }
 }
 
 /// A segment is being made, and its options are counted.

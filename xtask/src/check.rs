@@ -17,9 +17,10 @@ use crate::{
 };
 
 /// Files that define what kernel and daemon share.
-const SHARED: [&str; 5] = [
+const SHARED: [&str; 6] = [
     "authd-common/src/address.rs",
     "authd-common/src/event.rs",
+    "authd-common/src/names.rs",
     "authd-common/src/nodes.rs",
     "authd-common/src/reason.rs",
     "authd-common/src/tables.rs",

@@ -1,0 +1,30 @@
+//! Names of maps, of their pins, and of programs. The kernel crate's statics carry the same names; loading fails otherwise.
+
+pub const HEAD: &str = "HEAD";
+pub const ROOTS: &str = "ROOTS";
+pub const IDENTITIES: &str = "IDENTITIES";
+pub const WORKLOADS: &str = "WORKLOADS";
+pub const ADDRESSES: &str = "ADDRESSES";
+pub const PORTS: &str = "PORTS";
+pub const CELLS: &str = "CELLS";
+pub const TAGS: &str = "TAGS";
+pub const LOCALS: &str = "LOCALS";
+pub const CONVERSATIONS: &str = "CONVERSATIONS";
+pub const DENIALS: &str = "DENIALS";
+pub const COUNTERS: &str = "COUNTERS";
+pub const EVENTS: &str = "EVENTS";
+pub const SEQUENCE: &str = "SEQUENCE";
+pub const BARRIER: &str = "BARRIER";
+pub const GRANTS: &str = "GRANTS";
+pub const SLOTS: &str = "SLOTS";
+pub const NIC: &str = "NIC";
+pub const LISTENERS: &str = "LISTENERS";
+pub const FLOWS: &str = "FLOWS";
+pub const DROPS: &str = "DROPS";
+pub const OTHER_DROPS: &str = "OTHER_DROPS";
+pub const SPEAKERS: &str = "SPEAKERS";
+pub const NODE_KEYS: &str = "NODE_KEYS";
+pub const SPOKEN: &str = "SPOKEN";
+pub const NODES: &str = "NODES";
+pub const VOICES: &str = "VOICES";
+pub const LABELS: &str = "LABELS";
