@@ -20,6 +20,7 @@ use crate::{
     proofs::x509::{
         chain::{ChainError, Usage},
         crl::NothingRevoked,
+        identity::VerifiedCertificate,
     },
 };
 
@@ -34,12 +35,14 @@ pub struct Name {
 }
 
 impl Name {
+    pub fn of_certificate(found: &VerifiedCertificate) -> Self {
+        Self { authority: found.authority.clone(), certificate: Digest::from_bytes(found.fingerprint) }
+    }
+
     /// Of the certificate among some proofs.
     pub fn of(shown: &[Shown]) -> Option<Self> {
         shown.iter().find_map(|shown| match shown {
-            Shown::Mtls(found) => {
-                Some(Self { authority: found.authority.clone(), certificate: Digest::from_bytes(found.fingerprint) })
-            }
+            Shown::Mtls(found) => Some(Self::of_certificate(found)),
             Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
         })
     }

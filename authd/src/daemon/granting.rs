@@ -11,7 +11,7 @@ use std::{
 
 use authd_common::{
     address::Address,
-    tables::{Grant, GrantKey, Tag},
+    tables::{Grant, GrantKey},
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -25,20 +25,12 @@ use super::{
 };
 use crate::{
     audit::record::Record,
-    dataplane::{
-        attestation::AttestError,
-        object,
-        sockets::{
-            self, Destroyed,
-            message::{Protocol, Socket},
-            namespaces::Namespace,
-        },
-    },
+    dataplane::{attestation::AttestError, sockets},
     digest::Digest,
     grants::{
         Given, Grants, Holder, Id, Live,
-        flows::{Flow, Flows, Key},
-        proof::Shown,
+        flows::Flows,
+        proof::{Shown, certificate_names},
         terms::{self, Claimant},
     },
     ipc::{Granted, Refusal, Wanted},
@@ -47,22 +39,20 @@ use crate::{
         model::{Model, Object, Rule},
         network::from_ip,
     },
+    proofs::x509::identity::VerifiedCertificate,
     store::{grants::Grant as Row, revocations::Revocation, revoked::Revoked},
 };
 
 /// How long a grant lives whose rule does not say.
 const DEFAULT_TTL: Duration = Duration::from_secs(300);
 
-/// After a list of sockets that is not complete, there is another one no earlier than this.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-
 /// Everything about grants that lives as long as the daemon.
 pub struct Ledger {
     pub grants: Grants,
     pub flows: Flows,
-    sockets: sockets::Sockets,
+    pub(super) sockets: sockets::Sockets,
     /// When to list sockets again, some of which could not be seen.
-    look_again: Option<Instant>,
+    pub(super) look_again: Option<Instant>,
     /// Grants by everything that they can be revoked by.
     by_name: HashMap<Revoked, Vec<Id>>,
     /// `/proc/sys/kernel/random/boot_id`
@@ -308,6 +298,9 @@ impl Daemon {
     pub fn revoke(&mut self, what: Revoked, by: u32, text: &str) -> Result<Effect, String> {
         let ids = self.ledger.by_name.get(&what).cloned().unwrap_or_default();
         let effect = self.end_grants(&ids, "grant_revoked", Some(&what));
+        if what.is_of_certificates() {
+            self.end_node_keys(|found| certificate_names(found).iter().any(|(name, _)| *name == what));
+        }
         self.metrics.revoked(&effect);
         let mut record = Record::about("revoked", format!("{what}: {text}"));
         record.uid = Some(by);
@@ -330,13 +323,11 @@ impl Daemon {
     /// An issuer revoked a certificate: grants end that were given because this authority vouched for it.
     pub fn listed(&mut self, authority: &str, certificate: Digest) {
         let name = Revoked::Certificate(certificate);
-        let name_of_certificate = certificate.as_bytes();
+        let is_meant =
+            |found: &VerifiedCertificate| found.authority == authority && found.fingerprint == *certificate.as_bytes();
         let is_vouched_for = |shown: &Shown| match shown {
-            Shown::Mtls(found) => found.authority == authority && found.fingerprint == *name_of_certificate,
-            Shown::Node(found) => {
-                let certificate = &found.certificate;
-                certificate.authority == authority && certificate.fingerprint == *name_of_certificate
-            }
+            Shown::Mtls(found) => is_meant(found),
+            Shown::Node(vouched) => is_meant(&vouched.certificate),
             Shown::Token(_) | Shown::ApiKey(_) => false,
         };
         let rests =
@@ -346,6 +337,7 @@ impl Daemon {
             let effect = self.end_grants(&ids, "grant_revoked", Some(&name));
             self.metrics.revoked(&effect);
         }
+        self.end_node_keys(is_meant);
     }
 
     /// Takes a revocation back. What was issued before it stays refused.
@@ -537,7 +529,7 @@ impl Daemon {
                 self.writer.follow(&[crate::grants::Command::Unpoint { key }])?;
             }
         }
-        self.restore_callers()?;
+        self.restore_callers();
         self.review_grants();
         Ok(())
     }
@@ -551,49 +543,6 @@ impl Daemon {
         if let Err(error) = saved {
             tracing::error!(%error, "grants are not on disk: a restart would end them");
         }
-    }
-
-    /// Destroys the sockets of flows that rested on grants that ended. Their packets are dropped already.
-    fn close_sockets(&mut self, ended: &[Grant]) -> (usize, Destroyed) {
-        if ended.is_empty() {
-            return (0, Destroyed::default());
-        }
-        self.catch_up();
-        let now = Instant::now();
-        self.find_flows();
-        let flows: Vec<Flow> = ended.iter().flat_map(|grant| self.ledger.flows.take(*grant)).collect();
-        let sockets: Vec<sockets::Flow> = flows.iter().filter_map(socket_of).collect();
-        let result = self.ledger.sockets.destroy(&sockets, now);
-        for (flow, error) in result.failed.iter().take(3) {
-            tracing::warn!(?flow, %error, "a socket stays open; its packets are dropped");
-        }
-        (flows.len(), result)
-    }
-
-    /// Learns of flows of which no event told. Before anything is revoked, so that no revocation waits for it.
-    pub fn find_flows(&mut self) {
-        let now = Instant::now();
-        if !self.ledger.flows.is_complete() || self.ledger.look_again.is_some_and(|at| at <= now) {
-            self.look_at_sockets(now);
-        }
-    }
-
-    /// Lists the kernel's sockets with what they remember: events were lost, or were an earlier daemon's.
-    fn look_at_sockets(&mut self, now: Instant) {
-        use std::os::fd::AsFd;
-        let discovered = self.ledger.sockets.discover();
-        let tags = self.writer.maps().tags.as_fd();
-        let dumped = self.ledger.sockets.dump(tags, &discovered.namespaces, now);
-        for found in &dumped.found {
-            let Some(tag) = found.tag.as_deref().and_then(object::tag) else { continue };
-            if tag.grant.is_some() {
-                self.ledger.flows.enter(flow_of(&found.flow, &tag), tag.grant);
-            }
-        }
-        self.ledger.flows.complete();
-        // Where it may not look now, it may later; but not with every revocation, each of which would wait for it.
-        let is_blind = !dumped.failed.is_empty() || discovered.incomplete.is_some();
-        self.ledger.look_again = is_blind.then(|| now + LOOK_AGAIN);
     }
 
     fn forget_names(&mut self, live: &Live) {
@@ -680,32 +629,4 @@ fn key_of(row: &Row) -> GrantKey {
         Holder::Vouched { label, .. } => ((*label).into(), Address::UNSPECIFIED),
     };
     GrantKey { rule: row.rule_number, workload: row.workload_number, scope, address }
-}
-
-/// The socket of a flow, if the kernel can close it: protocols without ports have none of their own.
-fn socket_of(flow: &Flow) -> Option<sockets::Flow> {
-    let Key { cookie, remote, remote_port, protocol } = flow.key;
-    Some(sockets::Flow {
-        namespace: Namespace { cookie: flow.netns, pid: flow.pid },
-        socket: Socket {
-            protocol: Protocol::from_number(protocol)?,
-            local: flow.local,
-            local_port: flow.local_port,
-            remote,
-            remote_port,
-            interface: 0,
-            cookie,
-        },
-    })
-}
-
-fn flow_of(found: &sockets::Flow, tag: &Tag) -> Flow {
-    let Socket { protocol, local, local_port, remote, remote_port, cookie, .. } = found.socket;
-    Flow {
-        key: Key { cookie, remote, remote_port, protocol: protocol.number() },
-        netns: found.namespace.cookie,
-        pid: tag.pid,
-        local,
-        local_port,
-    }
 }

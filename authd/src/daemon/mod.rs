@@ -7,7 +7,9 @@ mod callers;
 pub mod candidate;
 pub mod cgroupfs;
 pub mod clock;
+mod closing;
 pub mod control;
+mod forgetting;
 pub mod frames;
 pub mod granting;
 mod keys;
@@ -128,8 +130,6 @@ pub struct Daemon {
     trust: Result<Trust, StoreError>,
     ledger: Ledger,
     nodes: nodes::Nodes,
-    /// Whether there may be something of other nodes that ended.
-    swept_nodes: bool,
     totals: GrantTotals,
     metrics: Metrics,
     /// Whether control serves callers.
@@ -204,7 +204,6 @@ impl Daemon {
             trust,
             ledger,
             nodes: nodes::Nodes::default(),
-            swept_nodes: true,
             totals: GrantTotals::default(),
             metrics: Metrics::default(),
             control_ready: false,
@@ -234,7 +233,7 @@ impl Daemon {
         let changes = daemon.interfaces.attach(&daemon.xdp);
         daemon.report_interfaces(changes);
         daemon.restore_grants()?;
-        daemon.place_nodes()?;
+        daemon.place_nodes();
         if !daemon.last_reload.ok {
             daemon.report_rejected();
         }
@@ -335,7 +334,7 @@ impl Daemon {
         }
         self.report_loaded(&loaded);
         self.review_grants();
-        self.place_nodes()?;
+        self.place_nodes();
         tracing::info!(
             generation = loaded.generation,
             written = loaded.written,

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     audit::record::Record,
     grants::{
-        Given, Holder, Id,
+        Given, Holder, Id, Live,
         proof::{Shown, Vouched},
         terms,
     },
@@ -54,10 +54,20 @@ pub struct Admitted {
 
 /// A caller for whom another node speaks.
 #[derive(Clone, Debug)]
-pub struct Caller {
-    pub node: String,
-    pub spiffe_id: SpiffeId,
+struct Caller {
+    node: String,
+    spiffe_id: SpiffeId,
     certificate: VerifiedCertificate,
+    /// End, on both clocks.
+    until: Timestamp,
+    ends: u64,
+}
+
+/// What a node may speak in.
+struct Session<'a> {
+    node: &'a Node,
+    number: u32,
+    certificate: &'a VerifiedCertificate,
     /// End, on both clocks.
     until: Timestamp,
     ends: u64,
@@ -71,6 +81,8 @@ pub struct Nodes {
     by_name: HashMap<(String, SpiffeId), u32>,
     /// Which key a connection brought.
     sessions: HashMap<Connection, (NodeKeyId, u64)>,
+    /// What each key rests on. Of those that an earlier daemon took, nobody knows.
+    keys: HashMap<NodeKeyId, VerifiedCertificate>,
     /// Labels that are to be told of, by which session: see [`Daemon::node_accepted`].
     accepted: HashMap<String, NodeKey>,
     /// Who control says this node speaks for.
@@ -80,11 +92,6 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Whom a label means.
-    pub fn caller(&self, label: u32) -> Option<&Caller> {
-        self.callers.get(&label)
-    }
-
     /// Control begins anew.
     pub fn control_ended(&mut self) {
         self.sessions.clear();
@@ -154,16 +161,17 @@ impl Daemon {
         }
         let ends = clock + u64::from(seconds) * 1_000_000_000;
         let (id, ends) = self.session_key(connection, number, key, clock, ends)?;
+        self.nodes.keys.entry(id).or_insert_with(|| certificate.clone());
         // Whoever asks again does not get a longer session.
         let seconds = u32::try_from(ends.saturating_sub(clock) / 1_000_000_000).unwrap_or(0);
         if seconds == 0 {
             return Err(refusal("session_over", "the session came to its end: open another one"));
         }
         let until = now.checked_add(SignedDuration::from_secs(seconds.into())).unwrap_or(until);
-        let mut labels = Vec::new();
-        for text in speaks_for {
-            labels.push(self.caller_of(&node, number, text, &certificate, until, ends));
-        }
+        let callers = self.nodes.by_name.keys().filter(|(owner, _)| *owner == node.name).count();
+        let mut room = PER_NODE.saturating_sub(callers);
+        let session = Session { node: &node, number, certificate: &certificate, until, ends };
+        let labels = speaks_for.iter().map(|text| self.caller_of(&session, text, &mut room)).collect();
         Ok((node.name, Admitted { key_id: id.key_id as u8, seconds, labels }))
     }
 
@@ -195,42 +203,55 @@ impl Daemon {
         let key_id = key_id.ok_or_else(|| refusal("too_many_sessions", "the node has 256 sessions: let some end"))?;
         let id = NodeKeyId { node, key_id };
         self.writer.set_node_key(id, syn::NodeKey { secret: secret_of(key), until: ends }).map_err(failed)?;
+        self.nodes.keys.remove(&id);
         self.nodes.sessions.insert(connection, (id, ends));
         Ok((id, ends))
     }
 
+    /// Something was revoked: keys end whose sessions rest on it. Whoever shows another certificate opens another session.
+    pub(super) fn end_node_keys(&mut self, rests: impl Fn(&VerifiedCertificate) -> bool) {
+        let now = clock::monotonic();
+        let known = self.writer.node_keys().unwrap_or_else(|error| {
+            tracing::error!(%error, "the keys of nodes");
+            Vec::new()
+        });
+        for (id, until) in known {
+            if until <= now || self.nodes.keys.get(&id).is_some_and(|certificate| !rests(certificate)) {
+                continue;
+            }
+            self.nodes.sessions.retain(|_, (session, _)| *session != id);
+            if let Err(error) = self.writer.end_node_key(id, now) {
+                tracing::error!(%error, "a node's key does not end");
+            }
+        }
+    }
+
     /// The label of a caller, with its grants, if the node may speak for it.
-    fn caller_of(
-        &mut self,
-        node: &Node,
-        number: u32,
-        text: &str,
-        certificate: &VerifiedCertificate,
-        until: Timestamp,
-        ends: u64,
-    ) -> Option<u32> {
+    fn caller_of(&mut self, session: &Session<'_>, text: &str, room: &mut usize) -> Option<u32> {
+        let Session { node, number, certificate, until, ends } = *session;
         let spiffe_id: SpiffeId = text.parse().ok()?;
         if !node.may_speak_for(&spiffe_id) {
             return None;
         }
         let name = (node.name.clone(), spiffe_id.clone());
         let known = self.nodes.by_name.get(&name).copied();
-        if known.is_none() && self.nodes.by_name.keys().filter(|(owner, _)| *owner == node.name).count() >= PER_NODE {
-            tracing::warn!(node = node.name, "the node speaks for {PER_NODE} callers already");
-            return None;
-        }
         let label = match known {
             Some(label) => label,
-            None => self.free_label()?,
-        };
-        // A later session may have named the caller already.
-        let (ends, until) = match self.nodes.callers.get(&label) {
-            Some(known) if known.ends > ends => (known.ends, known.until),
-            _ => (ends, until),
+            None => {
+                *room = room.checked_sub(1).or_else(|| {
+                    tracing::warn!(node = node.name, "the node speaks for {PER_NODE} callers already");
+                    None
+                })?;
+                self.free_label()?
+            }
         };
         let caller = Caller { node: node.name.clone(), spiffe_id, certificate: certificate.clone(), until, ends };
-        if self.names_of_caller(label, &caller).is_revoked {
+        if self.is_revoked(label, &caller) {
             return None;
+        }
+        // A later session has named the caller already: what that one gave holds for longer.
+        if self.nodes.callers.get(&label).is_some_and(|known| known.ends > ends) {
+            return Some(label);
         }
         let speaker = Speaker { until: ends, node: number, reserved: 0 };
         if let Err(error) = self.writer.set_speaker(label, speaker) {
@@ -240,7 +261,6 @@ impl Daemon {
         self.directory.introduced(label, &node.name, caller.spiffe_id.as_str());
         self.nodes.by_name.insert(name, label);
         self.nodes.callers.insert(label, caller);
-        self.swept_nodes = true;
         self.grant_to_caller(label);
         Some(label)
     }
@@ -262,7 +282,7 @@ impl Daemon {
     fn grant_to_caller(&mut self, label: u32) {
         let Some(caller) = self.nodes.callers.get(&label).cloned() else { return };
         let (now, wall) = (clock::monotonic(), Timestamp::now());
-        if caller.ends <= now || self.names_of_caller(label, &caller).is_revoked {
+        if caller.ends <= now || self.is_revoked(label, &caller) {
             return;
         }
         let prepared = &self.active.prepared;
@@ -275,19 +295,25 @@ impl Daemon {
                 Some((rule.name.clone(), prepared.registry.rules.number(&rule.name)?, terms::digest(rule, model)))
             })
             .collect();
+        // A grant ends with what it rests on: the word of a node that shows another certificate is another grant.
+        let proofs = [proof_of(&caller)];
         for (rule, number, terms) in wanted {
             let key = caller_key(number, label);
-            if let Some(id) = self.ledger.grants.held(&key).filter(|live| live.given.terms == terms).map(|l| l.given.id)
-            {
+            let rests_on_same = |live: &&Live| live.given.terms == terms && live.given.proofs == proofs;
+            let known = self.ledger.grants.held(&key).find(rests_on_same).map(|live| live.given.id);
+            if let Some(id) = known {
                 self.extend_grant(&id, caller.ends, caller.until);
                 continue;
             }
-            let Ok(id) = Id::random() else { return };
+            let id = match Id::random() {
+                Ok(id) => id,
+                Err(error) => return tracing::error!(%error, caller = %caller.spiffe_id, "no grant without randomness"),
+            };
             let given = Given {
                 id,
                 rule,
                 holder: Holder::Vouched { node: caller.node.clone(), spiffe_id: caller.spiffe_id.clone(), label },
-                proofs: vec![proof_of(&caller)],
+                proofs: proofs.to_vec(),
                 terms,
                 issued: wall,
                 until: caller.until,
@@ -348,7 +374,7 @@ impl Daemon {
     }
 
     /// Whom an earlier daemon's labels mean, as far as grants tell.
-    pub(super) fn restore_callers(&mut self) -> Result<(), DaemonError> {
+    pub(super) fn restore_callers(&mut self) {
         for live in self.ledger.grants.iter() {
             let (Holder::Vouched { node, spiffe_id, label }, Some(Shown::Node(proof))) =
                 (&live.given.holder, live.given.proofs.first())
@@ -366,8 +392,7 @@ impl Daemon {
             self.nodes.by_name.insert((node.clone(), spiffe_id.clone()), *label);
             self.nodes.callers.insert(*label, caller);
         }
-        // What control said before is said again: to whom this node speaks is as it was until then.
-        Ok(())
+        // To whom this node speaks is in the kernel, and stays until control says otherwise.
     }
 
     /// A connection of control's ended, and with it what it may ask for.
@@ -384,15 +409,10 @@ impl Daemon {
         let now = clock::monotonic();
         let over = |until: u64| until.saturating_add(KNOWN_AFTER) < now;
         let life = u64::try_from(self.config.control.node_session.as_nanos()).unwrap_or(u64::MAX);
-        if self.nodes.callers.is_empty() && self.nodes.sessions.is_empty() && !self.swept_nodes {
-            return Ok(());
-        }
-        self.swept_nodes = false;
         for (id, until) in self.writer.node_keys()? {
             if over(until) {
                 self.writer.remove_node_key(id)?;
-            } else {
-                self.swept_nodes = true;
+                self.nodes.keys.remove(&id);
             }
         }
         for (label, speaker) in self.writer.speakers()? {
@@ -401,23 +421,22 @@ impl Daemon {
                 if let Some(caller) = self.nodes.callers.remove(&label) {
                     self.nodes.by_name.remove(&(caller.node, caller.spiffe_id));
                 }
-            } else {
-                self.swept_nodes = true;
             }
         }
         Ok(())
     }
 
-    /// Which node is where, by the policy in force.
-    pub(super) fn place_nodes(&mut self) -> Result<(), DaemonError> {
+    /// Which node is where, by the policy in force. To those for whom there is no room nothing is said, so that they refuse.
+    pub(super) fn place_nodes(&mut self) {
         let prepared = &self.active.prepared;
         let mut placed = BTreeMap::new();
         for node in prepared.model.nodes.iter().filter(|node| node.address.is_some()) {
             let Some(number) = prepared.registry.nodes.number(&node.name) else { continue };
             placed.extend(node.networks.iter().map(|network| ((network.address, network.bits), number)));
         }
-        self.writer.set_node_addresses(&placed)?;
-        Ok(())
+        if let Err(error) = self.writer.set_node_addresses(&placed) {
+            tracing::error!(%error, "some nodes are not told who calls: name fewer `networks` of nodes");
+        }
     }
 
     /// For whom this node speaks, if that changed since control was told.
@@ -561,21 +580,17 @@ impl Daemon {
     }
 }
 
-/// What a caller is revoked by, looked up.
-struct Named {
-    is_revoked: bool,
-}
-
 impl Daemon {
-    fn names_of_caller(&self, label: u32, caller: &Caller) -> Named {
-        let Ok(trust) = &self.trust else { return Named { is_revoked: true } };
+    /// Whether a caller, its node's certificate or who vouches for that was revoked. Without the store nobody knows.
+    fn is_revoked(&self, label: u32, caller: &Caller) -> bool {
+        let Ok(trust) = &self.trust else { return true };
         let holder = Holder::Vouched { node: caller.node.clone(), spiffe_id: caller.spiffe_id.clone(), label };
         let proofs = [proof_of(caller)];
         let now = Timestamp::now();
         let of_proofs = proofs.iter().flat_map(Shown::revocable);
         let of_holder = super::callers::holder_names(&holder, &proofs, &self.active.prepared.model);
         let mut names = of_proofs.chain(of_holder.into_iter().map(|name| (name, Some(now))));
-        Named { is_revoked: names.any(|(name, since)| trust.is_revoked(&name, since)) }
+        names.any(|(name, since)| trust.is_revoked(&name, since))
     }
 }
 

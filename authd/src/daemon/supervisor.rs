@@ -4,7 +4,6 @@
 //! happens here, one thing after the other.
 
 use std::{
-    collections::HashMap,
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -35,6 +34,7 @@ use super::{
     candidate::Candidate,
     clock,
     control::{Control, Happened, Who},
+    forgetting::{Forgetting, Waiting},
     nodes,
     settings::Files,
 };
@@ -319,57 +319,6 @@ impl Reload {
     fn tell(&mut self, applied: &Applied) {
         for answer in self.served.drain(..) {
             let _ = answer.send(Reply::One(Answer::Applied(applied.clone())));
-        }
-    }
-}
-
-/// Answers to revocations, which wait until control has dropped whatever it accepted before.
-#[derive(Default)]
-struct Forgetting {
-    next: ipc::Question,
-    waiting: HashMap<ipc::Question, Waiting>,
-}
-
-/// Who waits, and for what.
-enum Waiting {
-    Operator(oneshot::Sender<Reply>, Reply),
-    /// An operator who asks through control.
-    Caller(ToControl),
-}
-
-impl Waiting {
-    fn answer(self, control: &mut Control) {
-        match self {
-            Self::Operator(answer, reply) => {
-                // Who asked has gone: nobody misses the answer.
-                let _ = answer.send(reply);
-            }
-            Self::Caller(message) => control.tell(&message, None),
-        }
-    }
-}
-
-impl Forgetting {
-    /// Answers when control has forgotten, or at once if nobody is there to forget.
-    fn then(&mut self, control: &mut Control, waiting: Waiting) {
-        if !control.is_ready() {
-            return waiting.answer(control);
-        }
-        self.next += 1;
-        self.waiting.insert(self.next, waiting);
-        control.tell(&ToControl::Forget { question: self.next }, None);
-    }
-
-    fn forgotten(&mut self, control: &mut Control, question: ipc::Question) {
-        if let Some(waiting) = self.waiting.remove(&question) {
-            waiting.answer(control);
-        }
-    }
-
-    /// A process that ended remembers nothing.
-    fn all(&mut self, control: &mut Control) {
-        for (_, waiting) in self.waiting.drain() {
-            waiting.answer(control);
         }
     }
 }

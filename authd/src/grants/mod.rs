@@ -197,9 +197,10 @@ impl Grants {
         self.live.values()
     }
 
-    /// The grant of a key that lives longest.
-    pub fn held(&self, key: &GrantKey) -> Option<&Live> {
-        self.by_key.get(key)?.last().and_then(|(_, id)| self.live.get(id))
+    /// The grants of a key, the one that lives longest first.
+    pub fn held(&self, key: &GrantKey) -> impl Iterator<Item = &Live> {
+        let ids = self.by_key.get(key).into_iter().flat_map(|held| held.iter().rev());
+        ids.filter_map(|(_, id)| self.live.get(id))
     }
 
     /// Whose grant a flow remembers, as long as it lives.
@@ -309,7 +310,7 @@ impl Grants {
 
     /// The index entry of a key.
     fn point(&self, key: &GrantKey) -> Vec<Command> {
-        let longest = self.by_key.get(key).and_then(|held| held.last()).and_then(|(_, id)| self.live.get(id));
+        let longest = self.held(key).next();
         vec![match longest {
             Some(live) => Command::Point { key: *key, grant: live.grant },
             None => Command::Unpoint { key: *key },
@@ -412,7 +413,7 @@ mod tests {
     #[test]
     fn the_one_held_is_the_one_that_lives_longest() {
         let mut grants = Grants::new(vec![0; 4]);
-        let held = |grants: &Grants, rule| grants.held(&key(rule)).map(|live| live.given.id);
+        let held = |grants: &Grants, rule| grants.held(&key(rule)).next().map(|live| live.given.id);
         assert_eq!(held(&grants, 1), None);
         grants.give(0, given(1), key(1), 200).unwrap();
         grants.give(0, given(2), key(1), 100).unwrap();
@@ -468,7 +469,7 @@ mod tests {
         kernel.follow(grants.give(0, given(2), key(1), 200).unwrap());
         let named = |kernel: &Kernel, grants: &Grants, n| {
             kernel.index.get(&key(1)) == grants.get(&id(n)).map(|live| &live.grant)
-                && grants.held(&key(1)) == grants.get(&id(n))
+                && grants.held(&key(1)).next() == grants.get(&id(n))
         };
         assert!(named(&kernel, &grants, 2));
         kernel.follow(grants.extend(1, &id(1), 150, Timestamp::UNIX_EPOCH));
@@ -550,7 +551,7 @@ mod tests {
                     prop_assert_eq!(kernel.lets_pass(&key(rule), now), holds);
                     // What the index names serves as long as anything does.
                     let longest = grants.iter().filter(|live| live.key == key(rule)).map(|live| live.until).max();
-                    let held = grants.held(&key(rule));
+                    let held = grants.held(&key(rule)).next();
                     prop_assert_eq!(held.map(|live| live.until), longest);
                     prop_assert_eq!(kernel.index.get(&key(rule)), held.map(|live| &live.grant));
                 }

@@ -188,7 +188,7 @@ impl Shown {
 }
 
 /// Every certificate of the chain, by itself, by its number, by its key; and the leaf by whom it names.
-fn certificate_names(certificate: &VerifiedCertificate) -> Vec<(Revoked, Option<Timestamp>)> {
+pub fn certificate_names(certificate: &VerifiedCertificate) -> Vec<(Revoked, Option<Timestamp>)> {
     let mut names = Vec::new();
     let issuers = certificate.issuers.iter().map(|issuer| issuer.issuer_hash);
     let hashes = std::iter::once(certificate.issuer_hash).chain(issuers);

@@ -80,6 +80,11 @@ impl RevokedError {
 }
 
 impl Revoked {
+    /// Whether certificates are revoked by it.
+    pub fn is_of_certificates(&self) -> bool {
+        matches!(self, Self::Certificate(_) | Self::Serial { .. } | Self::Spki(_) | Self::SpiffeId(_))
+    }
+
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Token { .. } => "token",

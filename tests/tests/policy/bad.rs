@@ -1,9 +1,9 @@
 //! Policies with one fault each: what is said of it, and where.
 
-use crate::{BASE, read};
+use crate::{BASE, bad_nodes::OF_NODES, read};
 
 /// What is added to the base, the finding's code, where it is (line and column of the addition), and some of its words.
-type Bad = (&'static str, &'static str, &'static str, &'static str);
+pub type Bad = (&'static str, &'static str, &'static str, &'static str);
 
 /// Everything here stands behind the base.
 pub const ADDED: &[Bad] = &[
@@ -626,285 +626,6 @@ pub const ADDED: &[Bad] = &[
         "6:16",
         "names nobody",
     ),
-    // Nodes, and rules that ask for their word.
-    ("[[node]]\nname = \"n\"", "syntax", "1:1", "missing field `spiffe_id`"),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\ncolour = 1",
-        "syntax",
-        "4:1",
-        "unknown field `colour`",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\n[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/m\"\n",
-        "duplicate_name",
-        "5:8",
-        "node `n` is defined twice",
-    ),
-    (
-        "[[node]]\nname = \"a b\"\nspiffe_id = \"spiffe://example.org/node/n\"\n",
-        "bad_name",
-        "2:8",
-        "`a b` cannot be a name",
-    ),
-    (
-        "[[node]]\nname = \"any\"\nspiffe_id = \"spiffe://example.org/node/n\"\n",
-        "reserved_name",
-        "2:8",
-        "a word of the policy language",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\n[[node]]\nname = \"m\"\nspiffe_id = \"spiffe://example.org/node/n\"\n",
-        "shared_spiffe_id",
-        "6:13",
-        "two nodes are `spiffe://example.org/node/n`",
-    ),
-    ("[[node]]\nname = \"n\"\nspiffe_id = \"node-n\"\n", "bad_spiffe_id", "3:13", "does not begin with `spiffe://`"),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/*\"\n",
-        "bad_spiffe_id",
-        "3:13",
-        "has a path of other characters",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://other.org/node/n\"\n",
-        "foreign_spiffe_id",
-        "3:13",
-        "speaks for the trust domain of `spiffe://other.org/node/n`",
-    ),
-    (
-        "[[authority]]\nname = \"a\"\nbundle = \"a\"\n[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nauthority = \"a\"",
-        "foreign_spiffe_id",
-        "6:13",
-        "speaks for the trust domain",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nauthority = \"pky\"",
-        "unknown_authority",
-        "4:13",
-        "no authority is called `pky`",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"192.0.2.2\"",
-        "bad_address",
-        "4:11",
-        "`192.0.2.2` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"node.example.org:7443\"",
-        "bad_address",
-        "4:11",
-        "`node.example.org:7443` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"192.0.2.2:0\"",
-        "bad_address",
-        "4:11",
-        "`192.0.2.2:0` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"0.0.0.0:7443\"",
-        "bad_address",
-        "4:11",
-        "`0.0.0.0:7443` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"[::]:7443\"",
-        "bad_address",
-        "4:11",
-        "`[::]:7443` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"[::ffff:192.0.2.2]:7443\"",
-        "bad_address",
-        "4:11",
-        "`[::ffff:192.0.2.2]:7443` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"224.0.0.1:7443\"",
-        "bad_address",
-        "4:11",
-        "`224.0.0.1:7443` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"192.0.2.2:65536\"",
-        "bad_address",
-        "4:11",
-        "`192.0.2.2:65536` is no address and port",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"192.0.2.2:7443\"\nnetworks = [\"192.0.2.2\", \"10.0.0.1/8\"]",
-        "bad_network",
-        "5:26",
-        "write `10.0.0.0/8`",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"192.0.2.2:7443\"\nnetworks = [\"node.example\"]",
-        "bad_network",
-        "5:13",
-        "names are not resolved",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\naddress = \"192.0.2.2:7443\"\nnetworks = [\"10.1.0.0/16\"]\n[[node]]\nname = \"m\"\nspiffe_id = \"spiffe://example.org/node/m\"\naddress = \"192.0.2.2:7443\"\nnetworks = [\"10.2.0.0/16\", \"10.1.0.0/16\"]",
-        "shared_network",
-        "10:28",
-        "`10.1.0.0/16` belongs to two nodes",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nnetworks = [\"10.1.0.0/16\"]",
-        "no_node_address",
-        "4:13",
-        "nothing says where the authd of node `n` is told",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://example.org/ns/a*\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "a path of other",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://example.org/*/a\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "a path of other",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://example.org/ns/**\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "a path of other",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://*\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "has no path",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"*\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "does not begin",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://example.org*\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "has a trust domain of other",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://*/a\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "has a trust domain of other",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://example.org//*\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "a path of other",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://example.org/\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "has no path",
-    ),
-    (
-        "[[node]]\nname = \"n\"\nspiffe_id = \"spiffe://example.org/node/n\"\nspeaks_for = [\"spiffe://example.org/ok\", \"spiffe://Example.org/*\"]",
-        "bad_spiffe_id",
-        "4:42",
-        "has a trust domain of other",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"node\", \"mtls\"]",
-        "mixed_proofs",
-        "5:12",
-        "cannot be tied to each other yet",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"cgroup\", \"node\"]",
-        "mixed_proofs",
-        "5:22",
-        "cannot be tied to each other yet",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"node\", \"node\"]",
-        "duplicate_proof",
-        "5:20",
-        "required twice",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\naction = \"deny\"\nrequire = [\"node\"]",
-        "deny_requires",
-        "6:12",
-        "a deny rule requires nothing",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"api\"]\nrequire = [\"node\"]",
-        "local_caller",
-        "3:9",
-        "`web` is on this node",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"unmanaged\"]\nto = [\"api\"]\nrequire = [\"node\"]",
-        "local_caller",
-        "3:9",
-        "unmanaged processes are on this node",
-    ),
-    (
-        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://example.org/p\"\ndns = \"p.example.org\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]\nrequire = [\"node\"]",
-        "unvouched_peer",
-        "7:9",
-        "nodes vouch for SPIFFE IDs",
-    ),
-    (
-        "[[peer]]\nname = \"p\"\nsubject = \"CN=p\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\"]\nto = [\"api\"]\nrequire = [\"node\"]",
-        "unvouched_peer",
-        "6:9",
-        "nodes vouch for SPIFFE IDs",
-    ),
-    (
-        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://example.org/p\"\nnetworks = [\"10.1.0.0/16\"]\n[[rule]]\nname = \"r\"\nfrom = [\"p\", \"office\"]\nto = [\"api\"]\nrequire = [\"node\"]",
-        "mixed_peers",
-        "6:8",
-        "differ in SPIFFE ID and in networks",
-    ),
-    (
-        "[[peer]]\nname = \"p\"\nspiffe_id = \"spiffe://example.org/p\"\nnetworks = [\"10.1.0.0/16\"]\n[[peer]]\nname = \"q\"\nspiffe_id = \"spiffe://example.org/q\"\n[[rule]]\nname = \"r\"\nfrom = [\"p\", \"q\"]\nto = [\"api\"]\nrequire = [\"node\"]",
-        "mixed_peers",
-        "9:8",
-        "differ in SPIFFE ID and in networks",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"db\"]\nrequire = [\"node\"]",
-        "unvouched_service",
-        "4:7",
-        "and `db` is elsewhere",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"office\"]\nto = [\"db\"]\nrequire = [\"node\"]",
-        "unenforceable",
-        "3:9",
-        "whether peer `office` may call `db`",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"office\"]\nto = [\"any\"]\nrequire = [\"node\"]",
-        "unvouched_service",
-        "4:7",
-        "`any` is more than services of this node",
-    ),
-    (
-        "[[service]]\nname = \"s\"\nworkload = \"web\"\nports = [\"udp/53\", \"icmp\"]\n[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"s\"]\nrequire = [\"node\"]",
-        "no_tcp",
-        "8:7",
-        "`s` has no TCP port",
-    ),
-    (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"node\"]\npending = \"hold\"",
-        "held_node",
-        "6:11",
-        "there is nothing to wait for",
-    ),
 ];
 
 /// Whole files.
@@ -964,11 +685,17 @@ fn the_base_of_the_cases_is_good() {
 fn bad_policies_are_refused_with_place_words_and_remedy() {
     assert!(ADDED.len() + WHOLE.len() >= 60);
     let mut faults = Vec::new();
-    for case in ADDED {
+    for case in ADDED.iter().chain(OF_NODES) {
         faults.extend(wrong(&format!("{BASE}{}", case.0), case, BASE.lines().count()));
     }
     for case in WHOLE {
         faults.extend(wrong(case.0, case, 0));
     }
-    assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), ADDED.len() + WHOLE.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} of {}:\n{}",
+        faults.len(),
+        ADDED.len() + OF_NODES.len() + WHOLE.len(),
+        faults.join("\n")
+    );
 }

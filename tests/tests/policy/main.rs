@@ -2,6 +2,7 @@
 //! into a file makes the reader fall over.
 
 mod bad;
+mod bad_nodes;
 mod decisions;
 
 use std::time::Duration;
@@ -17,7 +18,7 @@ use authd::policy::{
 use authd::proofs::jws::Algorithm;
 use proptest::prelude::*;
 
-use self::{bad::ADDED, decisions::OFFICE_HOURS};
+use self::{bad::ADDED, bad_nodes::OF_NODES, decisions::OFFICE_HOURS};
 
 /// A policy without a fault, to which cases add theirs.
 const BASE: &str = r#"trust_domain = "example.org"
@@ -240,7 +241,7 @@ fn schema_accepts_the_base_and_the_samples() {
         model(&text);
     }
     // The schema refuses what the reader refuses for its shape.
-    for (added, ..) in ADDED.iter().filter(|case| case.1 == "syntax") {
+    for (added, ..) in ADDED.iter().chain(OF_NODES).filter(|case| case.1 == "syntax") {
         if let Ok(value) = toml::from_str::<serde_json::Value>(&format!("{BASE}{added}")) {
             assert!(!validator.is_valid(&value), "the schema takes\n{added}");
         }

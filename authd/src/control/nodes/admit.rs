@@ -15,13 +15,14 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{NodeSessionAnswer, NodeSessionRequest, certificate_of};
 use crate::{
     control::{
         Answer,
         api::{Session, confused, read},
+        listed,
         problem::Problem,
         prove::{self, Failed},
     },
@@ -62,6 +63,7 @@ pub async fn post_node_session(
 ) -> Result<Response, Problem> {
     let NodeSessionRequest { speaks_for, instance } = read(body, "a node's session")?;
     check(&speaks_for)?;
+    let settings = session.shared.verifier();
     let (node, certificate, key) = match node_behind(&session, Timestamp::now()) {
         Ok(known) => known,
         Err(Failed { problem, shown }) => {
@@ -71,11 +73,14 @@ pub async fn post_node_session(
             return Err(problem);
         }
     };
+    let name = listed::Name::of_certificate(&certificate);
     let connection = session.connection;
     let callers = speaks_for.iter().map(|id| id.as_str().to_owned()).collect();
     let ask = |question| FromControl::NodeSession { question, connection, certificate, key, speaks_for: callers };
     match session.shared.ask(ask).await {
         Answer::Admitted { key_id, seconds, labels } if labels.len() == speaks_for.len() => {
+            let until = Timestamp::now() + SignedDuration::from_secs(seconds.into());
+            listed::granted(&session.shared, settings, name, &session.chain, until).await;
             if let Some(instance) = instance {
                 session.shared.nodes.met(&node, instance);
             }

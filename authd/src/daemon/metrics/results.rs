@@ -39,6 +39,7 @@ const NODE_SESSION: Names = &[
     "node_not_remote",
     "tls13_required",
     "too_many_sessions",
+    "session_over",
     "store_unusable",
     "unavailable",
 ];

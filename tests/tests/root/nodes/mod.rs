@@ -1,6 +1,8 @@
 //! Two nodes, each with an authd of its own, joined by a pair of interfaces: callers of one are known at the other by what
 //! their SYNs say.
 
+mod forged;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::fs::PermissionsExt,
@@ -12,31 +14,31 @@ use anyhow::{Context, Result, ensure};
 use authd::{
     audit::record::Record,
     daemon::status::{self, NodeSession, Outbound},
-};
-use authd_common::{
-    address::Address,
-    syn::{LabelKey, Voice, mac, option, syn_key},
-    tables::names,
+    digest::Digest,
 };
 use authd_tests::{
     daemon::{Daemon, PATIENCE},
     probe::Running,
     sandbox::Sandbox,
-    trust::Authority,
+    trust::{Authority, serial_of},
     wire::{self, Wire},
 };
-use aya::maps::{HashMap, Map, MapData};
 use jiff::Timestamp;
 use libtest_mimic::Trial;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
+use self::forged::Stolen;
 use crate::{Verdict, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
     // What kernels may differ in.
     let mut trials = vec![
         trial("callers_are_known_at_interfaces_of_another_node", callers_are_known_at_interfaces),
-        trial("what_a_syn_says_is_refused_at_interfaces_unless_all_of_it_is_true", forgeries_are_refused_at_interfaces),
-        trial("what_a_syn_says_is_refused_unless_all_of_it_is_true", forgeries_are_refused),
+        trial(
+            "what_a_syn_says_is_refused_at_interfaces_unless_all_of_it_is_true",
+            forged::forgeries_are_refused_at_interfaces,
+        ),
+        trial("what_a_syn_says_is_refused_unless_all_of_it_is_true", forged::forgeries_are_refused),
         trial("keys_follow_each_other_without_a_lost_connection", keys_follow_each_other),
     ];
     // What they have no part in takes an emulated machine too long.
@@ -46,6 +48,8 @@ pub fn trials() -> Vec<Trial> {
             trial("nodes_go_on_when_one_of_them_restarts", nodes_go_on_when_one_restarts),
             trial("a_node_that_lost_everything_is_spoken_to_again", a_node_that_lost_everything),
             trial("a_caller_elsewhere_can_be_revoked", a_caller_elsewhere_can_be_revoked),
+            trial("a_nodes_word_is_revoked_by_the_certificate_that_it_shows_now", revoked_by_the_certificate_of_now),
+            trial("a_new_list_of_the_issuer_ends_a_nodes_word", a_new_list_ends_a_nodes_word),
             trial("a_policy_takes_back_what_a_node_may_say", a_policy_takes_back_what_a_node_may_say),
             trial("what_a_node_said_ends_with_its_session", what_a_node_said_ends),
         ]);
@@ -176,6 +180,7 @@ fn ahead_by(sandbox: &Sandbox, minutes: i32) -> Result<Vec<(&'static str, String
 struct Pair {
     a: Node,
     b: Node,
+    authority: Authority,
     _servers: Vec<Running>,
 }
 
@@ -193,7 +198,7 @@ impl Pair {
         let a = Node::new(a, &authority, "a", "192.0.2.1", settings, None)?;
         let servers = [V4, V6].map(|at| b.sandbox.spawn("/db", &["serve-tcp", at]));
         let servers = servers.into_iter().collect::<Result<_>>()?;
-        let pair = Self { a, b, _servers: servers };
+        let pair = Self { a, b, authority, _servers: servers };
         pair.a.daemon.wait_for("the session", |r| r.event == "node_accepts").with_context(|| pair.logs())?;
         Ok(pair)
     }
@@ -316,177 +321,6 @@ fn is_told_of(pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// Octets of a SYN of `a`'s, from its IP header on, behind which nobody waits for an answer.
-#[derive(Clone)]
-struct Syn {
-    source: [u8; 4],
-    port: u16,
-    sequence: u32,
-    option: Vec<u8>,
-    flags: u8,
-}
-
-impl Syn {
-    fn new(option: &[u32; 4], port: u16, sequence: u32) -> Self {
-        let option = option.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        Self { source: [192, 0, 2, 1], port, sequence, option, flags: 0x02 }
-    }
-
-    fn frame(&self, to: [u8; 6]) -> Vec<u8> {
-        let words = (20 + self.option.len()) / 4;
-        let mut tcp = [self.port.to_be_bytes(), 7001_u16.to_be_bytes()].concat();
-        tcp.extend(self.sequence.to_be_bytes());
-        tcp.extend([0, 0, 0, 0, (words as u8) << 4, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
-        tcp.extend(&self.option);
-        let pseudo = [&self.source[..], &[192, 0, 2, 2, 0, 6], &(tcp.len() as u16).to_be_bytes(), &tcp].concat();
-        tcp[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
-        let mut ip = vec![0x45, 0];
-        ip.extend((20 + tcp.len() as u16).to_be_bytes());
-        ip.extend([0, 0, 0, 0, 64, 6, 0, 0]);
-        ip.extend([self.source, [192, 0, 2, 2]].concat());
-        let sum = checksum(&ip).to_be_bytes();
-        ip[10..12].copy_from_slice(&sum);
-        [&to[..], &[2, 0, 0, 0, 0, 9, 8, 0], &ip, &tcp].concat()
-    }
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
-}
-
-/// What `a` has of its session with `b`.
-struct Stolen {
-    secret: [u64; 2],
-    key_id: u32,
-    web: u32,
-    batch: u32,
-}
-
-impl Stolen {
-    /// From the kernel's tables, as root of `a` could.
-    fn from(a: &Node) -> Result<Self> {
-        let sizes = authd::dataplane::object::Sizes::default();
-        let directory = authd::dataplane::object::maps_directory(a.sandbox.pins(), &sizes);
-        let open = |name: &str| MapData::from_pin(directory.join(name)).with_context(|| name.to_owned());
-        let voices: HashMap<_, u32, Voice> = Map::HashMap(open(names::VOICES)?).try_into()?;
-        let labels: HashMap<_, LabelKey, u32> = Map::HashMap(open(names::LABELS)?).try_into()?;
-        let voice = voices.iter().next().context("there is a session")??.1;
-        let mut known: Vec<(LabelKey, u32)> = labels.iter().collect::<Result<_, _>>()?;
-        known.retain(|(key, _)| key.bank == voice.bank);
-        // Numbers of workloads are in the order of the policy.
-        known.sort_by_key(|(key, _)| key.workload);
-        let [(_, web), (_, batch)] = known[..] else { anyhow::bail!("labels: {known:?}") };
-        Ok(Self { secret: voice.secret, key_id: voice.key_id, web, batch })
-    }
-
-    fn syn(&self, label: u32, port: u16, sequence: u32) -> Syn {
-        let ends = ((Address::v4([192, 0, 2, 1]), port), (Address::v4([192, 0, 2, 2]), 7001));
-        let mac = mac(self.secret, &syn_key(ends.0, ends.1, sequence), self.key_id, label);
-        Syn::new(&option(mac, self.key_id, label), port, sequence)
-    }
-}
-
-fn forgeries_are_refused() -> Result<Verdict> {
-    forgeries("")
-}
-
-fn forgeries_are_refused_at_interfaces() -> Result<Verdict> {
-    forgeries("interfaces = [\"far0\"]\n")
-}
-
-fn forgeries(of_b: &str) -> Result<Verdict> {
-    let pair = Pair::new("control.node_session_seconds = 3600\n", of_b)?;
-    // Whose port it is, is known from now on.
-    pair.connects("/web", V4)?;
-    let stolen = Stolen::from(&pair.a)?;
-    let to = pair.b.sandbox.netns.within(|| wire::mac("far0"))?;
-    let send = |syn: &Syn| pair.a.sandbox.netns.within(|| Wire::open("near0")?.send(&syn.frame(to)));
-    let (port, sequence) = (40_000, 0x1234_5678);
-    let sound = stolen.syn(stolen.web, port, sequence);
-    let answered = |syn: &Syn| -> Result<bool> {
-        let ports = [7001_u16.to_be_bytes(), syn.port.to_be_bytes()].concat();
-        let is_answer = |frame: &[u8]| frame.get(34..38) == Some(&ports[..]) && frame.get(47) == Some(&0x12);
-        pair.a.sandbox.netns.within(|| {
-            let watch = Wire::watch("near0")?;
-            Wire::open("near0")?.send(&syn.frame(to))?;
-            Ok(watch.next(Duration::from_millis(1_000), is_answer)?.is_some())
-        })
-    };
-    // What follows is refused for what is changed, and for nothing else.
-    ensure!(answered(&sound)?, "{}", pair.logs());
-    let changed = |change: &dyn Fn(&mut Syn)| {
-        let mut syn = sound.clone();
-        change(&mut syn);
-        syn
-    };
-    let other_key = Stolen { secret: [stolen.secret[0] ^ 1, stolen.secret[1]], ..stolen };
-    let mut cases: Vec<(&str, Syn)> = vec![
-        ("node_mac_wrong", other_key.syn(stolen.web, port, sequence)),
-        ("node_mac_wrong", changed(&|syn| syn.source = [192, 0, 2, 200])),
-        ("node_mac_wrong", changed(&|syn| syn.port += 1)),
-        ("node_mac_wrong", changed(&|syn| syn.sequence += 1)),
-        ("node_key_unknown", Stolen { key_id: stolen.key_id ^ 0x80, ..stolen }.syn(stolen.web, port, sequence)),
-        ("node_key_unknown", stolen.syn(stolen.web ^ 1, port, sequence)),
-        ("node_identity_missing", changed(&|syn| syn.option.clear())),
-        ("node_identity_missing", changed(&|syn| syn.option[0] = 254)),
-        ("node_identity_missing", changed(&|syn| syn.option[3] ^= 1)),
-        // Not the last of the header: somebody put something behind it.
-        ("node_identity_missing", changed(&|syn| syn.option.extend([1, 1, 1, 1]))),
-        ("node_identity_missing", changed(&|syn| syn.option.truncate(12))),
-        ("caller_not_named", stolen.syn(stolen.batch, port, sequence)),
-    ];
-    // Each octet of what authenticates; a key or a label that nobody has is as good as a wrong one.
-    cases.extend((4..12).map(|octet| ("node_mac_wrong", changed(&|syn| syn.option[octet] ^= 0x10))));
-    let mut meant: BTreeMap<&str, u64> = BTreeMap::new();
-    for (reason, _) in &cases {
-        *meant.entry(reason).or_default() += 1;
-    }
-    let told = || -> Result<BTreeMap<&str, u64>> {
-        meant.keys().map(|reason| Ok((*reason, denials(&pair.b, reason)?))).collect()
-    };
-    ensure!(told()?.values().all(|count| *count == 0), "{:?}", told()?);
-    let is_answer = |frame: &[u8]| frame.get(34..36) == Some(&7001_u16.to_be_bytes()) && frame.get(47) == Some(&0x12);
-    let watch = pair.a.sandbox.netns.within(|| Wire::watch("near0"))?;
-    cases.iter().try_for_each(|(_, syn)| send(syn))?;
-    wait_until("the refusals", || Ok(told()?.values().sum::<u64>() >= cases.len() as u64))
-        .with_context(|| format!("{:?}", told()))?;
-    ensure!(told()? == meant, "{:?}, not {meant:?}", told()?);
-    ensure!(watch.next(Duration::from_millis(200), is_answer)?.is_none(), "a forgery is answered");
-    // A flood of forged SYNs with the caller's own address does not keep the caller out.
-    pair.a.sandbox.netns.within(|| {
-        let wire = Wire::open("near0")?;
-        (0..2_000).try_for_each(|n| wire.send(&other_key.syn(stolen.web, 1_024 + n, sequence).frame(to)))
-    })?;
-    pair.connects("/web", V4)?;
-    replayed(&pair, &answered)?;
-    Ok(Verdict::Ran)
-}
-
-/// A SYN that was seen on its way is worth nothing once its connection came about, whatever became of that.
-fn replayed(pair: &Pair, answered: &dyn Fn(&Syn) -> Result<bool>) -> Result<()> {
-    let is_syn = |frame: &[u8]| frame.get(36..38) == Some(&7001_u16.to_be_bytes()) && frame.get(47) == Some(&0x02);
-    let watch = pair.a.sandbox.netns.within(|| Wire::watch("near0"))?;
-    pair.connects("/web", V4)?;
-    let seen = watch.next(PATIENCE, is_syn)?.context("a SYN passes")?;
-    let tcp = &seen[34..];
-    let length = usize::from(tcp[12] >> 4) * 4;
-    let syn = Syn {
-        source: [192, 0, 2, 1],
-        port: u16::from_be_bytes([tcp[0], tcp[1]]),
-        sequence: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
-        option: tcp[20..length].to_vec(),
-        flags: 0x02,
-    };
-    ensure!(syn.option.len() > 16 && syn.option[syn.option.len() - 16..][..4] == [253, 16, 0xa0, 0x7d], "{tcp:02x?}");
-    let before = denials(&pair.b, "node_replay")?;
-    ensure!(!answered(&syn)?, "a SYN is answered twice");
-    wait_until("the replay", || Ok(denials(&pair.b, "node_replay")? > before))
-}
-
 fn denials(node: &Node, reason: &str) -> Result<u64> {
     let records = node.daemon.records()?;
     let denied = records.iter().filter(|r| r.event == "flow_denied" && r.reason.as_deref() == Some(reason));
@@ -545,15 +379,15 @@ fn nodes_go_on_when_one_restarts() -> Result<Verdict> {
 
 /// As after a machine's start: keys and callers of the sessions before are gone, long before these would be renewed.
 fn a_node_that_lost_everything() -> Result<Verdict> {
-    let mut pair = Pair::new("control.node_session_seconds = 3600\n", "")?;
+    let mut pair = Pair::new(LONG, "")?;
     pair.connects("/web", V4)?;
-    pair.b.daemon.terminate()?;
-    authd::daemon::remove_enforcement(pair.b.sandbox.pins())?;
-    pair.b.daemon = Daemon::start_inside(&pair.b.sandbox)?;
     let sessions = |pair: &Pair| -> Result<usize> {
         Ok(pair.b.daemon.records()?.iter().filter(|r| r.event == "node_admitted").count())
     };
-    let before = 1;
+    pair.b.daemon.terminate()?;
+    let before = sessions(&pair)?;
+    authd::daemon::remove_enforcement(pair.b.sandbox.pins())?;
+    pair.b.daemon = Daemon::start_inside(&pair.b.sandbox)?;
     wait_until("another session", || Ok(sessions(&pair)? > before)).with_context(|| pair.logs())?;
     wait_until("a connection", || {
         Ok(pair.attempt("/web", V4)?.next_within(Duration::from_secs(5))?.is_some_and(|outcome| outcome.ok))
@@ -616,6 +450,61 @@ fn a_caller_elsewhere_can_be_revoked() -> Result<Verdict> {
         pair.is_kept_out("/web", V4)?;
         std::thread::sleep(Duration::from_secs(4));
     }
+    Ok(Verdict::Ran)
+}
+
+/// `a` shows another certificate, which its authd reads by itself, and `b` hears of it with the session that follows at once.
+fn renew_certificate(pair: &Pair) -> Result<[u8; 32]> {
+    let id = "spiffe://example.org/node/a";
+    let hash = pair.authority.issue_spiffe(pair.a.sandbox.directory(), "node", id)?;
+    let shows = |r: &Record| r.proofs.iter().any(|proof| proof.certificate_sha256 == Some(Digest::from_bytes(hash)));
+    pair.b.daemon.wait_for("a session", |r| r.event == "node_admitted" && shows(r)).with_context(|| pair.logs())?;
+    Ok(hash)
+}
+
+/// Sessions hold for an hour: nothing ends by itself meanwhile.
+const LONG: &str = "control.node_session_seconds = 3600\n";
+
+fn revoked_by_the_certificate_of_now() -> Result<Verdict> {
+    let pair = Pair::new(LONG, "")?;
+    let first = pair.b.daemon.wait_for("the session", |r| r.event == "node_admitted")?;
+    let first = first.proofs.first().and_then(|proof| proof.certificate_sha256).context("a certificate")?;
+    let now = renew_certificate(&pair)?;
+    let mut held = pair.a.sandbox.spawn_in("/web", &pair.a.sandbox.netns, &["hold-tcp", V4])?;
+    ensure!(held.again()?.ok);
+    let revoke = |certificate: String| -> Result<()> {
+        let output = pair.b.daemon.command(&["revoke", "cert", &certificate])?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(())
+    };
+    // The one before is no part of what the node says now.
+    revoke(first.to_string())?;
+    ensure!(held.again()?.ok, "it is cut\n{}", pair.logs());
+    revoke(Digest::from_bytes(now).to_string())?;
+    ensure!(!held.again()?.ok, "it goes on");
+    pair.is_kept_out("/web", V4)?;
+    Ok(Verdict::Ran)
+}
+
+fn a_new_list_ends_a_nodes_word() -> Result<Verdict> {
+    let pair = Pair::new(LONG, "")?;
+    let list = |serials: &[Vec<u8>]| -> Result<()> {
+        Ok(std::fs::write(pair.b.sandbox.policy_directory().join("nodes.crl"), pair.authority.list(serials)?)?)
+    };
+    list(&[])?;
+    let with_list = POLICY.replace("bundle = \"nodes.crt\"", "bundle = \"nodes.crt\"\ncrl_files = [\"nodes.crl\"]");
+    pair.b.sandbox.write_policy(&with_list)?;
+    pair.b.daemon.must_apply()?;
+    renew_certificate(&pair)?;
+    let mut held = pair.a.sandbox.spawn_in("/web", &pair.a.sandbox.netns, &["hold-tcp", V4])?;
+    ensure!(held.again()?.ok);
+    let pem = std::fs::read(pair.a.sandbox.directory().join("node.pem"))?;
+    let certificate = CertificateDer::from_pem_slice(&pem)?;
+    list(&[serial_of(&certificate)?])?;
+    let is_ended = |r: &Record| r.event == "grant_revoked" && r.reason.as_deref() == Some("certificate_revoked");
+    pair.b.daemon.wait_for("the grant's end", is_ended).with_context(|| pair.logs())?;
+    ensure!(!held.again()?.ok, "it goes on");
+    pair.is_kept_out("/web", V4)?;
     Ok(Verdict::Ran)
 }
 
