@@ -16,6 +16,7 @@ pub const EVENTS: &str = "EVENTS";
 pub const SEQUENCE: &str = "SEQUENCE";
 pub const BARRIER: &str = "BARRIER";
 pub const GRANTS: &str = "GRANTS";
+pub const VOUCHED: &str = "VOUCHED";
 pub const SLOTS: &str = "SLOTS";
 pub const NIC: &str = "NIC";
 pub const LISTENERS: &str = "LISTENERS";

@@ -30,6 +30,7 @@ pod!(
     tables::Counter,
     tables::Sequence,
     tables::GrantKey,
+    tables::VouchedKey,
     tables::Grant,
     tables::Slot,
     tables::Listener,

@@ -205,7 +205,7 @@ pub mod path {
     pub const GUARD: u8 = 4;
 }
 
-/// Rules of one cell that ask for proofs: any of them lets the flow pass to whoever holds its grant.
+/// Rules of one cell that ask for proofs of the caller's own: any of them lets the flow pass to whoever holds its grant.
 pub const ALTERNATIVES: usize = 4;
 
 /// A verdict that holds for a time.
@@ -223,8 +223,7 @@ pub struct Phase {
     pub granted_by: [u32; ALTERNATIVES],
     /// A denial that is only observed, and turns what a grant lets pass into something observed.
     pub watched_by: u32,
-    /// Bits of [`Phase::granted_by`], the last of those that are there: rules whose grants are of callers for whom another node
-    /// vouches.
+    /// Likewise, for callers for whom another node vouches: the number of a set of such rules ([`VouchedKey::set`]). 0: none.
     pub vouched: u32,
 }
 const _: () = assert!(size_of::<Phase>() == 32);
@@ -248,8 +247,7 @@ pub struct Cell {
 }
 const _: () = assert!(size_of::<Cell>() == 80);
 
-/// Whose grant, under which rule. A caller for whom another node vouches is known by its label alone: it is
-/// [`UNMANAGED`], in the scope of its label, and has no address.
+/// Whose grant, under which rule.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct GrantKey {
@@ -262,6 +260,18 @@ pub struct GrantKey {
     pub address: Address,
 }
 const _: () = assert!(size_of::<GrantKey>() == 32);
+
+/// The grant of a caller for whom another node vouches, under any rule of a set. However many rules a cell has for such
+/// callers, one look-up tells whether one of them lets the caller pass.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct VouchedKey {
+    /// From 1. As long as a cell names it, it stands for the same rules.
+    pub set: u32,
+    /// The caller's.
+    pub label: u32,
+}
+const _: () = assert!(size_of::<VouchedKey>() == 8);
 
 /// A grant, as flows remember it.
 #[repr(C)]
@@ -293,7 +303,8 @@ pub struct Slot {
     pub until: u64,
     /// Number of the grant that has the slot now: who remembers another one has none.
     pub serial: u32,
-    pub reserved: u32,
+    /// Under which it was given.
+    pub rule: u32,
 }
 const _: () = assert!(size_of::<Slot>() == 16);
 
@@ -675,6 +686,8 @@ pub trait Tables {
     fn cell(&self, key: &CellKey) -> Option<&Cell>;
     /// The grant that was last given for a key, alive or not.
     fn grant(&self, key: &GrantKey) -> Option<Grant>;
+    /// The same of a caller for whom another node vouches.
+    fn vouched(&self, key: &VouchedKey) -> Option<Grant>;
     fn slot(&self, slot: u32) -> Option<Slot>;
     /// The coarse monotonic clock, in ns. Asked only where a verdict has an end.
     fn now(&self) -> u64;

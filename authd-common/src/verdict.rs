@@ -9,7 +9,7 @@ use crate::{
     syn::Heard,
     tables::{
         ALTERNATIVES, ANY_CLASS, ANY_PORT_CLASS, Cell, CellKey, Grant, GrantKey, NO_RULE, PENDING, Phase, Root, Tables,
-        UNMANAGED, WorkloadEntry, path, phase_flags, port_flags, root_flags, workload_flags,
+        UNMANAGED, VouchedKey, WorkloadEntry, path, phase_flags, port_flags, root_flags, workload_flags,
     },
 };
 
@@ -384,7 +384,7 @@ fn current(
     if action.passes() {
         verdict.action = action;
     }
-    if phase.granted_by[0] == NO_RULE {
+    if phase.granted_by[0] == NO_RULE && phase.vouched == 0 {
         return verdict;
     }
     let now = tables.now();
@@ -394,33 +394,22 @@ fn current(
         if holder.rule == NO_RULE {
             break;
         }
-        // These come last: what else the caller holds is asked for no more.
-        if phase.vouched >> at & 1 != 0 {
-            if far.label == 0 {
-                break;
-            }
-            holder.workload = UNMANAGED;
-            holder.scope = far.label as u64;
-            holder.address = Address::UNSPECIFIED;
-        }
         if let Some(grant) = tables.grant(&holder)
             && matches!(tables.slot(grant.slot), Some(slot) if slot.is_alive(grant.serial, now))
         {
-            verdict.grant = grant;
-            if phase.watched_by == NO_RULE {
-                verdict.rule = holder.rule;
-                verdict.action = Action::Allow;
-                verdict.reason = Reason::Rule;
-            } else {
-                verdict.rule = phase.watched_by;
-                verdict.action = Action::Observe;
-                verdict.reason = Reason::DeniedByRule;
-            }
-            return verdict;
+            return granted(verdict, phase, grant, holder.rule);
         }
         at += 1;
     }
     if phase.vouched != 0 {
+        let key = VouchedKey { set: phase.vouched, label: far.label };
+        if far.label != 0
+            && let Some(grant) = tables.vouched(&key)
+            && let Some(slot) = tables.slot(grant.slot)
+            && slot.is_alive(grant.serial, now)
+        {
+            return granted(verdict, phase, grant, slot.rule);
+        }
         verdict.reason = unheard(verdict.reason, phase, far);
     }
     if verdict.action == Action::Deny {
@@ -433,6 +422,16 @@ fn current(
     verdict
 }
 
+/// What a cell says that asks for proofs, of a caller with a grant of one of its rules.
+#[inline(always)]
+fn granted(verdict: Verdict, phase: &Phase, grant: Grant, rule: u32) -> Verdict {
+    if phase.watched_by == NO_RULE {
+        Verdict { action: Action::Allow, reason: Reason::Rule, rule, grant, ..verdict }
+    } else {
+        Verdict { action: Action::Observe, reason: Reason::DeniedByRule, rule: phase.watched_by, grant, ..verdict }
+    }
+}
+
 /// Why a caller does not pass for whom another node has to vouch, where rules ask for that.
 #[inline(always)]
 fn unheard(otherwise: Reason, phase: &Phase, far: &FarEnd) -> Reason {
@@ -440,7 +439,7 @@ fn unheard(otherwise: Reason, phase: &Phase, far: &FarEnd) -> Reason {
         return Reason::CallerNotNamed;
     }
     // Who says nothing may have meant to show other proofs.
-    let only = phase.vouched & 1 != 0;
+    let only = phase.granted_by[0] == NO_RULE;
     if !only && far.lacking == Reason::NodeIdentityMissing.code() {
         return otherwise;
     }

@@ -9,7 +9,7 @@ use authd_common::{
         ADDRESS_CLASS_OTHER, ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation,
         ConversationKey, Counter, Denial, DenialKey, DropKey, Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry,
         IdentityKey, Listener, LocalEntry, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tables, Tag,
-        WorkloadEntry, address_key, nic, port_slot, root_slot, workload_flags,
+        VouchedKey, WorkloadEntry, address_key, nic, port_slot, root_slot, workload_flags,
     },
 };
 use aya_ebpf::{
@@ -40,6 +40,8 @@ static PORTS: Array<PortEntry> = Array::with_max_entries(BANKS * PORT_SLOTS, BPF
 static CELLS: HashMap<CellKey, Cell> = HashMap::with_max_entries(524_288, BPF_F_NO_PREALLOC);
 #[map]
 static GRANTS: HashMap<GrantKey, Grant> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+static VOUCHED: HashMap<VouchedKey, Grant> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 /// Mapped by the daemon: ending a grant is one store.
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
@@ -292,6 +294,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn grant(&self, key: &GrantKey) -> Option<Grant> {
         raw::copy(GRANTS.get_ptr(key))
+    }
+
+    #[inline(always)]
+    fn vouched(&self, key: &VouchedKey) -> Option<Grant> {
+        raw::copy(VOUCHED.get_ptr(key))
     }
 
     #[inline(always)]

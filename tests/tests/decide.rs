@@ -2,20 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use authd::policy::{
-    compile::{CompileError, Moment, Options, Registry, compile},
-    diagnostic::Source,
-    explain::{From, Policy, To},
-    image::Image,
-    load::texts,
-    model::Model,
-    network::from_ip,
+use authd::{
+    grants::caller_key,
+    policy::{
+        compile::{CompileError, Moment, Options, Registry, compile},
+        diagnostic::Source,
+        explain::{From, Policy, To},
+        image::{Image, Sets},
+        load::texts,
+        model::Model,
+        network::from_ip,
+    },
 };
 use authd_common::{
     address::Address,
     reason::Reason,
     syn::Heard,
-    tables::{Grant, GrantKey, IPPROTO_TCP, Slot, UNMANAGED},
+    tables::{Grant, GrantKey, IPPROTO_TCP, Slot, UNMANAGED, VouchedKey},
     verdict::{FarEnd, Opener, Verdict, decide_in, decide_out},
 };
 use authd_tests::meaning::{self, Caller, Held, Judgement, Meaning, Word};
@@ -44,7 +47,7 @@ fn compiled(policy: &Meaning, moment: Moment) -> Option<Compiled> {
     let options = Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin, ..Options::default() };
     let mut registry = Registry::default();
     registry.assign(&model, &options);
-    match compile(&model, &registry, &options, moment) {
+    match compile(&model, &mut registry, &options, moment) {
         Ok(image) => Some(Compiled { model, registry, options, image, moment }),
         Err(CompileError::Alternatives(rules)) => {
             assert!(rules.len() > 4, "{rules:?}");
@@ -78,8 +81,7 @@ impl Ledger {
 
     /// The same with grants of whom a label means.
     fn with_label(mut self, random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, label: u32) -> Self {
-        let caller = GrantKey { rule: 0, workload: UNMANAGED, scope: label.into(), address: Address::UNSPECIFIED };
-        self.held.vouched = self.give(random, policy, compiled, caller);
+        self.held.vouched = self.give(random, policy, compiled, caller_key(0, label));
         self
     }
 
@@ -113,12 +115,21 @@ impl Ledger {
         Some(Grant { slot: at as u32 + 1, serial: 7 })
     }
 
+    /// The first of a set's grants that lives, as the daemon keeps the kernel's entry.
+    fn vouched(&self, sets: &Sets, key: VouchedKey) -> Option<Grant> {
+        let lives = |rule: &u32| {
+            let key = caller_key(*rule, key.label);
+            self.grants.iter().any(|(known, life)| *known == key && *life == Life::Alive).then_some(key)
+        };
+        self.grant(sets.get(&key.set)?.iter().find_map(lives)?)
+    }
+
     fn slot(&self, slot: u32) -> Option<Slot> {
-        let (_, life) = self.grants.get(slot as usize - 1)?;
+        let (GrantKey { rule, .. }, life) = *self.grants.get(slot as usize - 1)?;
         Some(match life {
-            Life::Alive => Slot { until: self.now + 1, serial: 7, reserved: 0 },
-            Life::Over => Slot { until: self.now, serial: 7, reserved: 0 },
-            Life::Replaced => Slot { until: self.now + 1, serial: 8, reserved: 0 },
+            Life::Alive => Slot { until: self.now + 1, serial: 7, rule },
+            Life::Over => Slot { until: self.now, serial: 7, rule },
+            Life::Replaced => Slot { until: self.now + 1, serial: 8, rule },
         })
     }
 }
@@ -214,7 +225,11 @@ fn agree(random: &mut SmallRng, policy: &Meaning, compiled: &Compiled, seed: u64
     let ledger = Ledger::new(random, policy, compiled, holder, now);
     // Others are vouched for, too: their grants are for nobody else.
     let ledger = ledger.with_label(random, policy, compiled, LABEL);
-    let view = compiled.image.at(now).with_grants(|key| ledger.grant(key), |slot| ledger.slot(slot));
+    let view = compiled
+        .image
+        .at(now)
+        .with_grants(|key| ledger.grant(key), |slot| ledger.slot(slot))
+        .with_vouched(|key| ledger.vouched(&compiled.image.sets, key));
     let found = decide_in(&view, &root, compiled.number(workload), &calling, protocol, port);
     let meant = policy.inbound(workload, caller, protocol, port, at, &ledger.held);
     compare(policy, compiled, seed, at, &found, &meant, &format!("{caller:?} in to w{workload} {protocol}/{port}"));

@@ -64,7 +64,7 @@ fn unfit(config: &Config, model: &Model) -> Vec<Diagnostic> {
     let mut registry = Registry::default();
     registry.assign(model, &config.options);
     let too_much = |message: String, help: &str| vec![Diagnostic::general("capacity", message, help)];
-    let image = match compile(model, &registry, &config.options, clock::moment()) {
+    let image = match compile(model, &mut registry, &config.options, clock::moment()) {
         Ok(image) => image,
         Err(error) => return too_much(error.to_string(), "shorten the policy"),
     };

@@ -120,7 +120,7 @@ fn offline(config: &Config, directory: &Path, question: &Question) -> anyhow::Re
     }
     let mut registry = Registry::default();
     registry.assign(&model, &config.options);
-    let image = compile(&model, &registry, &config.options, moment)?;
+    let image = compile(&model, &mut registry, &config.options, moment)?;
     let policy = Policy { model: &model, registry: &registry, options: &config.options, image: &image, moment };
     Ok(Ok(Explained::new(&policy.explain(from, to))))
 }

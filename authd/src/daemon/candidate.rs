@@ -38,8 +38,8 @@ impl Candidate {
 
     /// The same policy at another moment.
     pub fn again(prepared: &Prepared, options: &Options, moment: Moment) -> Self {
-        let Prepared { sources, model, registry, .. } = prepared.clone();
-        let result = compile(&model, &registry, options, moment)
+        let Prepared { sources, model, mut registry, .. } = prepared.clone();
+        let result = compile(&model, &mut registry, options, moment)
             .map(|image| Prepared { sources, model, registry, image })
             .map_err(too_much);
         Self { result, warnings: 0 }
@@ -64,7 +64,7 @@ impl Candidate {
         };
         let warnings = policy.diagnostics.len() + lint::lint(&model).len();
         registry.assign(&model, options);
-        let result = compile(&model, &registry, options, moment)
+        let result = compile(&model, &mut registry, options, moment)
             .map(|image| Prepared { sources, model, registry, image })
             .map_err(too_much);
         Self { result, warnings }
@@ -78,7 +78,7 @@ impl Prepared {
     }
 
     pub fn compile_at(&self, options: &Options, moment: Moment) -> Result<Image, CompileError> {
-        compile(&self.model, &self.registry, options, moment)
+        compile(&self.model, &mut self.registry.clone(), options, moment)
     }
 }
 

@@ -456,7 +456,7 @@ impl Daemon {
         for live in &ended {
             self.forget_names(live);
             self.report_grant(live, Record::event("grant_expired"));
-            if !self.ledger.grants.iter().any(|other| other.key == live.key) {
+            if !self.ledger.grants.is_carried(live) {
                 alone.push(live.grant);
             }
         }
@@ -491,6 +491,7 @@ impl Daemon {
 
     /// Takes up what an earlier daemon gave, as far as kernel and disk agree; ends the rest.
     pub fn restore_grants(&mut self) -> Result<(), DaemonError> {
+        self.ledger.grants.adopt(self.active.prepared.image.sets.clone());
         let slots = self.writer.slots();
         let pointed = self.writer.pointed()?;
         let boot = self.ledger.boot.clone();
@@ -527,6 +528,11 @@ impl Daemon {
         for (key, grant) in pointed {
             if kept.get(&grant.slot) != Some(&grant.serial) && !self.ledger.grants.iter().any(|live| live.key == key) {
                 self.writer.follow(&[crate::grants::Command::Unpoint { key }])?;
+            }
+        }
+        for (key, grant) in self.writer.vouched()? {
+            if self.ledger.grants.vouched(&key) != Some(grant) {
+                self.writer.follow(&[crate::grants::Command::Unvouch { key }])?;
             }
         }
         self.restore_callers();

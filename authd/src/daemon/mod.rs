@@ -66,6 +66,7 @@ use crate::{
         sockets::SocketError,
         writer::{WriteError, Writer},
     },
+    grants::Grants,
     policy::{
         diagnostic::{Diagnostic, Source},
         load::read_sources,
@@ -313,14 +314,23 @@ impl Daemon {
         self.state.keep(&persistent)?;
         let old = &self.active.patterns;
         self.tree.rescan(&|path| classify(&patterns, path)).map_err(DaemonError::Tree)?;
-        let loaded =
-            match self.writer.load(&prepared.image, &self.tree.identities(), self.base.level, self.config.hold_ms()) {
-                Ok(loaded) => loaded,
-                Err(error) => {
-                    self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
-                    return Err(error.into());
-                }
-            };
+        // Callers that other nodes vouch for are not refused for a moment: what new cells ask for is there before them.
+        let foreseen = self.ledger.grants.foresee(&prepared.image.sets);
+        let (identities, level) = (self.tree.identities(), self.base.level);
+        let result = self.writer.follow(&foreseen);
+        let result = result.and_then(|()| self.writer.load(&prepared.image, &identities, level, self.config.hold_ms()));
+        let loaded = match result {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.writer.follow(&Grants::unforeseen(&foreseen))?;
+                self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
+                return Err(error.into());
+            }
+        };
+        let unneeded = self.ledger.grants.adopt(prepared.image.sets.clone());
+        if let Err(error) = self.writer.follow(&unneeded) {
+            tracing::error!(%error, "the index of grants");
+        }
         // Whatever had no room before is part of what was just loaded.
         self.unwritten.clear();
         self.state.keep_policy(&prepared.sources)?;

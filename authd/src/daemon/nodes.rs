@@ -11,11 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use authd_common::{
-    address::Address,
-    syn::{self, LABELS, LabelKey, NodeKeyId, Speaker, Voice},
-    tables::{GrantKey, UNMANAGED},
-};
+use authd_common::syn::{self, LABELS, LabelKey, NodeKeyId, Speaker, Voice};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -29,7 +25,7 @@ use super::{
 use crate::{
     audit::record::Record,
     grants::{
-        Given, Holder, Id, Live,
+        Given, Holder, Id, Live, caller_key,
         proof::{Shown, Vouched},
         terms,
     },
@@ -600,11 +596,6 @@ fn proof_of(caller: &Caller) -> Shown {
         spiffe_id: caller.spiffe_id.clone(),
         certificate: caller.certificate.clone(),
     }))
-}
-
-/// How the kernel knows a grant of a caller for whom another node vouches.
-pub(super) fn caller_key(rule: u32, label: u32) -> GrantKey {
-    GrantKey { rule, workload: UNMANAGED, scope: label.into(), address: Address::UNSPECIFIED }
 }
 
 /// Which node a certificate is of.

@@ -11,18 +11,10 @@ use authd_common::{
 };
 use aya::maps::{MapError, lpm_trie};
 
-use super::writer::{WriteError, Writer};
+use super::writer::{WriteError, Writer, gone};
 
 fn of(error: MapError) -> WriteError {
     WriteError::Map { table: "nodes", error }
-}
-
-/// What is not there need not be removed.
-fn gone(result: Result<(), MapError>) -> Result<(), WriteError> {
-    match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(error) => Err(of(error)),
-    }
 }
 
 impl Writer {
@@ -37,7 +29,7 @@ impl Writer {
     }
 
     pub fn remove_node_key(&mut self, id: NodeKeyId) -> Result<(), WriteError> {
-        gone(self.maps.nodes.keys.remove(&id))
+        gone(self.maps.nodes.keys.remove(&id)).map_err(of)
     }
 
     /// Keys that others have, an earlier daemon's included, and when each ends.
@@ -50,7 +42,7 @@ impl Writer {
     }
 
     pub fn remove_speaker(&mut self, label: u32) -> Result<(), WriteError> {
-        gone(self.maps.nodes.speakers.remove(&label))
+        gone(self.maps.nodes.speakers.remove(&label)).map_err(of)
     }
 
     /// Whether a label means somebody, or did a while ago.
@@ -73,7 +65,7 @@ impl Writer {
     }
 
     pub fn remove_voice(&mut self, node: u32) -> Result<(), WriteError> {
-        gone(self.maps.nodes.voices.remove(&node))
+        gone(self.maps.nodes.voices.remove(&node)).map_err(of)
     }
 
     pub fn voice(&self, node: u32) -> Option<Voice> {
@@ -85,7 +77,7 @@ impl Writer {
     }
 
     pub fn remove_label(&mut self, key: LabelKey) -> Result<(), WriteError> {
-        gone(self.maps.nodes.labels.remove(&key))
+        gone(self.maps.nodes.labels.remove(&key)).map_err(of)
     }
 
     pub fn label_keys(&self) -> Result<Vec<LabelKey>, WriteError> {
@@ -102,7 +94,7 @@ impl Writer {
             .collect::<Result<_, _>>()
             .map_err(of)?;
         for prefix in known.iter().filter(|prefix| !nodes.contains_key(*prefix)) {
-            gone(map.remove(&key(prefix)))?;
+            gone(map.remove(&key(prefix))).map_err(of)?;
         }
         for (prefix, node) in nodes {
             map.insert(&key(prefix), *node, 0).map_err(of)?;

@@ -16,7 +16,7 @@ use authd_common::{
     tables::{
         ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, DropKey,
         Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry, IdentityKey, Listener, MAX_WORKLOADS, PORT_SLOTS,
-        PortEntry, Root, Sequence, Slot, Tag, WorkloadEntry, names, nic,
+        PortEntry, Root, Sequence, Slot, Tag, VouchedKey, WorkloadEntry, names, nic,
     },
 };
 use aya::{
@@ -112,6 +112,7 @@ pub struct Maps {
     pub events: RingBuf<MapData>,
     pub barrier: ArrayOfMaps<MapData, Array<MapData, u64>>,
     pub grants: HashMap<MapData, GrantKey, Grant>,
+    pub vouched: HashMap<MapData, VouchedKey, Grant>,
     /// Two words each: end, serial number.
     pub slots: MappedArray<u64>,
     pub tags: OwnedFd,
@@ -162,6 +163,7 @@ const PINNED: &[&str] = &[
     names::EVENTS,
     names::BARRIER,
     names::GRANTS,
+    names::VOUCHED,
     names::SLOTS,
     names::NIC,
     names::LISTENERS,
@@ -215,6 +217,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
         .map_max_entries(names::CONVERSATIONS, sizes.conversations)
         .map_max_entries(names::LOCALS, sizes.locals)
         .map_max_entries(names::GRANTS, sizes.grants)
+        .map_max_entries(names::VOUCHED, vouched(sizes))
         .map_max_entries(names::SLOTS, slots(sizes))
         .map_max_entries(names::FLOWS, sizes.flows)
         .map_max_entries(names::SPOKEN, sizes.flows)
@@ -340,6 +343,11 @@ fn slots(sizes: &Sizes) -> u32 {
     sizes.grants + 1
 }
 
+/// A grant may be in several sets, and a policy that is about to be in force has sets of its own.
+fn vouched(sizes: &Sizes) -> u32 {
+    sizes.grants.saturating_mul(4)
+}
+
 fn open(ebpf: &mut Ebpf, sizes: &Sizes) -> Result<Maps, LoadError> {
     Ok(Maps {
         head: mapped(ebpf, names::HEAD, 1)?,
@@ -356,6 +364,7 @@ fn open(ebpf: &mut Ebpf, sizes: &Sizes) -> Result<Maps, LoadError> {
         events: typed(ebpf, names::EVENTS)?,
         barrier: typed(ebpf, names::BARRIER)?,
         grants: typed(ebpf, names::GRANTS)?,
+        vouched: typed(ebpf, names::VOUCHED)?,
         slots: mapped(ebpf, names::SLOTS, slots(sizes) as usize * (size_of::<Slot>() / size_of::<u64>()))?,
         tags: descriptor(&take(ebpf, names::TAGS)).map_err(|error| LoadError::Mapping { name: names::TAGS, error })?,
         nic: mapped(ebpf, names::NIC, nic::WORDS as usize)?,

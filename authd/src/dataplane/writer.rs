@@ -17,8 +17,8 @@ use authd_common::{
     address::Address,
     tables::{
         ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, Grant, GrantKey, IPPROTO_UDP,
-        IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Slot, Tag, WorkloadEntry, address_key,
-        nic, root_slot,
+        IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Slot, Tag, VouchedKey, WorkloadEntry,
+        address_key, nic, root_slot,
     },
 };
 use aya::{
@@ -31,6 +31,14 @@ use super::{
     object::{Maps, Sizes},
 };
 use crate::{grants::Command, policy::image::Image};
+
+/// What is not there need not be removed.
+pub(super) fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
 
 /// Entries per system call.
 const BATCH: usize = 4096;
@@ -268,18 +276,17 @@ impl Writer {
         let of = |error| WriteError::Map { table: "grants", error };
         for command in commands {
             match *command {
-                Command::Fill { grant, until } => {
+                Command::Fill { grant, rule, until } => {
                     // A slot at rest: nobody remembers its new serial number yet.
-                    self.set_slot(grant.slot, Slot { until: 0, serial: grant.serial, reserved: 0 });
+                    self.set_slot(grant.slot, Slot { until: 0, serial: grant.serial, rule });
                     self.set_end(grant.slot, until);
                 }
                 Command::Extend { slot, until } => self.set_end(slot, until),
                 Command::Empty { slot } => self.set_end(slot, 0),
                 Command::Point { key, grant } => self.maps.grants.insert(key, grant, 0).map_err(of)?,
-                Command::Unpoint { key } => match self.maps.grants.remove(&key) {
-                    Ok(()) | Err(MapError::KeyNotFound) => {}
-                    Err(error) => return Err(of(error)),
-                },
+                Command::Unpoint { key } => gone(self.maps.grants.remove(&key)).map_err(of)?,
+                Command::Vouch { key, grant } => self.maps.vouched.insert(key, grant, 0).map_err(of)?,
+                Command::Unvouch { key } => gone(self.maps.vouched.remove(&key)).map_err(of)?,
             }
         }
         Ok(())
@@ -292,8 +299,11 @@ impl Writer {
 
     pub fn slot(&self, slot: u32) -> Option<Slot> {
         let at = slot as usize * 2;
-        let word = |at| self.maps.slots.get(at);
-        (at < self.maps.slots.len()).then(|| Slot { until: word(at), serial: word(at + 1) as u32, reserved: 0 })
+        (at < self.maps.slots.len()).then(|| {
+            let [a, b, c, d, e, f, g, h] = self.maps.slots.get(at + 1).to_ne_bytes();
+            let (serial, rule) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+            Slot { until: self.maps.slots.get(at), serial, rule }
+        })
     }
 
     /// Every entry of the grants' index.
@@ -302,9 +312,18 @@ impl Writer {
         entries.map_err(|error| WriteError::Map { table: "grants", error })
     }
 
-    fn set_slot(&mut self, slot: u32, value: Slot) {
-        self.set_end(slot, value.until);
-        self.maps.slots.set(slot as usize * 2 + 1, value.serial.into());
+    /// The same of callers for whom other nodes vouch.
+    pub fn vouched(&self) -> Result<Vec<(VouchedKey, Grant)>, WriteError> {
+        let entries = self.maps.vouched.iter().collect::<Result<_, _>>();
+        entries.map_err(|error| WriteError::Map { table: "grants", error })
+    }
+
+    fn set_slot(&mut self, slot: u32, Slot { until, serial, rule }: Slot) {
+        self.set_end(slot, until);
+        // As the two numbers lie in memory, in one store.
+        let [a, b, c, d] = serial.to_ne_bytes();
+        let [e, f, g, h] = rule.to_ne_bytes();
+        self.maps.slots.set(slot as usize * 2 + 1, u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
     }
 
     fn set_end(&mut self, slot: u32, until: u64) {

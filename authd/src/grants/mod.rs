@@ -6,23 +6,27 @@
 //! A *slot* is what flows remember. Ending a grant is one store into its slot, which the next packet on every CPU sees. A
 //! slot is used again only after a rest, under another serial number, so that no flow of its last holder can take the next
 //! one's grant for its own. Several grants may have one key (two callers of one workload, two tokens); the kernel's index
-//! then names the one that lives longest, and the next one when that ends.
+//! then names the one that lives longest, and the next one when that ends. Callers for whom other nodes vouch are found by
+//! sets of rules instead: a label's entry in a set names the longest-lived of its grants of any rule there.
 
 pub mod flows;
 pub mod proof;
 pub mod terms;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fmt,
 };
 
-use authd_common::tables::{Grant, GrantKey};
+use authd_common::{
+    address::Address,
+    tables::{Grant, GrantKey, UNMANAGED, VouchedKey},
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use self::proof::Shown;
-use crate::proofs::x509::spiffe::SpiffeId;
+use crate::{policy::image::Sets, proofs::x509::spiffe::SpiffeId};
 
 /// ns that a slot rests. Programs end within microseconds; this is far longer.
 const REST: u64 = 1_000_000_000;
@@ -115,15 +119,48 @@ pub struct Live {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Command {
     /// Gives a slot to a grant.
-    Fill { grant: Grant, until: u64 },
+    Fill {
+        grant: Grant,
+        rule: u32,
+        until: u64,
+    },
     /// A grant ends at another time.
-    Extend { slot: u32, until: u64 },
+    Extend {
+        slot: u32,
+        until: u64,
+    },
     /// Ends the grant that has a slot.
-    Empty { slot: u32 },
+    Empty {
+        slot: u32,
+    },
     /// Names the grant that new flows rest on.
-    Point { key: GrantKey, grant: Grant },
+    Point {
+        key: GrantKey,
+        grant: Grant,
+    },
     /// There is none any more.
-    Unpoint { key: GrantKey },
+    Unpoint {
+        key: GrantKey,
+    },
+    /// The same of a caller for whom another node vouches.
+    Vouch {
+        key: VouchedKey,
+        grant: Grant,
+    },
+    Unvouch {
+        key: VouchedKey,
+    },
+}
+
+/// How a grant of a caller for whom another node vouches is known here. The kernel has no entry under this key.
+pub fn caller_key(rule: u32, label: u32) -> GrantKey {
+    GrantKey { rule, workload: UNMANAGED, scope: label.into(), address: Address::UNSPECIFIED }
+}
+
+/// The label, if it is such a key.
+fn label_of(key: &GrantKey) -> Option<u32> {
+    let is_of_caller = key.workload == UNMANAGED && key.address == Address::UNSPECIFIED;
+    is_of_caller.then(|| u32::try_from(key.scope).ok()).flatten()
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -158,6 +195,11 @@ pub struct Grants {
     by_key: HashMap<GrantKey, BTreeSet<(u64, Id)>>,
     by_end: BTreeSet<(u64, Id)>,
     by_slot: HashMap<u32, Id>,
+    /// Rules of which each label has grants, and how many.
+    by_label: HashMap<u32, BTreeMap<u32, usize>>,
+    /// Sets of rules that the kernel asks for, and the sets of each rule.
+    sets: Sets,
+    sets_of: HashMap<u32, Vec<u32>>,
 }
 
 impl Grants {
@@ -173,6 +215,9 @@ impl Grants {
             by_key: HashMap::new(),
             by_end: BTreeSet::new(),
             by_slot: HashMap::new(),
+            by_label: HashMap::new(),
+            sets: Sets::new(),
+            sets_of: HashMap::new(),
         }
     }
 
@@ -228,7 +273,7 @@ impl Grants {
         let serial = self.serials.get_mut(slot as usize).ok_or(GrantError::Full(self.slots))?;
         *serial = serial.wrapping_add(1);
         let grant = Grant { slot, serial: *serial };
-        let mut commands = vec![Command::Fill { grant, until }];
+        let mut commands = vec![Command::Fill { grant, rule: key.rule, until }];
         self.enter(Live { given, key, grant, until });
         commands.extend(self.point(&key));
         Ok(commands)
@@ -280,11 +325,60 @@ impl Grants {
         (ended, commands)
     }
 
+    /// What sets need that no cell names yet, before one does.
+    pub fn foresee(&self, sets: &Sets) -> Vec<Command> {
+        let new = sets.iter().filter(|(set, _)| !self.sets.contains_key(set));
+        let entries = new.flat_map(|(set, rules)| {
+            let lives = self.by_label.keys().filter_map(|label| Some((*label, self.longest(rules, *label)?.grant)));
+            lives.map(|(label, grant)| Command::Vouch { key: VouchedKey { set: *set, label }, grant })
+        });
+        entries.collect()
+    }
+
+    /// Takes back what was foreseen.
+    pub fn unforeseen(commands: &[Command]) -> Vec<Command> {
+        let entry = |command: &Command| match command {
+            Command::Vouch { key, .. } => Some(Command::Unvouch { key: *key }),
+            _ => None,
+        };
+        commands.iter().filter_map(entry).collect()
+    }
+
+    /// Cells name these sets now. What only others needed goes.
+    pub fn adopt(&mut self, sets: Sets) -> Vec<Command> {
+        let gone = self.sets.keys().filter(|set| !sets.contains_key(set));
+        let entries = gone.flat_map(|set| self.by_label.keys().map(|label| VouchedKey { set: *set, label: *label }));
+        let commands = entries.map(|key| Command::Unvouch { key }).collect();
+        self.sets_of.clear();
+        for (set, rules) in &sets {
+            for rule in rules {
+                self.sets_of.entry(*rule).or_default().push(*set);
+            }
+        }
+        self.sets = sets;
+        commands
+    }
+
+    /// The grant that an entry of the kernel's has to name.
+    pub fn vouched(&self, key: &VouchedKey) -> Option<Grant> {
+        self.longest(self.sets.get(&key.set)?, key.label).map(|live| live.grant)
+    }
+
+    /// Whether flows of a grant may go on under another one of the same holder.
+    pub fn is_carried(&self, live: &Live) -> bool {
+        let Some(label) = label_of(&live.key) else { return self.by_key.contains_key(&live.key) };
+        let mut sets = self.sets_of.get(&live.key.rule).into_iter().flatten();
+        sets.any(|set| self.vouched(&VouchedKey { set: *set, label }).is_some())
+    }
+
     fn enter(&mut self, live: Live) {
         let id = live.given.id;
         self.by_key.entry(live.key).or_default().insert((live.until, id));
         self.by_end.insert((live.until, id));
         self.by_slot.insert(live.grant.slot, id);
+        if let Some(label) = label_of(&live.key) {
+            *self.by_label.entry(label).or_default().entry(live.key.rule).or_default() += 1;
+        }
         self.live.insert(id, live);
     }
 
@@ -298,8 +392,22 @@ impl Grants {
                 self.by_key.remove(&live.key);
             }
         }
+        if let Some(label) = label_of(&live.key) {
+            self.leave_label(label, live.key.rule);
+        }
         self.resting.push_back((now.saturating_add(REST), live.grant.slot));
         Some(live)
+    }
+
+    fn leave_label(&mut self, label: u32, rule: u32) {
+        let Some(rules) = self.by_label.get_mut(&label) else { return };
+        match rules.get_mut(&rule) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(rules.remove(&rule)),
+        }
+        if rules.is_empty() {
+            self.by_label.remove(&label);
+        }
     }
 
     fn point_again(&self, ended: &[Live]) -> Vec<Command> {
@@ -308,13 +416,35 @@ impl Grants {
         keys.iter().flat_map(|key| self.point(key)).collect()
     }
 
-    /// The index entry of a key.
+    /// The index entries of a key.
     fn point(&self, key: &GrantKey) -> Vec<Command> {
+        if let Some(label) = label_of(key) {
+            let sets = self.sets_of.get(&key.rule).into_iter().flatten();
+            return sets.map(|set| self.vouch(VouchedKey { set: *set, label })).collect();
+        }
         let longest = self.held(key).next();
         vec![match longest {
             Some(live) => Command::Point { key: *key, grant: live.grant },
             None => Command::Unpoint { key: *key },
         }]
+    }
+
+    fn vouch(&self, key: VouchedKey) -> Command {
+        let rules = self.sets.get(&key.set).map_or(&[][..], Vec::as_slice);
+        match self.longest(rules, key.label) {
+            Some(live) => Command::Vouch { key, grant: live.grant },
+            None => Command::Unvouch { key },
+        }
+    }
+
+    /// Of a label's grants under any of some rules the one that lives longest; of several, the first rule's.
+    fn longest(&self, rules: &[u32], label: u32) -> Option<&Live> {
+        let own = self.by_label.get(&label)?;
+        let place = |rule: u32| rules.iter().position(|known| *known == rule).map(|place| (place, rule));
+        let mut places: Vec<(usize, u32)> = own.keys().filter_map(|rule| place(*rule)).collect();
+        places.sort_unstable();
+        let lives = places.into_iter().filter_map(|(_, rule)| self.held(&caller_key(rule, label)).next());
+        lives.reduce(|best, live| if live.until > best.until { live } else { best })
     }
 }
 
@@ -349,6 +479,7 @@ mod tests {
     #[derive(Default)]
     struct Kernel {
         index: HashMap<GrantKey, Grant>,
+        vouched: HashMap<VouchedKey, Grant>,
         slots: HashMap<u32, (u32, u64)>,
     }
 
@@ -356,11 +487,13 @@ mod tests {
         fn follow(&mut self, commands: Vec<Command>) {
             for command in commands {
                 match command {
-                    Command::Fill { grant, until } => drop(self.slots.insert(grant.slot, (grant.serial, until))),
+                    Command::Fill { grant, until, .. } => drop(self.slots.insert(grant.slot, (grant.serial, until))),
                     Command::Extend { slot, until } => self.slots.get_mut(&slot).expect("it was filled").1 = until,
                     Command::Empty { slot } => self.slots.get_mut(&slot).expect("it was filled").1 = 0,
                     Command::Point { key, grant } => drop(self.index.insert(key, grant)),
                     Command::Unpoint { key } => drop(self.index.remove(&key)),
+                    Command::Vouch { key, grant } => drop(self.vouched.insert(key, grant)),
+                    Command::Unvouch { key } => drop(self.vouched.remove(&key)),
                 }
             }
         }
@@ -480,6 +613,58 @@ mod tests {
         assert!(named(&kernel, &grants, 1) && kernel.lets_pass(&key(1), 299));
         kernel.follow(grants.expire(300).1);
         assert!(kernel.index.is_empty());
+    }
+
+    const LABEL: u32 = 7;
+
+    fn in_set(kernel: &Kernel, grants: &Grants, set: u32) -> Option<Id> {
+        let grant = kernel.vouched.get(&VouchedKey { set, label: LABEL })?;
+        Some(grants.at(*grant).expect("no entry outlives its grant").given.id)
+    }
+
+    #[test]
+    fn a_label_is_in_each_set_that_has_a_rule_of_its_grants() {
+        let mut grants = Grants::new(vec![0; 6]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.adopt(Sets::from([(1, vec![10, 11]), (2, vec![11, 12]), (3, vec![13])])));
+        kernel.follow(grants.give(0, given(1), caller_key(10, LABEL), 100).unwrap());
+        kernel.follow(grants.give(0, given(2), caller_key(11, LABEL), 100).unwrap());
+        // Another caller's is nobody else's, and a workload's is none of a label.
+        kernel.follow(grants.give(0, given(3), caller_key(13, LABEL + 1), 100).unwrap());
+        kernel.follow(grants.give(0, given(4), key(13), 100).unwrap());
+        let sets = |kernel: &Kernel, grants: &Grants| [1, 2, 3].map(|set| in_set(kernel, grants, set));
+        assert_eq!(sets(&kernel, &grants), [Some(id(1)), Some(id(2)), None]);
+        assert_eq!(kernel.index.len(), 1);
+        // Of several the one that lives longest, whose rule is the first.
+        kernel.follow(grants.extend(1, &id(2), 200, Timestamp::UNIX_EPOCH));
+        assert_eq!(sets(&kernel, &grants), [Some(id(2)), Some(id(2)), None]);
+        kernel.follow(grants.end(2, &[id(2)]).1);
+        assert_eq!(sets(&kernel, &grants), [Some(id(1)), None, None]);
+        assert!(grants.is_carried(&Live { key: caller_key(11, LABEL), ..grants.get(&id(1)).unwrap().clone() }));
+        assert!(!grants.is_carried(&Live { key: caller_key(12, LABEL), ..grants.get(&id(1)).unwrap().clone() }));
+        kernel.follow(grants.expire(100).1);
+        assert!(kernel.vouched.is_empty() && kernel.index.is_empty() && grants.by_label.is_empty());
+    }
+
+    #[test]
+    fn callers_are_in_the_sets_of_the_next_policy_before_it_is_in_force() {
+        let mut grants = Grants::new(vec![0; 6]);
+        let mut kernel = Kernel::default();
+        kernel.follow(grants.adopt(Sets::from([(1, vec![10])])));
+        kernel.follow(grants.give(0, given(1), caller_key(10, LABEL), 100).unwrap());
+        let next = Sets::from([(2, vec![9, 10]), (3, vec![12])]);
+        let foreseen = grants.foresee(&next);
+        kernel.follow(foreseen.clone());
+        assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [Some(id(1)), Some(id(1)), None]);
+        // The policy did not come into force after all.
+        kernel.follow(Grants::unforeseen(&foreseen));
+        assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [Some(id(1)), None, None]);
+        kernel.follow(foreseen);
+        kernel.follow(grants.adopt(next));
+        assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [None, Some(id(1)), None]);
+        kernel.follow(grants.give(0, given(2), caller_key(12, LABEL), 100).unwrap());
+        assert_eq!(in_set(&kernel, &grants, 3), Some(id(2)));
+        assert_eq!(grants.vouched(&VouchedKey { set: 1, label: LABEL }), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use authd_common::{
 use jiff::Timestamp;
 
 use super::{
-    image::Image,
+    image::{Image, Sets},
     model::{Model, Object, Rule, Service, Subject, Workload},
     network::{Network, Ports},
     numbers::Numbers,
@@ -75,6 +75,9 @@ pub struct Registry {
     pub rules: Numbers,
     #[serde(default)]
     pub nodes: Numbers,
+    /// Sets of rules that take the word of other nodes, by the names of their rules.
+    #[serde(default)]
+    sets: Numbers,
 }
 
 impl Registry {
@@ -88,7 +91,8 @@ impl Registry {
     }
 }
 
-pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment) -> Result<Image, CompileError> {
+/// Gives the sets of rules that cells need their numbers, too: they are known only here.
+pub fn compile(model: &Model, registry: &mut Registry, options: &Options, at: Moment) -> Result<Image, CompileError> {
     if registry.workloads.end() > MAX_WORKLOADS as usize {
         return Err(CompileError::Workloads(registry.workloads.end() - 1));
     }
@@ -100,8 +104,16 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
     let ports = PortClasses::new(&services, options)?;
     let subjects = Subjects::new(model, &rules);
     let workloads = WorkloadClasses::new(model, &services, &subjects);
-    let mut cells =
-        Cells { rules: &rules, registry, at, made: BTreeMap::new(), known: HashMap::new(), next: None, too_many: None };
+    let mut cells = Cells {
+        rules: &rules,
+        registry,
+        at,
+        made: BTreeMap::new(),
+        known: HashMap::new(),
+        sets: Vec::new(),
+        next: None,
+        too_many: None,
+    };
     for (class, members) in workloads.members.iter().enumerate() {
         let Some(&workload) = members.first() else { continue };
         let own = &subjects.of_workload[workload];
@@ -109,9 +121,11 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
         cells.inbound(class as u32 + 1, workload, model, &services, &addresses, &ports, &workloads);
     }
     cells.outbound(ANY_CLASS, &[], &subjects.any, &services, &addresses, &ports);
-    if let Some(rules) = cells.too_many {
+    let Cells { mut made, sets, next, too_many, .. } = cells;
+    if let Some(rules) = too_many {
         return Err(CompileError::Alternatives(rules));
     }
+    let sets = number_sets(&mut made, &sets, registry);
     let mut entries = vec![WorkloadEntry::default(); registry.workloads.end()];
     for (index, workload) in model.workloads.iter().enumerate() {
         if let Some(number) = registry.workloads.number(&workload.name) {
@@ -128,9 +142,26 @@ pub fn compile(model: &Model, registry: &Registry, options: &Options, at: Moment
         workloads: entries,
         addresses: addresses.prefixes,
         ports: ports.entries,
-        next_boundary: cells.next,
-        cells: cells.made,
+        sets,
+        next_boundary: next,
+        cells: made,
     })
+}
+
+/// Cells name sets by their place, from 1; from now on by their number, which stays with the same rules.
+fn number_sets(cells: &mut BTreeMap<CellKey, Cell>, sets: &[Vec<u32>], registry: &mut Registry) -> Sets {
+    let names: Vec<String> = sets
+        .iter()
+        .map(|rules| rules.iter().filter_map(|rule| registry.rules.name(*rule)).collect::<Vec<_>>().join(" "))
+        .collect();
+    registry.sets.assign(names.iter().map(String::as_str));
+    let numbers: Vec<u32> = names.iter().map(|name| registry.sets.number(name).unwrap_or_default()).collect();
+    for phase in cells.values_mut().flat_map(|cell| [&mut cell.first, &mut cell.second]) {
+        if let Some(place) = phase.vouched.checked_sub(1) {
+            phase.vouched = numbers.get(place as usize).copied().unwrap_or_default();
+        }
+    }
+    numbers.into_iter().zip(sets.iter().cloned()).collect()
 }
 
 fn flag(on: bool, flag: u32) -> u32 {
@@ -404,6 +435,8 @@ struct Cells<'a> {
     at: Moment,
     made: BTreeMap<CellKey, Cell>,
     known: HashMap<(Vec<usize>, bool), Cell>,
+    /// Sets of rules that take the word of other nodes, in the order in which cells came to need them.
+    sets: Vec<Vec<u32>>,
     next: Option<Timestamp>,
     /// Names of rules that are too many for one cell.
     too_many: Option<Vec<String>>,
@@ -577,14 +610,20 @@ impl Cells<'_> {
             watched_by: combined.watch.map_or(NO_RULE, number),
             ..Phase::default()
         };
-        if combined.open_to.len() > ALTERNATIVES {
-            self.too_many.get_or_insert_with(|| combined.open_to.iter().map(|rule| rule.name.clone()).collect());
-        }
-        // Those of vouched callers come last: see `Phase::vouched`.
         let (vouched, shown): (Vec<&Rule>, Vec<&Rule>) = combined.open_to.iter().partition(|rule| rule.is_vouched());
-        for (index, (place, rule)) in phase.granted_by.iter_mut().zip(shown.into_iter().chain(vouched)).enumerate() {
+        if shown.len() > ALTERNATIVES {
+            self.too_many.get_or_insert_with(|| shown.iter().map(|rule| rule.name.clone()).collect());
+        }
+        for (place, rule) in phase.granted_by.iter_mut().zip(shown) {
             *place = number(rule);
-            phase.vouched |= u32::from(rule.is_vouched()) << index;
+        }
+        if !vouched.is_empty() {
+            let set: Vec<u32> = vouched.into_iter().map(number).collect();
+            let place = self.sets.iter().position(|known| *known == set).unwrap_or_else(|| {
+                self.sets.push(set);
+                self.sets.len() - 1
+            });
+            phase.vouched = place as u32 + 1;
         }
         if combined.open_to.iter().any(|rule| rule.hold) {
             phase.flags |= phase_flags::HOLD;

@@ -30,7 +30,7 @@ pub fn diff(old: &Model, new: &Model, options: &Options, moment: Moment) -> Resu
     let prepared = |model: &Model| -> Result<_, CompileError> {
         let mut registry = Registry::default();
         registry.assign(model, options);
-        let image = compile(model, &registry, options, moment)?;
+        let image = compile(model, &mut registry, options, moment)?;
         Ok((registry, image))
     };
     let ((old_registry, old_image), (new_registry, new_image)) = (prepared(old)?, prepared(new)?);

@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use authd_common::{
     address::Address,
     tables::{
-        ADDRESS_CLASS_OTHER, Cell, CellKey, Grant, GrantKey, IdentityEntry, PortEntry, Root, Slot, Tables,
+        ADDRESS_CLASS_OTHER, Cell, CellKey, Grant, GrantKey, IdentityEntry, PortEntry, Root, Slot, Tables, VouchedKey,
         WorkloadEntry, port_slot, workload_flags,
     },
 };
 use jiff::Timestamp;
 
 use super::network::masked;
+
+/// Rules by the number of their set, the first of each first.
+pub type Sets = BTreeMap<u32, Vec<u32>>;
 
 #[derive(Clone, Debug, Default)]
 pub struct Image {
@@ -25,6 +28,8 @@ pub struct Image {
     pub ports: BTreeMap<u32, PortEntry>,
     /// Keys with epoch 0.
     pub cells: BTreeMap<CellKey, Cell>,
+    /// Sets of rules that take the word of other nodes, as cells name them: numbers of rules, by the number of the set.
+    pub sets: Sets,
     /// When the tables should be compiled again, because a schedule's boundary passes.
     pub next_boundary: Option<Timestamp>,
 }
@@ -46,6 +51,7 @@ impl Image {
             lengths,
             now,
             grants: Box::new(|_| None),
+            vouched: Box::new(|_| None),
             slots: Box::new(|_| None),
             identities: Box::new(|_| None),
         }
@@ -62,6 +68,7 @@ pub struct View<'a> {
     lengths: Vec<u8>,
     now: u64,
     grants: LookUp<'a, GrantKey, Grant>,
+    vouched: LookUp<'a, VouchedKey, Grant>,
     slots: LookUp<'a, u32, Slot>,
     identities: LookUp<'a, u64, IdentityEntry>,
 }
@@ -84,6 +91,11 @@ impl<'a> View<'a> {
         slots: impl Fn(u32) -> Option<Slot> + 'a,
     ) -> Self {
         Self { grants: Box::new(grants), slots: Box::new(slots), ..self }
+    }
+
+    /// The same with grants of callers for whom other nodes vouch. What the slots say is given with the others.
+    pub fn with_vouched(self, vouched: impl Fn(VouchedKey) -> Option<Grant> + 'a) -> Self {
+        Self { vouched: Box::new(vouched), ..self }
     }
 }
 
@@ -116,6 +128,10 @@ impl Tables for View<'_> {
 
     fn grant(&self, key: &GrantKey) -> Option<Grant> {
         (self.grants)(*key)
+    }
+
+    fn vouched(&self, key: &VouchedKey) -> Option<Grant> {
+        (self.vouched)(*key)
     }
 
     fn slot(&self, slot: u32) -> Option<Slot> {

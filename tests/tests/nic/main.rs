@@ -16,7 +16,9 @@ use authd_common::{
     parse::Packet,
     reason::Reason,
     syn::{NodeKey, NodeKeyId, Speaker, Speakers, Spoken},
-    tables::{Flow, FlowKey, Grant, GrantKey, IdentityEntry, Listener, Slot, UNMANAGED, listener_flags, role},
+    tables::{
+        Flow, FlowKey, Grant, GrantKey, IdentityEntry, Listener, Slot, UNMANAGED, VouchedKey, listener_flags, role,
+    },
 };
 use jiff::Timestamp;
 
@@ -135,7 +137,7 @@ impl Node {
         let mut registry = Registry::default();
         registry.assign(&model, &options);
         let moment = Moment { wall: Timestamp::UNIX_EPOCH, monotonic: NOW };
-        let image = compile(&model, &registry, &options, moment).expect("it compiles");
+        let image = compile(&model, &mut registry, &options, moment).expect("it compiles");
         let number = |name| registry.workloads.number(name).expect("it has a number");
         let (db, other) = (number("db"), number("other"));
         Self {
@@ -148,7 +150,7 @@ impl Node {
             flow: None,
             connected: false,
             asked_of_connections: Cell::new(false),
-            slot: Slot { until: NOW + 1, serial: GRANT.serial, reserved: 0 },
+            slot: Slot { until: NOW + 1, serial: GRANT.serial, rule: 0 },
             grant: Some(GRANT),
             generation: GENERATION,
             speakers: HashMap::new(),
@@ -164,17 +166,22 @@ impl Node {
             GrantKey { workload: UNMANAGED, scope: NETNS, address, .. } if address == Address::v4(PARTNER) => {
                 self.grant
             }
-            GrantKey { workload: UNMANAGED, scope, address: Address::UNSPECIFIED, .. } if scope == u64::from(LABEL) => {
-                self.vouched
-            }
             _ => None,
         };
+        // A label's grants are of the first rule of the set that was asked for.
+        let first_rule = Cell::new(0);
+        let vouched = |VouchedKey { set, label }| {
+            first_rule.set(self.image.sets[&set][0]);
+            self.vouched.filter(|_| label == LABEL)
+        };
+        let slot = |slot| (slot == GRANT.slot).then_some(Slot { rule: first_rule.get(), ..self.slot });
         let view = self
             .image
             .at(NOW)
             .numbered(self.generation)
+            .with_vouched(vouched)
             .with_identities(|cgroup| self.identity.filter(|_| cgroup == 1))
-            .with_grants(granted, |slot| (slot == GRANT.slot).then_some(self.slot));
+            .with_grants(granted, slot);
         rule(&view, self, frame)
     }
 

@@ -225,7 +225,7 @@ fn more_workloads_than_tables_hold_are_refused() {
     let model = model(&text);
     let mut registry = Registry::default();
     registry.assign(&model, &Options::default());
-    let refused = compile(&model, &registry, &Options::default(), moment("2026-11-23T12:00:00Z"));
+    let refused = compile(&model, &mut registry, &Options::default(), moment("2026-11-23T12:00:00Z"));
     assert_eq!(refused.err(), Some(CompileError::Workloads(authd_common::tables::MAX_WORKLOADS as usize)));
 }
 
@@ -409,7 +409,7 @@ fn exercise(text: &str) {
     let at = moment("2026-11-23T12:00:00Z");
     let mut registry = Registry::default();
     registry.assign(&model, &Options::default());
-    if let Ok(image) = compile(&model, &registry, &Options::default(), at) {
+    if let Ok(image) = compile(&model, &mut registry, &Options::default(), at) {
         let policy =
             Policy { model: &model, registry: &registry, options: &Options::default(), image: &image, moment: at };
         for from in ["web", "agent", "office", "unmanaged", "10.0.0.1"] {

@@ -30,8 +30,8 @@ use authd_common::{
     reason::{REASON_SLOTS, Reason},
     syn::{self, LABELS, NodeKey, NodeKeyId, Speaker, Speakers, Spoken, mac, option, syn_key},
     tables::{
-        ALTERNATIVES, Cell, Counter, Flow, FlowKey, Grant, GrantKey, IPPROTO_TCP, IPPROTO_UDP, Listener, NO_RULE,
-        PortEntry, Slot, UNMANAGED, listener_flags, nic, port_flags, port_slot, role, root_flags,
+        Cell, Counter, Flow, FlowKey, Grant, GrantKey, IPPROTO_TCP, IPPROTO_UDP, Listener, NO_RULE, PortEntry, Slot,
+        UNMANAGED, VouchedKey, listener_flags, nic, port_flags, port_slot, role, root_flags,
     },
 };
 use authd_tests::{frames, meaning, sandbox::Sandbox};
@@ -109,7 +109,7 @@ fn frames_of_scapy_are_judged_as_it_expects() -> Result<Verdict> {
     let options = Options { interfaces: true, ..Options::default() };
     let mut registry = Registry::default();
     registry.assign(&model, &options);
-    let image = compile(&model, &registry, &options, clock::moment())?;
+    let image = compile(&model, &mut registry, &options, clock::moment())?;
     writer.load(&image, &HashMap::new(), base.level, 0)?;
     let workload = registry.workloads.number("db").context("the workload has a number")?;
     let mut mirror = Mirror::default();
@@ -189,6 +189,7 @@ struct Mirror {
     listeners: HashMap<FlowKey, Listener>,
     flows: RefCell<HashMap<FlowKey, Flow>>,
     grants: HashMap<GrantKey, Grant>,
+    vouched: HashMap<VouchedKey, Grant>,
     slots: HashMap<u32, Slot>,
     speakers: HashMap<u32, Speaker>,
     keys: HashMap<NodeKeyId, NodeKey>,
@@ -269,7 +270,7 @@ impl Bench {
         let mut registry = Registry::default();
         registry.assign(&model, &options);
         // Some random policies ask for more than a cell can hold, which is refused.
-        let Ok(mut image) = compile(&model, &registry, &options, clock::moment()) else { return Ok(()) };
+        let Ok(mut image) = compile(&model, &mut registry, &options, clock::moment()) else { return Ok(()) };
         image.flags |= root_flags::HEARS;
         image.cells.values_mut().for_each(|cell| ask_nodes(&mut random, cell));
         self.writer.load(&image, &HashMap::new(), base.level, 0)?;
@@ -326,10 +327,10 @@ impl Bench {
                 if self.mirror.grants.contains_key(&key) {
                     continue;
                 }
-                commands.push(Command::Fill { grant, until });
+                commands.push(Command::Fill { grant, rule, until });
                 commands.push(Command::Point { key, grant });
                 self.mirror.grants.insert(key, grant);
-                self.mirror.slots.insert(grant.slot, Slot { until, serial: grant.serial, reserved: 0 });
+                self.mirror.slots.insert(grant.slot, Slot { until, serial: grant.serial, rule });
             }
         }
         Ok(self.writer.follow(&commands)?)
@@ -352,14 +353,15 @@ impl Bench {
             let speaker = Speaker { until, node: random.random_range(0..4), reserved: 0 };
             self.mirror.speakers.insert(label, speaker);
             self.writer.maps_mut().nodes.speakers.insert(label, speaker, 0)?;
-            for rule in rules.iter().filter(|_| random.random_bool(0.7)).copied().collect::<Vec<_>>() {
+            for set in SETS.filter(|_| random.random_bool(0.7)).collect::<Vec<_>>() {
+                let Some(rule) = rules.choose(random).copied() else { continue };
                 let grant = Grant { slot: self.mirror.slots.len() as u32 + 1, serial: random.random_range(1..1000) };
                 let until = if random.random_bool(0.8) { u64::MAX } else { 0 };
-                let key = GrantKey { rule, workload: UNMANAGED, scope: label.into(), address: Address::UNSPECIFIED };
-                commands.push(Command::Fill { grant, until });
-                commands.push(Command::Point { key, grant });
-                self.mirror.grants.insert(key, grant);
-                self.mirror.slots.insert(grant.slot, Slot { until, serial: grant.serial, reserved: 0 });
+                let key = VouchedKey { set, label };
+                commands.push(Command::Fill { grant, rule, until });
+                commands.push(Command::Vouch { key, grant });
+                self.mirror.vouched.insert(key, grant);
+                self.mirror.slots.insert(grant.slot, Slot { until, serial: grant.serial, rule });
             }
         }
         Ok(self.writer.follow(&commands)?)
@@ -436,8 +438,10 @@ impl Bench {
 
     fn one(&mut self, view: View<'_>, frame: &[u8]) -> Result<()> {
         let Bench { object, writer, mirror, rulings } = self;
-        let (grants, slots) = (&mirror.grants, &mirror.slots);
-        let view = view.with_grants(|key| grants.get(&key).copied(), |slot| slots.get(&slot).copied());
+        let (grants, vouched, slots) = (&mirror.grants, &mirror.vouched, &mirror.slots);
+        let view = view
+            .with_grants(|key| grants.get(&key).copied(), |slot| slots.get(&slot).copied())
+            .with_vouched(|key| vouched.get(&key).copied());
         let ruling = rule(&view, mirror, frame);
         drop(view);
         let kind = match ruling {
@@ -531,8 +535,9 @@ impl Bench {
             maps.flows.remove(&key)?;
         }
         let unpoint = self.mirror.grants.drain().map(|(key, _)| Command::Unpoint { key });
+        let unvouch = self.mirror.vouched.drain().map(|(key, _)| Command::Unvouch { key });
         let empty = self.mirror.slots.drain().map(|(slot, _)| Command::Empty { slot });
-        let commands: Vec<Command> = unpoint.chain(empty).collect();
+        let commands: Vec<Command> = unpoint.chain(unvouch).chain(empty).collect();
         Ok(self.writer.follow(&commands)?)
     }
 }
@@ -552,12 +557,18 @@ fn syn_sequence(frame: &[u8], begin: usize) -> u32 {
     u32::from_be_bytes(octets)
 }
 
+/// Sets of rules of which callers of other nodes have grants.
+const SETS: std::ops::Range<u32> = 1..9;
+
 /// Turns some of the rules that ask for proofs into ones that ask another node.
 fn ask_nodes(random: &mut SmallRng, cell: &mut Cell) {
     for phase in [&mut cell.first, &mut cell.second] {
         let there = phase.granted_by.iter().take_while(|rule| **rule != NO_RULE).count();
         let first = random.random_range(0..=there);
-        phase.vouched = (first..there.min(ALTERNATIVES)).fold(0, |bits, at| bits | 1 << at);
+        if first < there {
+            phase.granted_by[first..].fill(NO_RULE);
+            phase.vouched = random.random_range(SETS);
+        }
     }
 }
 

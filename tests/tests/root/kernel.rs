@@ -176,7 +176,7 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
             Options { failsafe: policy.failsafe.clone(), builtin_rules: policy.builtin, ..Options::default() };
         let mut registry = Registry::default();
         registry.assign(&model, &options);
-        let image = compile(&model, &registry, &options, clock::moment())?;
+        let image = compile(&model, &mut registry, &options, clock::moment())?;
         let workload = random.random_range(0..policy.workloads.len());
         let number = registry.workloads.number(&format!("w{workload}")).context("every workload has a number")?;
         let who = match random.random_range(0..10) {
@@ -247,10 +247,10 @@ impl Bench {
                 if self.grants.contains_key(&key) {
                     continue;
                 }
-                commands.push(Command::Fill { grant: Grant { serial, ..grant }, until });
+                commands.push(Command::Fill { grant: Grant { serial, ..grant }, rule, until });
                 commands.push(Command::Point { key, grant });
                 self.grants.insert(key, grant);
-                self.slots.insert(grant.slot, Slot { until, serial, reserved: 0 });
+                self.slots.insert(grant.slot, Slot { until, serial, rule });
             }
         }
         Ok(self.writer.follow(&commands)?)

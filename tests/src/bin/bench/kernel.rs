@@ -141,7 +141,7 @@ impl Scene {
         let options = Options::default();
         let mut registry = Registry::default();
         registry.assign(&model, &options);
-        let image = compile(&model, &registry, &options, clock::moment())?;
+        let image = compile(&model, &mut registry, &options, clock::moment())?;
         let base = Base::find(Some(sandbox.cgroup.path()))?;
         let sizes = Sizes::default();
         let mut object = object::load(sandbox.pins(), &sizes)?;

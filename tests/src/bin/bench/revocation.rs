@@ -187,7 +187,7 @@ impl Scene {
             message::put_destroy(&mut message, at as u32, &end_of(at, *end)?);
         }
         let cut = now();
-        self.slots.set(grant.slot, Slot { until: 0, serial: grant.serial, reserved: 0 }, 0)?;
+        self.slots.set(grant.slot, Slot { until: 0, serial: grant.serial, rule: grant.slot }, 0)?;
         let update = now() - cut;
         send(self.diag.as_raw_fd(), &message, MsgFlags::empty())?;
         self.died(&ends, cut, samples)?;

@@ -34,7 +34,7 @@ use authd_common::{
     nic::{Behind, flow_of, network_offset},
     parse::parse,
     syn::{self, NodeKey, NodeKeyId, Speaker},
-    tables::{Flow, FlowKey, Grant, GrantKey, Listener, UNMANAGED, role},
+    tables::{Flow, FlowKey, Grant, Listener, VouchedKey, role},
 };
 use authd_tests::{netns::Netns, sandbox::Sandbox};
 use aya::{
@@ -215,22 +215,22 @@ fn prepare(writer: &mut Writer, sandbox: &Sandbox, rules: usize, netns: u64) -> 
     let options = Options { interfaces: true, ..Options::default() };
     let mut registry = Registry::default();
     registry.assign(&model, &options);
-    let image = compile(&model, &registry, &options, clock::moment())?;
+    let image = compile(&model, &mut registry, &options, clock::moment())?;
     let base = Base::find(Some(sandbox.cgroup.path()))?;
     writer.load(&image, &HashMap::new(), base.level, 0)?;
     writer.set_netns(netns);
     let workload = registry.workloads.number("db").context("the workload has a number")?;
     let grant = Grant { slot: 1, serial: 1 };
-    writer.follow(&[grants::Command::Fill { grant, until: u64::MAX }])?;
+    writer.follow(&[grants::Command::Fill { grant, rule: 1, until: u64::MAX }])?;
     let nodes = &mut writer.maps_mut().nodes;
     nodes.speakers.insert(LABEL, Speaker { until: u64::MAX, node: 1, reserved: 0 }, 0)?;
     nodes.keys.insert(NodeKeyId { node: 1, key_id: KEY_ID }, NodeKey { secret: SECRET, until: u64::MAX }, 0)?;
     let vouched = Grant { slot: 2, serial: 1 };
     let rule = registry.rules.number("web-words").context("the rule has a number")?;
-    let holder = GrantKey { rule, workload: UNMANAGED, scope: LABEL.into(), address: Address::UNSPECIFIED };
+    let set = image.sets.iter().find(|(_, rules)| rules.contains(&rule)).context("a cell asks for the rule")?.0;
     writer.follow(&[
-        grants::Command::Fill { grant: vouched, until: u64::MAX },
-        grants::Command::Point { key: holder, grant: vouched },
+        grants::Command::Fill { grant: vouched, rule, until: u64::MAX },
+        grants::Command::Vouch { key: VouchedKey { set: *set, label: LABEL }, grant: vouched },
     ])?;
     for port in [7001, 7002, 7003] {
         let listener = Listener { epoch: 0, cgroup: 1, workload, flags: 0 };
