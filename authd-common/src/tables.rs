@@ -231,6 +231,8 @@ const _: () = assert!(size_of::<Phase>() == 32);
 pub mod phase_flags {
     /// Who lacks the proofs waits for them, instead of being refused at once.
     pub const HOLD: u8 = 1;
+    /// A rule of [`Phase::vouched`](super::Phase::vouched) asks for more than a node's word.
+    pub const ASKS_MORE: u8 = 2;
 }
 
 /// The verdict for one combination of classes. Two phases let the kernel keep a schedule while the daemon is away; after

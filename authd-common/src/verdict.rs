@@ -436,7 +436,7 @@ fn granted(verdict: Verdict, phase: &Phase, grant: Grant, rule: u32) -> Verdict 
 #[inline(always)]
 fn unheard(otherwise: Reason, phase: &Phase, far: &FarEnd) -> Reason {
     if far.label != 0 {
-        return Reason::CallerNotNamed;
+        return if phase.flags & phase_flags::ASKS_MORE == 0 { Reason::CallerNotNamed } else { otherwise };
     }
     // Who says nothing may have meant to show other proofs.
     let only = phase.granted_by[0] == NO_RULE;

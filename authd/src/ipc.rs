@@ -52,10 +52,18 @@ pub type Question = u64;
 pub enum Caller {
     /// A process of this node, known by its cgroup. Without a workload: unmanaged.
     Local { workload: Option<Workload>, uid: u32 },
-    /// Somebody elsewhere, at an address.
-    Remote { address: SocketAddr },
+    /// Somebody elsewhere, at an address; and whom another node vouches that it is.
+    Remote { address: SocketAddr, vouched: Option<Neighbour> },
     /// An operator, on the operators' socket.
     Admin { uid: u32 },
+}
+
+/// A workload of another node, which vouches for it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Neighbour {
+    pub node: String,
+    pub spiffe_id: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub fn run(config: Option<&Path>, caller: &CallerArgs, json: bool) -> anyhow::Re
             println!("{name:<12} {text}");
         }
     };
-    for name in ["caller", "workload", "spiffe_id", "cgroup", "address"] {
+    for name in ["caller", "workload", "spiffe_id", "cgroup", "address", "node"] {
         line(name, &body[name]);
     }
     if let Some(certificate) = body["certificate"].as_object() {

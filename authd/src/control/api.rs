@@ -25,7 +25,7 @@ use super::{Answer, Shared, forward, listed, nodes, problem::Problem, prove, ver
 use crate::{
     daemon::granting::Effect,
     grants::Id,
-    ipc::{Caller, Connection, FromControl, Granted, NodeKey, Wanted},
+    ipc::{Caller, Connection, FromControl, Granted, Neighbour, NodeKey, Wanted},
     store::revoked::Revoked,
 };
 
@@ -111,6 +111,9 @@ struct WhoAmI {
     cgroup: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<String>,
+    /// Another node that runs authd, which vouches that the caller is `spiffe_id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     /// What the client's certificate is worth here, if it showed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate: Option<prove::CertificateView>,
@@ -325,6 +328,7 @@ async fn who_am_i(Extension(session): Extension<Arc<Session>>) -> Result<Json<Wh
         spiffe_id: None,
         cgroup: None,
         address: None,
+        node: None,
         certificate: prove::view_of(&session),
         grants,
     };
@@ -337,9 +341,13 @@ async fn who_am_i(Extension(session): Extension<Arc<Session>>) -> Result<Json<Wh
         }
         Caller::Local { workload: None, .. } => {}
         Caller::Admin { .. } => answer.caller = "admin",
-        Caller::Remote { address } => {
+        Caller::Remote { address, vouched } => {
             answer.caller = "peer";
             answer.address = Some(address.ip().to_string());
+            if let Some(Neighbour { node, spiffe_id }) = vouched {
+                answer.node = Some(node.clone());
+                answer.spiffe_id = Some(spiffe_id.clone());
+            }
         }
     }
     Ok(Json(answer))

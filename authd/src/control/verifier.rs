@@ -234,7 +234,7 @@ impl Verifier {
             }
             (Caller::Local { workload: None, uid }, _) => (REQUESTS_PER_MINUTE, format!("uid {uid}")),
             (Caller::Admin { .. }, _) => return true,
-            (Caller::Remote { address }, _) => (REQUESTS_PER_MINUTE, network_of(address.ip()).to_string()),
+            (Caller::Remote { address, .. }, _) => (REQUESTS_PER_MINUTE, network_of(address.ip()).to_string()),
         };
         let Some(rate) = Rate::per_minute(rate) else { return false };
         let mut callers = lock(&self.memory.callers);

@@ -11,7 +11,7 @@ use super::{Daemon, control::Who, granting::refusal};
 use crate::{
     audit::record::Record,
     grants::{Holder, proof::Shown, terms::Claimant},
-    ipc::{Caller, Refusal, Workload},
+    ipc::{Caller, Neighbour, Refusal, Workload},
     policy::{
         file::Kind,
         model::{Model, Peer},
@@ -51,7 +51,7 @@ impl Daemon {
         let prepared = &self.active.prepared;
         let (model, registry) = (&prepared.model, &prepared.registry);
         match who {
-            Who::Remote(address) => {
+            Who::Remote { address, .. } => {
                 let address = address.ip();
                 if address.is_loopback() {
                     // Loopback is this node: who calls there is known by its cgroup.
@@ -87,6 +87,12 @@ impl Daemon {
         }
     }
 
+    /// Everybody whose grants are a caller's.
+    pub(super) fn holders(&self, who: &Who) -> Result<Vec<Holder>, Refusal> {
+        let known = self.known(who)?;
+        Ok([known.holder].into_iter().chain(self.vouched_for(who).map(|caller| caller.holder())).collect())
+    }
+
     /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
     fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
         let entry = self.tree.nearest(path)?;
@@ -99,7 +105,13 @@ impl Daemon {
     /// What is known of a local caller, for control and for records.
     pub fn introduce(&self, who: &Who) -> Caller {
         match who {
-            Who::Remote(address) => Caller::Remote { address: *address },
+            Who::Remote { address, .. } => {
+                let vouched = self.vouched_for(who).map(|caller| Neighbour {
+                    node: caller.node.clone(),
+                    spiffe_id: caller.spiffe_id.as_str().to_owned(),
+                });
+                Caller::Remote { address: *address, vouched }
+            }
             Who::Admin { uid } => Caller::Admin { uid: *uid },
             Who::Local(attested) => {
                 let workload = self.known(who).ok().and_then(|known| match (known.holder, known.claimant) {
@@ -116,9 +128,13 @@ impl Daemon {
     /// The same for a record.
     pub fn describe(&self, who: &Who, record: &mut Record) {
         match who {
-            Who::Remote(address) => {
+            Who::Remote { address, .. } => {
                 record.remote_address = Some(address.ip());
                 record.remote_port = Some(address.port());
+                if let Some(caller) = self.vouched_for(who) {
+                    record.peer_node = Some(caller.node.clone());
+                    record.peer_spiffe_id = Some(caller.spiffe_id.as_str().to_owned());
+                }
             }
             Who::Admin { uid } => record.uid = Some(*uid),
             Who::Local(attested) => {

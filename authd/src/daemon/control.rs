@@ -24,7 +24,10 @@ use tokio::{
 
 use crate::{
     config::Config,
-    dataplane::attestation::{AttestError, Attested, attest},
+    dataplane::{
+        attestation::{AttestError, Attested, attest},
+        introductions,
+    },
     ipc::{self, Caller, Channel, Connection, FromControl, Identities, IpcError, Sealed, Settings, ToControl},
 };
 
@@ -56,7 +59,11 @@ pub enum ControlError {
 #[derive(Clone, Debug)]
 pub enum Who {
     Local(Attested),
-    Remote(SocketAddr),
+    Remote {
+        address: SocketAddr,
+        /// Of a caller for whom another node vouched when it connected; 0: none did.
+        label: u32,
+    },
     /// Whoever may connect to the operators' socket.
     Admin {
         uid: u32,
@@ -116,6 +123,7 @@ impl Control {
             Some(address) => {
                 let of = |error| ControlError::Listen(address.to_string(), error);
                 let listener = std::net::TcpListener::bind(address).map_err(of)?;
+                introductions::keep(&listener)?;
                 listener.set_nonblocking(true)?;
                 Some(TcpListener::from_std(listener)?)
             }
@@ -256,7 +264,7 @@ impl Control {
                 Err(_) => pause().await,
             },
             accepted = accept(self.peers.as_ref()), if running.ready => match accepted {
-                Ok((fd, address)) => Happened::Accepted(fd, Ok(Who::Remote(address))),
+                Ok((fd, address)) => Happened::Accepted(fd, Ok(Who::Remote { address, label: 0 })),
                 Err(_) => pause().await,
             },
         }
@@ -286,7 +294,9 @@ async fn pause() -> Happened {
 fn is_same(one: &Who, other: &Who) -> bool {
     match (one, other) {
         (Who::Local(one), Who::Local(other)) => one.cgroup == other.cgroup,
-        (Who::Remote(one), Who::Remote(other)) => network_of(one.ip()) == network_of(other.ip()),
+        (Who::Remote { address: one, .. }, Who::Remote { address: other, .. }) => {
+            network_of(one.ip()) == network_of(other.ip())
+        }
         (Who::Admin { .. }, Who::Admin { .. }) => true,
         _ => false,
     }

@@ -144,10 +144,18 @@ impl Daemon {
 
     fn give(&mut self, who: &Who, wanted: Wanted, proofs: &mut Vec<Shown>) -> Result<Granted, Refusal> {
         let now = Timestamp::now();
-        let known = self.known(who)?;
+        let mut known = self.known(who)?;
         let prepared = &self.active.prepared;
         let (model, registry) = (&prepared.model, &prepared.registry);
         let rule = rule_named(model, &wanted.rule)?;
+        // Where a node's word is asked for, the grant is of the caller for whom it vouches, and not of an address.
+        if rule.is_vouched()
+            && let Some(caller) = self.vouched_for(who)
+        {
+            proofs.push(caller.proof());
+            known.holder = caller.holder();
+            (known.scope, known.address) = (caller.label.into(), Address::UNSPECIFIED);
+        }
         let number = registry.rules.number(&rule.name).ok_or_else(|| unknown_rule(&wanted.rule))?;
         if !terms::may_ask(rule, model, known.claimant.borrow()) {
             return Err(refusal("rule_not_for_caller", "the rule is not about this caller"));
@@ -156,7 +164,7 @@ impl Daemon {
             let trust = self.trust.as_mut().map_err(|error| refusal("store_unusable", error))?;
             let (from, workload) = match (&known.holder, who) {
                 (Holder::Workload { name, .. }, _) => (None, Some(name.as_str())),
-                (_, Who::Remote(address)) => (Some(address.ip()), None),
+                (_, Who::Remote { address, .. }) => (Some(address.ip()), None),
                 _ => (None, None),
             };
             proofs.push(Shown::ApiKey(trust.check_key(now, key, from, &rule.name, workload)?));
@@ -269,8 +277,9 @@ impl Daemon {
 
     /// The caller gives a grant back.
     pub fn give_back(&mut self, who: &Who, id: &Id) -> Result<(), Refusal> {
-        let holder = self.known(who)?.holder;
-        let owned = self.ledger.grants.get(id).is_some_and(|live| is_same_holder(&live.given.holder, &holder));
+        let holders = self.holders(who)?;
+        let is_own = |live: &Live| holders.iter().any(|holder| is_same_holder(&live.given.holder, holder));
+        let owned = self.ledger.grants.get(id).is_some_and(is_own);
         if !owned {
             return Err(refusal("grant_unknown", "the caller holds no such grant"));
         }
@@ -280,12 +289,12 @@ impl Daemon {
 
     /// The caller's grants.
     pub fn held(&self, who: &Who) -> Result<Vec<Granted>, Refusal> {
-        let Ok(known) = self.known(who) else { return Ok(Vec::new()) };
+        let Ok(holders) = self.holders(who) else { return Ok(Vec::new()) };
         let mut held: Vec<Granted> = self
             .ledger
             .grants
             .iter()
-            .filter(|live| is_same_holder(&live.given.holder, &known.holder))
+            .filter(|live| holders.iter().any(|holder| is_same_holder(&live.given.holder, holder)))
             .map(|live| Granted { id: live.given.id, rule: live.given.rule.clone(), until: live.given.until })
             .collect();
         // One answer is one message.
@@ -584,9 +593,10 @@ impl Daemon {
     }
 }
 
-/// Control cannot vouch for an API key: what it says of one is replaced by what is found here.
+/// Control cannot vouch for an API key, nor for what another node said: that is found out here.
 fn believed(wanted: &Wanted) -> Vec<Shown> {
-    wanted.proofs.iter().filter(|shown| shown.kind() != Proof::ApiKey).cloned().collect()
+    let is_its = |shown: &&Shown| !matches!(shown.kind(), Proof::ApiKey | Proof::Node);
+    wanted.proofs.iter().filter(is_its).cloned().collect()
 }
 
 fn rule_named<'a>(model: &'a Model, name: &str) -> Result<&'a Rule, Refusal> {

@@ -13,6 +13,7 @@ mod forgetting;
 pub mod frames;
 pub mod granting;
 mod keys;
+mod listening;
 pub mod metrics;
 pub mod names;
 pub mod nodes;

@@ -50,13 +50,29 @@ pub struct Admitted {
 
 /// A caller for whom another node speaks.
 #[derive(Clone, Debug)]
-struct Caller {
-    node: String,
-    spiffe_id: SpiffeId,
+pub(super) struct Caller {
+    pub label: u32,
+    pub node: String,
+    pub spiffe_id: SpiffeId,
     certificate: VerifiedCertificate,
     /// End, on both clocks.
     until: Timestamp,
     ends: u64,
+}
+
+impl Caller {
+    pub fn holder(&self) -> Holder {
+        Holder::Vouched { node: self.node.clone(), spiffe_id: self.spiffe_id.clone(), label: self.label }
+    }
+
+    /// Its node's word.
+    pub fn proof(&self) -> Shown {
+        Shown::Node(Box::new(Vouched {
+            node: self.node.clone(),
+            spiffe_id: self.spiffe_id.clone(),
+            certificate: self.certificate.clone(),
+        }))
+    }
 }
 
 /// What a node may speak in.
@@ -136,7 +152,7 @@ impl Daemon {
         key: &NodeKey,
         speaks_for: &[String],
     ) -> Result<(String, Admitted), Refusal> {
-        if !matches!(who, Who::Remote(_)) {
+        if !matches!(who, Who::Remote { .. }) {
             return Err(refusal("node_not_remote", "nodes speak to each other's listener"));
         }
         let (now, clock) = (Timestamp::now(), clock::monotonic());
@@ -241,8 +257,9 @@ impl Daemon {
                 self.free_label()?
             }
         };
-        let caller = Caller { node: node.name.clone(), spiffe_id, certificate: certificate.clone(), until, ends };
-        if self.is_revoked(label, &caller) {
+        let caller =
+            Caller { label, node: node.name.clone(), spiffe_id, certificate: certificate.clone(), until, ends };
+        if self.is_revoked(&caller) {
             return None;
         }
         // A later session has named the caller already: what that one gave holds for longer.
@@ -278,7 +295,7 @@ impl Daemon {
     fn grant_to_caller(&mut self, label: u32) {
         let Some(caller) = self.nodes.callers.get(&label).cloned() else { return };
         let (now, wall) = (clock::monotonic(), Timestamp::now());
-        if caller.ends <= now || self.is_revoked(label, &caller) {
+        if caller.ends <= now || self.is_revoked(&caller) {
             return;
         }
         let prepared = &self.active.prepared;
@@ -286,13 +303,13 @@ impl Daemon {
         let wanted: Vec<(String, u32, u64)> = model
             .rules
             .iter()
-            .filter(|rule| terms::vouched(rule, model, &caller.spiffe_id))
+            .filter(|rule| rule.is_given_by_word() && terms::vouched(rule, model, &caller.spiffe_id))
             .filter_map(|rule| {
                 Some((rule.name.clone(), prepared.registry.rules.number(&rule.name)?, terms::digest(rule, model)))
             })
             .collect();
         // A grant ends with what it rests on: the word of a node that shows another certificate is another grant.
-        let proofs = [proof_of(&caller)];
+        let proofs = [caller.proof()];
         for (rule, number, terms) in wanted {
             let key = caller_key(number, label);
             let rests_on_same = |live: &&Live| live.given.terms == terms && live.given.proofs == proofs;
@@ -308,7 +325,7 @@ impl Daemon {
             let given = Given {
                 id,
                 rule,
-                holder: Holder::Vouched { node: caller.node.clone(), spiffe_id: caller.spiffe_id.clone(), label },
+                holder: caller.holder(),
                 proofs: proofs.to_vec(),
                 terms,
                 issued: wall,
@@ -327,6 +344,13 @@ impl Daemon {
                 Err(refusal) => tracing::error!(reason = refusal.reason, caller = %caller.spiffe_id, "{refusal}"),
             }
         }
+    }
+
+    /// Whom another node vouches that a caller of the listener is.
+    pub(super) fn vouched_for(&self, who: &Who) -> Option<&Caller> {
+        let Who::Remote { label, .. } = who else { return None };
+        let caller = self.nodes.callers.get(label)?;
+        (clock::monotonic() < caller.ends && !self.is_revoked(caller)).then_some(caller)
     }
 
     /// Rules are other ones now: callers have grants of those that name them.
@@ -371,18 +395,27 @@ impl Daemon {
 
     /// Whom an earlier daemon's labels mean, as far as grants tell.
     pub(super) fn restore_callers(&mut self) {
+        let (now, wall) = (clock::monotonic(), Timestamp::now());
         for live in self.ledger.grants.iter() {
-            let (Holder::Vouched { node, spiffe_id, label }, Some(Shown::Node(proof))) =
-                (&live.given.holder, live.given.proofs.first())
-            else {
+            let Holder::Vouched { node, spiffe_id, label } = &live.given.holder else { continue };
+            let word = live.given.proofs.iter().find_map(|shown| match shown {
+                Shown::Node(vouched) => Some(vouched),
+                _ => None,
+            });
+            // What rests on more than a node's word may end before or after that.
+            let ends = self.writer.speaker(*label).map(|speaker| speaker.until);
+            let (Some(word), Some(ends)) = (word, ends) else { continue };
+            if self.nodes.callers.contains_key(label) {
                 continue;
-            };
+            }
+            let left = SignedDuration::try_from(Duration::from_nanos(ends.saturating_sub(now))).unwrap_or_default();
             let caller = Caller {
+                label: *label,
                 node: node.clone(),
                 spiffe_id: spiffe_id.clone(),
-                certificate: proof.certificate.clone(),
-                until: live.given.until,
-                ends: live.until,
+                certificate: word.certificate.clone(),
+                until: wall.checked_add(left).unwrap_or(wall),
+                ends,
             };
             self.directory.introduced(*label, node, spiffe_id.as_str());
             self.nodes.by_name.insert((node.clone(), spiffe_id.clone()), *label);
@@ -578,24 +611,16 @@ impl Daemon {
 
 impl Daemon {
     /// Whether a caller, its node's certificate or who vouches for that was revoked. Without the store nobody knows.
-    fn is_revoked(&self, label: u32, caller: &Caller) -> bool {
+    fn is_revoked(&self, caller: &Caller) -> bool {
         let Ok(trust) = &self.trust else { return true };
-        let holder = Holder::Vouched { node: caller.node.clone(), spiffe_id: caller.spiffe_id.clone(), label };
-        let proofs = [proof_of(caller)];
+        let holder = caller.holder();
+        let proofs = [caller.proof()];
         let now = Timestamp::now();
         let of_proofs = proofs.iter().flat_map(Shown::revocable);
         let of_holder = super::callers::holder_names(&holder, &proofs, &self.active.prepared.model);
         let mut names = of_proofs.chain(of_holder.into_iter().map(|name| (name, Some(now))));
         names.any(|(name, since)| trust.is_revoked(&name, since))
     }
-}
-
-fn proof_of(caller: &Caller) -> Shown {
-    Shown::Node(Box::new(Vouched {
-        node: caller.node.clone(),
-        spiffe_id: caller.spiffe_id.clone(),
-        certificate: caller.certificate.clone(),
-    }))
 }
 
 /// Which node a certificate is of.

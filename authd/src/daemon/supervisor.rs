@@ -345,7 +345,8 @@ fn serve(
             daemon.control_ended(&how);
         }
         Happened::Accepted(fd, who) => match who {
-            Ok(who) => {
+            Ok(mut who) => {
+                daemon.listen_to(fd.as_fd(), &mut who);
                 let caller = daemon.introduce(&who);
                 control.hand_over(fd, who, caller);
             }

@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod cgroups;
 pub mod drops;
 pub mod interfaces;
+pub mod introductions;
 pub mod mapped;
 pub mod nodes;
 pub mod object;

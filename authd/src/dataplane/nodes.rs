@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use authd_common::{
     address::Address,
-    syn::{LabelKey, NodeKey, NodeKeyId, Speaker, Voice},
+    parse::Packet,
+    syn::{Heard, LabelKey, NodeKey, NodeKeyId, Speaker, Spoken, Voice, syn_key},
+    tables::FlowKey,
 };
 use aya::maps::{MapError, lpm_trie};
 
@@ -28,6 +30,10 @@ impl Writer {
         self.set_node_key(id, NodeKey { until: now.min(key.until), ..key })
     }
 
+    pub fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
+        self.maps.nodes.keys.get(id, 0).ok()
+    }
+
     pub fn remove_node_key(&mut self, id: NodeKeyId) -> Result<(), WriteError> {
         gone(self.maps.nodes.keys.remove(&id)).map_err(of)
     }
@@ -45,6 +51,10 @@ impl Writer {
         gone(self.maps.nodes.speakers.remove(&label)).map_err(of)
     }
 
+    pub fn speaker(&self, label: u32) -> Option<Speaker> {
+        self.maps.nodes.speakers.get(&label, 0).ok()
+    }
+
     /// Whether a label means somebody, or did a while ago.
     pub fn is_speaker(&self, label: u32) -> Result<bool, WriteError> {
         match self.maps.nodes.speakers.get(&label, 0) {
@@ -52,6 +62,22 @@ impl Writer {
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(of(error)),
         }
+    }
+
+    /// What is remembered of a SYN.
+    pub fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
+        self.maps.nodes.spoken.get(key, 0).ok()
+    }
+
+    /// Remembers that the connection of a SYN was accepted: from now on nobody else is believed by it. Returns whether it is
+    /// remembered.
+    pub fn use_up(&mut self, packet: &Packet, heard: &Heard) -> bool {
+        let Heard { key_id, label, sequence, .. } = *heard;
+        let (source, destination) =
+            ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
+        let spoken = Spoken { label, key_id, used: 1, reserved: 0 };
+        let key = syn_key(source, destination, sequence);
+        self.maps.nodes.spoken.insert(key, spoken, 0).is_ok()
     }
 
     /// Labels that mean somebody, an earlier daemon's included.

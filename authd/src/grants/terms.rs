@@ -13,7 +13,7 @@ use crate::{
     policy::{
         compile::is_in_force,
         file::Proof,
-        model::{Model, MtlsRequirement, Rule, Subject, TokenRequirement},
+        model::{Model, MtlsRequirement, Peer, Rule, Subject, TokenRequirement},
         network::from_ip,
     },
     proofs::x509::{identity::VerifiedCertificate, spiffe::SpiffeId},
@@ -70,6 +70,7 @@ impl Unmet {
             Self::Missing(Proof::Mtls) => "certificate_missing",
             Self::Missing(Proof::Token) => "authorization_missing",
             Self::Missing(Proof::ApiKey) => "api_key_missing",
+            Self::Missing(Proof::Node) => "node_identity_missing",
             Self::Missing(_) => "proof_missing",
             Self::Over(_) => "proof_over",
             Self::Certificate => "certificate_not_allowed",
@@ -115,7 +116,11 @@ pub fn check(
         Shown::Mtls(certificate) => Some(&**certificate),
         Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
     });
-    let named = rule.from.iter().any(|subject| is_claimant(*subject, model, claimant, certificate));
+    let word = proofs.iter().find_map(|shown| match shown {
+        Shown::Node(vouched) if rule.is_vouched() => Some(&vouched.spiffe_id),
+        _ => None,
+    });
+    let named = rule.from.iter().any(|subject| is_claimant(*subject, model, claimant, certificate, word));
     if !named {
         // From the right place, with the certificate of somebody else.
         let is_near = matches!(claimant, Claimant::Forwarded) || may_ask(rule, model, claimant);
@@ -123,7 +128,7 @@ pub fn check(
     }
     if rule.require.contains(&Proof::Mtls) {
         let certificate = certificate.ok_or(Unmet::Missing(Proof::Mtls))?;
-        if !is_meant(certificate, rule.mtls.as_ref(), model, claimant) {
+        if !is_meant(certificate, rule.mtls.as_ref(), model, claimant, word) {
             return Err(Unmet::Certificate);
         }
     }
@@ -135,15 +140,17 @@ pub fn check(
 pub fn vouched(rule: &Rule, model: &Model, spiffe_id: &SpiffeId) -> bool {
     let fits = |subject: &Subject| match *subject {
         Subject::Any => true,
-        Subject::Peer(index) => {
-            let peer = &model.peers[index];
-            let named = peer.spiffe_id.as_ref().is_none_or(|id| id == spiffe_id);
-            // Nobody vouches for these.
-            named && peer.dns.is_none() && peer.subject.is_none()
-        }
+        Subject::Peer(index) => is_vouched_for(&model.peers[index], spiffe_id),
         Subject::Unmanaged | Subject::Workload(_) => false,
     };
     rule.is_vouched() && rule.from.iter().any(fits)
+}
+
+/// Whether a peer is the caller of this SPIFFE ID.
+fn is_vouched_for(peer: &Peer, spiffe_id: &SpiffeId) -> bool {
+    let named = peer.spiffe_id.as_ref().is_none_or(|id| id == spiffe_id);
+    // Nobody vouches for these.
+    named && peer.dns.is_none() && peer.subject.is_none()
 }
 
 /// Whether the rule is about this caller at all, as far as that shows before anything is proven.
@@ -161,13 +168,17 @@ fn is_claimant(
     model: &Model,
     claimant: Claimant<'_>,
     certificate: Option<&VerifiedCertificate>,
+    word: Option<&SpiffeId>,
 ) -> bool {
     match (subject, claimant) {
         (Subject::Any, _) => true,
         (Subject::Workload(named), Claimant::Workload { index, .. }) => named == index,
         (Subject::Peer(index), Claimant::Address(address)) => {
             let peer = &model.peers[index];
-            let named = !peer.has_certificate() || certificate.is_some_and(|certificate| peer.is_named_by(certificate));
+            let named = match word {
+                Some(spiffe_id) => is_vouched_for(peer, spiffe_id),
+                None => !peer.has_certificate() || certificate.is_some_and(|found| peer.is_named_by(found)),
+            };
             named && calls_from(model, index, address)
         }
         (Subject::Peer(index), Claimant::Forwarded) => {
@@ -183,23 +194,24 @@ fn calls_from(model: &Model, peer: usize, address: IpAddr) -> bool {
     networks.is_empty() || networks.iter().any(|network| network.contains(&from_ip(address)))
 }
 
-/// A rule that says nothing of certificates means, of a workload, the one that names it.
+/// A rule that says nothing of certificates means, of a workload, the one that names it: of this node's, or of one that
+/// another node vouches for.
 fn is_meant(
     certificate: &VerifiedCertificate,
     requirement: Option<&MtlsRequirement>,
     model: &Model,
     claimant: Claimant<'_>,
+    word: Option<&SpiffeId>,
 ) -> bool {
     let asks = requirement
         .is_some_and(|asked| !(asked.spiffe_ids.is_empty() && asked.dns.is_empty() && asked.subjects.is_empty()));
     let met = requirement.is_none_or(|asked| asked.is_met_by(certificate, &model.authorities));
     let own = match claimant {
-        Claimant::Workload { spiffe_id, .. } => {
-            asks || certificate.spiffe_id.as_ref().is_some_and(|id| id.as_str() == spiffe_id)
-        }
-        Claimant::Address(_) | Claimant::Forwarded => true,
+        Claimant::Workload { spiffe_id, .. } => Some(spiffe_id),
+        Claimant::Address(_) | Claimant::Forwarded => word.map(SpiffeId::as_str),
     };
-    met && own
+    let is_own = |own: &str| certificate.spiffe_id.as_ref().is_some_and(|id| id.as_str() == own);
+    met && (asks || own.is_none_or(is_own))
 }
 
 fn check_token(token: &Token, asked: &TokenRequirement, model: &Model) -> Result<(), Unmet> {
@@ -260,7 +272,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        grants::proof::{ApiKey, Binding},
+        grants::proof::{ApiKey, Binding, Vouched},
         policy::{diagnostic::Source, load::texts},
         proofs::testing,
     };
@@ -359,6 +371,17 @@ mod tests {
         from = ["payments", "refunds"]
         to = ["api"]
         require = ["node"]
+        [[rule]]
+        name = "both"
+        from = ["payments"]
+        to = ["api"]
+        require = ["node", "mtls"]
+        [[rule]]
+        name = "both-shared"
+        from = ["any"]
+        to = ["api"]
+        require = ["mtls", "node"]
+        mtls = { authority = "ca", spiffe_id = "spiffe://example.org/shared" }
     "#;
 
     /// A Monday, at noon.
@@ -522,14 +545,13 @@ mod tests {
         assert!(!vouched(&rule, &model, &id));
         let denial = Rule { deny: true, from: vec![Subject::Any], ..rule.clone() };
         let local = Rule { from: vec![Subject::Workload(0), Subject::Unmanaged], ..rule.clone() };
-        let both = Rule { require: vec![Proof::Node, Proof::Mtls], from: vec![Subject::Any], ..rule };
-        for rule in [denial, local, both] {
+        for rule in [denial, local] {
             assert!(!vouched(&rule, &model, &id), "{rule:?}");
         }
     }
 
     #[test]
-    fn nobody_gets_a_grant_of_a_vouched_rule_by_asking() {
+    fn nobody_gets_a_grant_by_asking_where_a_nodes_word_is_all() {
         let shown = [certificate("ca", "spiffe://example.org/payments"), token(|_| {})];
         let near = Claimant::Address([203, 0, 113, 7].into());
         for rule in ["vouched", "vouched-office", "vouched-payments"] {
@@ -538,6 +560,39 @@ mod tests {
                 assert_eq!(ask(rule, claimant, &[], noon()), Err("rule_not_grantable"), "{rule} {claimant:?}");
             }
         }
+    }
+
+    fn word(id: &str) -> Shown {
+        let certificate = testing::certificate("ca", "spiffe://example.org/node/a", hour());
+        Shown::Node(Box::new(Vouched { node: "a".into(), spiffe_id: id.parse().unwrap(), certificate }))
+    }
+
+    /// A node's word and a certificate, of one and the same caller, from where the rule says.
+    #[test]
+    fn a_nodes_word_and_what_is_shown_have_to_be_of_one_caller() {
+        let (near, far) = (Claimant::Address([203, 0, 113, 7].into()), Claimant::Address([198, 51, 100, 7].into()));
+        let (payments, refunds) = ("spiffe://example.org/payments", "spiffe://example.org/refunds");
+        let of = |id| certificate("ca", id);
+        assert_eq!(ask("both", near, &[word(payments), of(payments)], noon()), Ok(hour()));
+        for (claimant, shown, reason) in [
+            (near, vec![of(payments)], "node_identity_missing"),
+            (near, vec![word(payments)], "certificate_missing"),
+            (near, vec![word(refunds), of(payments)], "certificate_not_allowed"),
+            (near, vec![word(payments), of(refunds)], "certificate_not_allowed"),
+            (far, vec![word(payments), of(payments)], "rule_not_for_caller"),
+            (ONE, vec![of(payments)], "node_identity_missing"),
+            (Claimant::Forwarded, vec![of(payments)], "node_identity_missing"),
+        ] {
+            assert_eq!(ask("both", claimant, &shown, noon()), Err(reason), "{claimant:?} {shown:?}");
+        }
+        assert_eq!(ask("both", near, &[word(payments), of(payments)], hour()), Err("proof_over"));
+        // Where the rule says whose certificate it is, that one may be another's than the caller's.
+        let shared = of("spiffe://example.org/shared");
+        assert_eq!(ask("both-shared", far, &[word(refunds), shared.clone()], noon()), Ok(hour()));
+        assert_eq!(ask("both-shared", far, &[word(refunds), of(refunds)], noon()), Err("certificate_not_allowed"));
+        assert_eq!(ask("both-shared", far, &[shared], noon()), Err("node_identity_missing"));
+        // Where it asks for no node's word, one is worth nothing.
+        assert_eq!(ask("partners", near, &[word(payments), of(payments)], noon()), Err("rule_not_for_caller"));
     }
 
     #[test]

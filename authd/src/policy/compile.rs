@@ -617,6 +617,9 @@ impl Cells<'_> {
         for (place, rule) in phase.granted_by.iter_mut().zip(shown) {
             *place = number(rule);
         }
+        if vouched.iter().any(|rule| !rule.is_given_by_word()) {
+            phase.flags |= phase_flags::ASKS_MORE;
+        }
         if !vouched.is_empty() {
             let set: Vec<u32> = vouched.into_iter().map(number).collect();
             let place = self.sets.iter().position(|known| *known == set).unwrap_or_else(|| {
@@ -666,7 +669,7 @@ pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> Com
             *slot = Some(rule);
         }
         // No other node vouches for callers of this one.
-        if rule.is_grantable() || (rule.is_vouched() && !attested) {
+        if if rule.is_vouched() { !attested } else { rule.is_grantable() } {
             open_to.push(rule);
         }
     }

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{
     compile::{Builtin, Moment, Options, Registry, is_in_force},
+    file::Proof,
     image::Image,
     model::{Model, Object, Rule, Service, Subject},
     network::{display, from_ip, protocol_name},
@@ -293,10 +294,10 @@ impl Policy<'_> {
             if rule.is_vouched() {
                 let lacks =
                     if from.is_remote() { "no node vouched for the caller" } else { "the caller is on this node" };
-                return format!("requires node, and {lacks}");
+                return format!("requires {}, and {lacks}", names(&rule.require));
             }
-            let proofs: Vec<&str> = rule.require.iter().map(|proof| proof.name()).collect();
-            return format!("requires {}, which nobody showed", proofs.join(", "));
+            let proofs = names(&rule.require);
+            return format!("requires {proofs}, which nobody showed");
         }
         if rule.deny && rule.observe {
             return "denies it, and is only observed".to_owned();
@@ -324,6 +325,10 @@ impl Policy<'_> {
         };
         rule.to.iter().map(describe).collect::<Vec<_>>().join("; ")
     }
+}
+
+fn names(proofs: &[Proof]) -> String {
+    proofs.iter().map(|proof| proof.name()).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Explanation {

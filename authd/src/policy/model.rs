@@ -352,8 +352,13 @@ impl Rule {
         self.require.iter().all(|proof| attested && *proof == Proof::Cgroup)
     }
 
-    /// Whether it lets in callers that another node vouches for. Nobody gets a grant for it by asking.
+    /// Whether another node has to vouch for whom it lets in.
     pub fn is_vouched(&self) -> bool {
+        !self.deny && self.require.contains(&Proof::Node)
+    }
+
+    /// Whether that is all: nobody gets a grant for it by asking.
+    pub fn is_given_by_word(&self) -> bool {
         !self.deny && self.require == [Proof::Node]
     }
 
@@ -362,7 +367,7 @@ impl Rule {
         let shown = |proof: &Proof| matches!(proof, Proof::Mtls | Proof::Token | Proof::ApiKey);
         !self.deny
             && self.require.iter().any(shown)
-            && self.require.iter().all(|proof| shown(proof) || *proof == Proof::Cgroup)
+            && self.require.iter().all(|proof| shown(proof) || matches!(proof, Proof::Cgroup | Proof::Node))
     }
 }
 

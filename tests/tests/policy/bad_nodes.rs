@@ -192,16 +192,10 @@ pub const OF_NODES: &[Bad] = &[
         "has a trust domain of other",
     ),
     (
-        "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"node\", \"mtls\"]",
-        "mixed_proofs",
-        "5:12",
-        "cannot be tied to each other yet",
-    ),
-    (
         "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"cgroup\", \"node\"]",
         "mixed_proofs",
         "5:22",
-        "cannot be tied to each other yet",
+        "whom this kernel attests is on this node",
     ),
     (
         "[[rule]]\nname = \"r\"\nfrom = [\"any\"]\nto = [\"api\"]\nrequire = [\"node\", \"node\"]",

@@ -192,11 +192,11 @@ impl Builder {
         objects: &[(Object, Place)],
         model: &Model,
     ) {
-        if proofs.len() > 1 {
+        if proofs.contains(&Proof::Cgroup) {
             self.error(
                 "mixed_proofs",
                 node,
-                "a node's word and a proof that is shown here cannot be tied to each other yet",
+                "whom this kernel attests is on this node, and whom another node vouches for is not",
                 "require one of them, or write two rules: either lets callers in then",
             );
         }

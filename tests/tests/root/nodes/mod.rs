@@ -2,6 +2,7 @@
 //! their SYNs say.
 
 mod forged;
+mod more;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,7 @@ use authd_tests::{
 };
 use jiff::Timestamp;
 use libtest_mimic::Trial;
+use rcgen::SanType;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use self::forged::Stolen;
@@ -52,6 +54,7 @@ pub fn trials() -> Vec<Trial> {
             trial("a_new_list_of_the_issuer_ends_a_nodes_word", a_new_list_ends_a_nodes_word),
             trial("a_policy_takes_back_what_a_node_may_say", a_policy_takes_back_what_a_node_may_say),
             trial("what_a_node_said_ends_with_its_session", what_a_node_said_ends),
+            trial("a_caller_elsewhere_shows_more_than_its_nodes_word", more::shows_more_than_a_word),
         ]);
     }
     // Another clock takes a library of others, which emulated machines have not.
@@ -138,7 +141,10 @@ impl Node {
         ahead: Option<i32>,
     ) -> Result<Self> {
         std::fs::write(sandbox.policy_directory().join("nodes.crt"), authority.pem())?;
-        authority.issue_spiffe(sandbox.directory(), "node", &format!("spiffe://example.org/node/{name}"))?;
+        // Its listener is called by nodes, which know it by its SPIFFE ID, and by callers, who know it by its address.
+        let id = format!("spiffe://example.org/node/{name}");
+        let names = vec![SanType::URI(id.as_str().try_into()?), SanType::IpAddress(address.parse()?)];
+        authority.issue(sandbox.directory(), "node", names)?;
         let file = |name: &str| sandbox.directory().join(name);
         sandbox.add_settings(&format!(
             "control.listen = \"{address}:7443\"\ncontrol.certificate = {:?}\ncontrol.key = {:?}\n{settings}",

@@ -21,7 +21,7 @@ async fn who_is_no_node_of_the_policy_speaks_for_nobody() {
     pinned.authority = Some(1);
     let control = Control::new(verifier(&ca, Some(&ca.leaf(THERE)), vec![node("here", HERE, None), pinned]));
     let router = api::router();
-    let remote = Caller::Remote { address: nowhere() };
+    let remote = Caller::Remote { address: nowhere(), vouched: None };
     let workload = Workload { name: "a".into(), spiffe_id: HERE.into(), cgroup: "/a".into() };
     let local = Caller::Local { workload: Some(workload), uid: 7 };
     let body = r#"{"speaks_for":["spiffe://example.org/a"]}"#;
@@ -59,7 +59,7 @@ async fn who_is_no_node_of_the_policy_speaks_for_nobody() {
 async fn a_request_names_some_callers_each_once() {
     let ca = Ca::new();
     let control = Control::new(verifier(&ca, Some(&ca.leaf(THERE)), vec![node("here", HERE, None)]));
-    let (router, remote) = (api::router(), Caller::Remote { address: nowhere() });
+    let (router, remote) = (api::router(), Caller::Remote { address: nowhere(), vouched: None });
     let list = |n: usize| {
         let ids: Vec<String> = (0..n).map(|n| format!("\"spiffe://example.org/{n}\"")).collect();
         format!("{{\"speaks_for\":[{}]}}", ids.join(","))

@@ -163,7 +163,13 @@ impl Control {
             while let Ok((stream, address)) = listener.accept().await {
                 let fd = OwnedFd::from(stream.into_std().unwrap());
                 let connection = next.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve::serve(shared.clone(), api::router(), fd, connection, Caller::Remote { address }));
+                tokio::spawn(serve::serve(
+                    shared.clone(),
+                    api::router(),
+                    fd,
+                    connection,
+                    Caller::Remote { address, vouched: None },
+                ));
             }
         });
         address
