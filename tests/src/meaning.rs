@@ -354,12 +354,16 @@ fn sum(rules: &[&Rule], known: Known, held: &Held) -> Judgement {
 
 /// Why a caller without what rules ask for does not pass.
 fn lacking(rules: &[&Rule], known: Known) -> &'static str {
-    let shows = |rule: &&Rule| rule.require.iter().any(|proof| !matches!(*proof, "cgroup" | "node"));
+    let shows = |rule: &Rule| rule.require.iter().any(|proof| !matches!(*proof, "cgroup" | "node"));
     match known {
         Known::Elsewhere(word) if rules.iter().copied().any(asks_node) => match word {
+            // Some rule may name it, and ask for more.
+            Word::Vouched if rules.iter().copied().any(|rule| asks_node(rule) && shows(rule)) => "proof_required",
             Word::Vouched => "caller_not_named",
             // Who says nothing may have meant to show what another rule asks for.
-            Word::Lacking("node_identity_missing") if rules.iter().any(shows) => "proof_required",
+            Word::Lacking("node_identity_missing") if rules.iter().any(|rule| shows(rule) && !asks_node(rule)) => {
+                "proof_required"
+            }
             Word::Lacking(reason) => reason,
         },
         _ => "proof_required",
@@ -633,6 +637,7 @@ pub fn policy(random: &mut SmallRng, scheduled: bool) -> Meaning {
                 observe: random.random_ratio(1, 4),
                 require: match (deny, by_node) {
                     (true, _) => Vec::new(),
+                    (false, true) if random.random_ratio(1, 3) => vec!["api-key", "node"],
                     (false, true) => vec!["node"],
                     (false, false) => require.choose(random).expect("not empty").to_vec(),
                 },

@@ -113,7 +113,7 @@ pub fn run(workspace: &Path, stage: Option<Stage>, filter: Option<&str>) -> Resu
                 }
                 if wants(Stage::Vm) {
                     let started = Instant::now();
-                    for (kernel, outcome) in vm::KERNELS.iter().zip(vm::run_all(workspace, &programs, filter)) {
+                    for (kernel, outcome) in vm::run_all(workspace, &programs, filter) {
                         timed(&format!("vm {kernel}"), outcome, started);
                     }
                 }

@@ -20,8 +20,9 @@ use crate::{
     test::{Outcome, Programs},
 };
 
-/// Kernels that authd supports, besides the one that it is developed on.
-pub const KERNELS: [&str; 2] = ["6.1", "6.12"];
+/// Kernels that authd supports, besides the one that it is developed on, and how many machines share each one's tests: on
+/// the oldest, loading the programs takes longest.
+pub const KERNELS: [(&str, usize); 2] = [("6.1", 2), ("6.12", 1)];
 /// Modules of the tests, and (by modules.dep) what they need.
 const MODULES: [&str; 7] = ["veth", "inet_diag", "tcp_diag", "udp_diag", "unix_diag", "dummy", "bridge"];
 /// A machine that runs for longer hangs.
@@ -30,29 +31,64 @@ const LONGEST: Duration = Duration::from_secs(4200);
 /// other one patched long ago, and the kernel panics ("Oops: int3"): QEMU's fault, not the kernel's.
 const ACCELERATION: &str = "tcg,thread=single";
 
-/// Runs the tests on every kernel, on all at once: an emulated machine keeps one processor of this one busy.
-pub fn run_all(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Vec<Result<Outcome>> {
+/// One of the machines with a kernel, and its share of the tests.
+#[derive(Clone, Copy)]
+struct Machine {
+    kernel: &'static str,
+    share: usize,
+    of: usize,
+}
+
+impl Machine {
+    fn name(self) -> String {
+        let Self { kernel, share, of } = self;
+        if of == 1 { kernel.to_owned() } else { format!("{kernel} {}/{of}", share + 1) }
+    }
+}
+
+/// Runs the tests on every kernel, on all at once: an emulated machine keeps one processor of this one busy. Returns what
+/// each machine is called, too.
+pub fn run_all(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Vec<(String, Result<Outcome>)> {
     // apt-get runs once at a time.
-    let images: Vec<_> = KERNELS.iter().map(|kernel| Image::fetch(&directory_of(workspace, kernel)?, kernel)).collect();
+    let image = |kernel| Image::fetch(&directory_of(workspace, kernel)?, kernel);
+    let images = KERNELS.map(|(kernel, of)| (kernel, of, image(kernel)));
     thread::scope(|scope| {
-        let machines: Vec<_> = KERNELS
-            .iter()
-            .zip(images)
-            .map(|(kernel, image)| scope.spawn(move || run(workspace, kernel, &image?, programs, filter)))
-            .collect();
-        machines.into_iter().map(|machine| machine.join().unwrap_or_else(|_| bail!("its thread panicked"))).collect()
+        let mut running = Vec::new();
+        let mut done = Vec::new();
+        for (kernel, of, image) in images {
+            match image {
+                Ok(image) => running.extend((0..of).map(|share| {
+                    let (machine, image) = (Machine { kernel, share, of }, image.clone());
+                    (machine.name(), scope.spawn(move || run(workspace, machine, &image, programs, filter)))
+                })),
+                Err(error) => done.push((kernel.to_owned(), Err(error))),
+            }
+        }
+        let ended = running.into_iter().map(|(name, machine)| {
+            let result = machine.join().unwrap_or_else(|_| bail!("its thread panicked"));
+            (name, result)
+        });
+        done.extend(ended);
+        done
     })
 }
 
-fn directory_of(workspace: &Path, kernel: &str) -> Result<PathBuf> {
-    let directory = run::target_directory(workspace).join("vm").join(kernel);
+fn directory_of(workspace: &Path, name: &str) -> Result<PathBuf> {
+    let directory = run::target_directory(workspace).join("vm").join(name.replace([' ', '/'], "-"));
     fs::create_dir_all(&directory)?;
     Ok(directory)
 }
 
-fn run(workspace: &Path, kernel: &str, image: &Image, programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
+fn run(
+    workspace: &Path,
+    machine: Machine,
+    image: &Image,
+    programs: &Programs,
+    filter: Option<&str>,
+) -> Result<Outcome> {
+    let kernel = &machine.name();
     println!("vm {kernel}: {}", image.release);
-    let initramfs = initramfs(&directory_of(workspace, kernel)?, image, programs, filter)?;
+    let initramfs = initramfs(&directory_of(workspace, kernel)?, machine, image, programs, filter)?;
     let mut outcome = Outcome::new(&format!("vm {kernel}"));
     let Some(code) = boot(image, &initramfs, kernel, &mut outcome)? else {
         bail!("the machine ended before its tests did");
@@ -63,6 +99,7 @@ fn run(workspace: &Path, kernel: &str, image: &Image, programs: &Programs, filte
     Ok(outcome)
 }
 
+#[derive(Clone)]
 struct Image {
     kernel: PathBuf,
     modules: PathBuf,
@@ -137,7 +174,14 @@ impl Image {
 }
 
 /// A file system in memory: busybox, the programs, the libraries that they name.
-fn initramfs(directory: &Path, image: &Image, programs: &Programs, filter: Option<&str>) -> Result<PathBuf> {
+fn initramfs(
+    directory: &Path,
+    machine: Machine,
+    image: &Image,
+    programs: &Programs,
+    filter: Option<&str>,
+) -> Result<PathBuf> {
+    let Machine { share, of, .. } = machine;
     let root = directory.join("root");
     let _ = fs::remove_dir_all(&root);
     for path in ["bin", "sbin", "proc", "sys", "dev", "tmp", "run", "var/lib", "etc", "modules", "lib64"] {
@@ -193,7 +237,7 @@ mount -t bpf bpf /sys/fs/bpf
 mount -t debugfs debug /sys/kernel/debug
 echo 1 > /proc/sys/kernel/printk
 {loads}ip link set lo up
-export AUTHD_BIN=/bin/authd AUTHD_PROBE=/bin/authd-probe AUTHD_EMULATED=1 RUST_BACKTRACE=1
+export AUTHD_BIN=/bin/authd AUTHD_PROBE=/bin/authd-probe AUTHD_EMULATED=1 AUTHD_SHARE={share}/{of} RUST_BACKTRACE=1
 authd-root-tests --color never {filter} 2>&1
 echo XTASK-VM-EXIT $?
 poweroff -f

@@ -63,9 +63,6 @@ fn main() {
         lifecycle::trials(),
         keys::trials(),
         grants::trials(),
-        oauth::trials(),
-        openssl::trials(),
-        proxies::trials(),
         takeover::trials(),
         sockets::trials(),
         of_callers(),
@@ -73,6 +70,7 @@ fn main() {
     .into_iter()
     .flatten()
     .collect();
+    let trials = share_of(trials);
     let conclusion = libtest_mimic::run(&arguments, trials);
     bypass::end();
     conclusion.exit();
@@ -81,12 +79,32 @@ fn main() {
 /// Tests of what the control process says to callers, in which kernels have no part. They run on this machine and on one
 /// emulated one; the oldest kernel, on which loading the programs takes longest, does without, and says so.
 fn of_callers() -> Vec<Trial> {
-    let trials: Vec<Trial> =
-        [peers::trials(), handshakes::trials(), lists::trials(), metrics::trials()].into_iter().flatten().collect();
+    let trials: Vec<Trial> = [
+        peers::trials(),
+        handshakes::trials(),
+        lists::trials(),
+        metrics::trials(),
+        oauth::trials(),
+        openssl::trials(),
+        proxies::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let release = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     if std::env::var_os("AUTHD_EMULATED").is_none() || !release.starts_with("6.1.") {
         return trials;
     }
     println!("{} tests of what callers are told run on other kernels only", trials.len());
     Vec::new()
+}
+
+/// Every so-manieth test, where several machines have one kernel: `AUTHD_SHARE=1/2` is the second half of them.
+fn share_of(trials: Vec<Trial>) -> Vec<Trial> {
+    let share = std::env::var("AUTHD_SHARE").unwrap_or_else(|_| "0/1".to_owned());
+    let numbers = share.split_once('/').and_then(|(at, of)| Some((at.parse().ok()?, of.parse().ok()?)));
+    let Some((at, of)): Option<(usize, usize)> = numbers.filter(|(at, of)| at < of) else {
+        panic!("AUTHD_SHARE={share} is no share");
+    };
+    trials.into_iter().enumerate().filter(|(index, _)| index % of == at).map(|(_, trial)| trial).collect()
 }

@@ -1,6 +1,11 @@
 //! Rules that ask for a node's word and for proofs that the caller itself shows: one grant, of the very caller that showed them.
 
 use anyhow::{Context, Result, ensure};
+use authd_common::{
+    syn::Spoken,
+    tables::{FlowKey, names},
+};
+use aya::maps::{HashMap, Map, MapData};
 use serde_json::Value;
 
 use super::{POLICY, Pair, V4};
@@ -33,6 +38,17 @@ impl Pair {
         let outcome = self.a.sandbox.authd_in_netns(from, &self.a.sandbox.netns, &arguments)?;
         serde_json::from_str(outcome.detail.trim()).with_context(|| format!("{outcome:?}\n{}", self.logs()))
     }
+}
+
+/// SYNs to the listener that were believed, and how many of them are used up.
+fn believed(pair: &Pair) -> Result<(usize, usize)> {
+    let sizes = authd::dataplane::object::Sizes::default();
+    let directory = authd::dataplane::object::maps_directory(pair.b.sandbox.pins(), &sizes);
+    let spoken: HashMap<_, FlowKey, Spoken> =
+        Map::LruHashMap(MapData::from_pin(directory.join(names::SPOKEN))?).try_into()?;
+    let all: Vec<(FlowKey, Spoken)> = spoken.iter().collect::<Result<_, _>>()?;
+    let to_listener = all.iter().filter(|(key, _)| key.ports & 0xffff == 7443);
+    Ok((to_listener.clone().count(), to_listener.filter(|(_, spoken)| spoken.used != 0).count()))
 }
 
 pub fn shows_more_than_a_word() -> Result<Verdict> {
@@ -81,7 +97,10 @@ pub fn shows_more_than_a_word() -> Result<Verdict> {
     ensure!(issued.peer_spiffe_id.as_deref() == Some("spiffe://example.org/batch"), "{issued:?}");
     ensure!(issued.proofs.iter().map(|proof| proof.proof.as_str()).eq(["node", "api-key"]), "{issued:?}");
 
-    // It holds across a restart, and ends to the packet.
+    // Each of those connections was believed once: without the key, with another's word, the grant, and who asked.
+    ensure!(believed(&pair)? == (4, 4), "{:?}", believed(&pair)?);
+
+    // The grant ends to the packet.
     let mut held = pair.a.sandbox.spawn_in("/batch", &pair.a.sandbox.netns, &["hold-tcp", V4])?;
     ensure!(held.again()?.ok);
     let revoked = pair.b.daemon.command(&["revoke", "grant", id])?;
