@@ -114,11 +114,11 @@ pub const fn option(mac: u64, key_id: u32, label: u32) -> [u32; 4] {
 pub fn hear(speakers: &impl Speakers, bytes: &(impl Bytes + ?Sized), packet: &Packet) -> Heard {
     let (source, destination) = ((packet.source, packet.source_port), (packet.destination, packet.destination_port));
     let Some(at) = header(packet) else { return Heard::NOTHING };
-    let Some([sequence]) = bytes.words::<1>(at + 4) else { return Heard::NOTHING };
+    // The sequence number, the acknowledged one, and a word that begins with the header's length.
+    let Some([sequence, _, word]) = bytes.words::<3>(at + 4) else { return Heard::NOTHING };
     let sequence = u32::from_be(sequence);
     if packet.opens_tcp() {
-        let Some([length]) = bytes.array::<1>(at + 12) else { return Heard::NOTHING };
-        let length = (length >> 4) as usize * 4;
+        let length = (u32::from_be(word) >> 28) as usize * 4;
         if length < TCP_HEADER + OPTION {
             return Heard::NOTHING;
         }

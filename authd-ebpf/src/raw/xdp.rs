@@ -112,4 +112,19 @@ impl Bytes for Scattered {
         };
         if failed == 0 { Some(bytes) } else { None }
     }
+
+    /// By one call for all of them.
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        if offset + N * 4 - 4 > MAX_OFFSET {
+            return None;
+        }
+        let mut words = [0u32; N];
+        // SAFETY: as above.
+        let failed = unsafe {
+            let into = words.as_mut_ptr().cast();
+            helpers::generated::bpf_xdp_load_bytes(self.0.0, offset as u32, into, N as u32 * 4)
+        };
+        if failed == 0 { Some(words) } else { None }
+    }
 }

@@ -646,3 +646,28 @@ fn key_of(row: &Row) -> GrantKey {
     };
     GrantKey { rule: row.rule_number, workload: row.workload_number, scope, address }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        grants::proof::{ApiKey, Vouched},
+        proofs::testing,
+    };
+
+    /// Control says what it verified. What it does not verify it cannot say.
+    #[test]
+    fn neither_keys_nor_a_nodes_word_are_believed_of_control() {
+        let certificate = |id| testing::certificate("ca", id, Timestamp::MAX);
+        let own = Shown::Mtls(Box::new(certificate("spiffe://example.org/web")));
+        let key = ApiKey { id: "2e3n8nazzq".parse().unwrap(), name: "k".into(), not_after: Timestamp::MAX };
+        let word = Vouched {
+            node: "a".into(),
+            spiffe_id: "spiffe://example.org/web".parse().unwrap(),
+            certificate: certificate("spiffe://example.org/node/a"),
+        };
+        let proofs = vec![Shown::ApiKey(key), own.clone(), Shown::Node(Box::new(word))];
+        let wanted = Wanted { rule: "r".into(), proofs, api_key: None, seconds: None };
+        assert_eq!(believed(&wanted), [own]);
+    }
+}

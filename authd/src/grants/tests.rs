@@ -1,0 +1,303 @@
+//! Grants against a kernel that does as it is told.
+
+use authd_common::{address::Address, tables::NO_SLOT};
+use proptest::prelude::*;
+
+use super::*;
+
+fn id(n: u8) -> Id {
+    Id([n; 16])
+}
+
+fn key(rule: u32) -> GrantKey {
+    GrantKey { rule, workload: 1, scope: 0, address: Address::UNSPECIFIED }
+}
+
+fn given(n: u8) -> Given {
+    Given {
+        id: id(n),
+        rule: "r".to_owned(),
+        holder: Holder::Workload { name: "w".to_owned(), cgroup: "/w".to_owned(), instance: 0 },
+        proofs: Vec::new(),
+        terms: 0,
+        issued: Timestamp::UNIX_EPOCH,
+        until: Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// The kernel's side, as the commands make it.
+#[derive(Default)]
+struct Kernel {
+    index: HashMap<GrantKey, Grant>,
+    vouched: HashMap<VouchedKey, Grant>,
+    slots: HashMap<u32, (u32, u64)>,
+}
+
+impl Kernel {
+    fn follow(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            match command {
+                Command::Fill { grant, until, .. } => drop(self.slots.insert(grant.slot, (grant.serial, until))),
+                Command::Extend { slot, until } => self.slots.get_mut(&slot).expect("it was filled").1 = until,
+                Command::Empty { slot } => self.slots.get_mut(&slot).expect("it was filled").1 = 0,
+                Command::Point { key, grant } => drop(self.index.insert(key, grant)),
+                Command::Unpoint { key } => drop(self.index.remove(&key)),
+                Command::Vouch { key, grant } => drop(self.vouched.insert(key, grant)),
+                Command::Unvouch { key } => drop(self.vouched.remove(&key)),
+            }
+        }
+    }
+
+    fn lets_pass(&self, key: &GrantKey, now: u64) -> bool {
+        self.index.get(key).is_some_and(|grant| self.is_alive(*grant, now))
+    }
+
+    fn is_alive(&self, grant: Grant, now: u64) -> bool {
+        self.slots.get(&grant.slot).is_some_and(|(serial, until)| *serial == grant.serial && now < *until)
+    }
+}
+
+#[test]
+fn a_full_table_refuses_the_asker_and_nobody_else() {
+    let mut grants = Grants::new(vec![0; 3]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+    kernel.follow(grants.give(0, given(2), key(2), 100).unwrap());
+    assert_eq!(grants.give(0, given(3), key(3), 100), Err(GrantError::Full(2)));
+    assert!(kernel.lets_pass(&key(1), 50) && kernel.lets_pass(&key(2), 50));
+}
+
+#[test]
+fn a_slot_rests_and_returns_under_another_serial() {
+    let mut grants = Grants::new(vec![0; 2]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+    let first = grants.get(&id(1)).unwrap().grant;
+    kernel.follow(grants.end(10, &[id(1)]).1);
+    assert_eq!(grants.give(11, given(2), key(1), 100), Err(GrantError::Full(1)));
+    kernel.follow(grants.give(10 + REST, given(2), key(1), 2 * REST).unwrap());
+    let second = grants.get(&id(2)).unwrap().grant;
+    assert_eq!(first.slot, second.slot);
+    assert!(!kernel.is_alive(first, 11 + REST) && kernel.is_alive(second, 11 + REST));
+}
+
+#[test]
+fn when_the_longest_grant_ends_the_next_one_serves() {
+    let mut grants = Grants::new(vec![0; 4]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+    kernel.follow(grants.give(0, given(2), key(1), 200).unwrap());
+    kernel.follow(grants.end(1, &[id(2)]).1);
+    assert!(kernel.lets_pass(&key(1), 50));
+    kernel.follow(grants.end(2, &[id(1)]).1);
+    assert!(!kernel.lets_pass(&key(1), 50) && kernel.index.is_empty());
+}
+
+#[test]
+fn the_one_held_is_the_one_that_lives_longest() {
+    let mut grants = Grants::new(vec![0; 4]);
+    let held = |grants: &Grants, rule| grants.held(&key(rule)).next().map(|live| live.given.id);
+    assert_eq!(held(&grants, 1), None);
+    grants.give(0, given(1), key(1), 200).unwrap();
+    grants.give(0, given(2), key(1), 100).unwrap();
+    grants.give(0, given(3), key(2), 300).unwrap();
+    assert_eq!((held(&grants, 1), held(&grants, 2), held(&grants, 3)), (Some(id(1)), Some(id(3)), None));
+    grants.end(1, &[id(1)]);
+    assert_eq!(held(&grants, 1), Some(id(2)));
+    grants.expire(100);
+    assert_eq!((held(&grants, 1), held(&grants, 2)), (None, Some(id(3))));
+}
+
+#[test]
+fn an_extended_grant_lives_on_in_its_slot() {
+    let mut grants = Grants::new(vec![0; 4]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+    let before = grants.get(&id(1)).unwrap().clone();
+    let wall = Timestamp::from_second(7).unwrap();
+    let commands = grants.extend(99, &id(1), 200, wall);
+    assert_eq!(commands[0], Command::Extend { slot: before.grant.slot, until: 200 });
+    kernel.follow(commands);
+    let given = Given { until: wall, ..before.given.clone() };
+    assert_eq!(grants.get(&id(1)), Some(&Live { until: 200, given, ..before.clone() }));
+    // What flows remember is the same grant.
+    assert!(kernel.is_alive(before.grant, 199) && !kernel.is_alive(before.grant, 200));
+    assert_eq!(grants.next_end(), Some(200));
+    assert!(grants.expire(199).0.is_empty());
+    assert_eq!(grants.expire(200).0.len(), 1);
+    assert!(grants.is_empty() && grants.by_key.is_empty() && grants.by_end.is_empty());
+}
+
+#[test]
+fn a_grant_is_not_extended_past_its_end_nor_shortened() {
+    let mut grants = Grants::new(vec![0; 4]);
+    grants.give(0, given(1), key(1), 100).unwrap();
+    let before = grants.get(&id(1)).unwrap().clone();
+    let wall = Timestamp::from_second(7).unwrap();
+    // Shorter, as long, over but not yet swept, and nobody's.
+    for (now, which, until) in [(50, 1, 99), (50, 1, 0), (50, 1, 100), (100, 1, 200), (101, 1, 200), (50, 2, 200)] {
+        assert_eq!(grants.extend(now, &id(which), until, wall), [], "at {now} to {until}");
+        assert_eq!(grants.get(&id(1)), Some(&before));
+    }
+    grants.end(60, &[id(1)]);
+    assert_eq!(grants.extend(61, &id(1), 200, wall), []);
+    assert!(grants.is_empty() && grants.next_end().is_none());
+}
+
+#[test]
+fn the_index_names_whom_an_extension_lets_live_longest() {
+    let mut grants = Grants::new(vec![0; 4]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
+    kernel.follow(grants.give(0, given(2), key(1), 200).unwrap());
+    let named = |kernel: &Kernel, grants: &Grants, n| {
+        kernel.index.get(&key(1)) == grants.get(&id(n)).map(|live| &live.grant)
+            && grants.held(&key(1)).next() == grants.get(&id(n))
+    };
+    assert!(named(&kernel, &grants, 2));
+    kernel.follow(grants.extend(1, &id(1), 150, Timestamp::UNIX_EPOCH));
+    assert!(named(&kernel, &grants, 2));
+    kernel.follow(grants.extend(1, &id(1), 300, Timestamp::UNIX_EPOCH));
+    assert!(named(&kernel, &grants, 1));
+    kernel.follow(grants.expire(200).1);
+    assert!(named(&kernel, &grants, 1) && kernel.lets_pass(&key(1), 299));
+    kernel.follow(grants.expire(300).1);
+    assert!(kernel.index.is_empty());
+}
+
+const LABEL: u32 = 7;
+
+fn in_set(kernel: &Kernel, grants: &Grants, set: u32) -> Option<Id> {
+    let grant = kernel.vouched.get(&VouchedKey { set, label: LABEL })?;
+    Some(grants.at(*grant).expect("no entry outlives its grant").given.id)
+}
+
+#[test]
+fn a_label_is_in_each_set_that_has_a_rule_of_its_grants() {
+    let mut grants = Grants::new(vec![0; 6]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.adopt(Sets::from([(1, vec![10, 11]), (2, vec![11, 12]), (3, vec![13])])));
+    kernel.follow(grants.give(0, given(1), caller_key(10, LABEL), 100).unwrap());
+    kernel.follow(grants.give(0, given(2), caller_key(11, LABEL), 100).unwrap());
+    // Another caller's is nobody else's, and a workload's is none of a label.
+    kernel.follow(grants.give(0, given(3), caller_key(13, LABEL + 1), 100).unwrap());
+    kernel.follow(grants.give(0, given(4), key(13), 100).unwrap());
+    let sets = |kernel: &Kernel, grants: &Grants| [1, 2, 3].map(|set| in_set(kernel, grants, set));
+    assert_eq!(sets(&kernel, &grants), [Some(id(1)), Some(id(2)), None]);
+    assert_eq!(kernel.index.len(), 1);
+    // Of several the one that lives longest, whose rule is the first.
+    kernel.follow(grants.extend(1, &id(2), 200, Timestamp::UNIX_EPOCH));
+    assert_eq!(sets(&kernel, &grants), [Some(id(2)), Some(id(2)), None]);
+    kernel.follow(grants.end(2, &[id(2)]).1);
+    assert_eq!(sets(&kernel, &grants), [Some(id(1)), None, None]);
+    assert!(grants.is_carried(&Live { key: caller_key(11, LABEL), ..grants.get(&id(1)).unwrap().clone() }));
+    assert!(!grants.is_carried(&Live { key: caller_key(12, LABEL), ..grants.get(&id(1)).unwrap().clone() }));
+    kernel.follow(grants.expire(100).1);
+    assert!(kernel.vouched.is_empty() && kernel.index.is_empty() && grants.by_label.is_empty());
+}
+
+#[test]
+fn callers_are_in_the_sets_of_the_next_policy_before_it_is_in_force() {
+    let mut grants = Grants::new(vec![0; 6]);
+    let mut kernel = Kernel::default();
+    kernel.follow(grants.adopt(Sets::from([(1, vec![10])])));
+    kernel.follow(grants.give(0, given(1), caller_key(10, LABEL), 100).unwrap());
+    let next = Sets::from([(2, vec![9, 10]), (3, vec![12])]);
+    let foreseen = grants.foresee(&next);
+    kernel.follow(foreseen.clone());
+    assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [Some(id(1)), Some(id(1)), None]);
+    // The policy did not come into force after all.
+    kernel.follow(Grants::unforeseen(&foreseen));
+    assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [Some(id(1)), None, None]);
+    kernel.follow(foreseen);
+    kernel.follow(grants.adopt(next));
+    assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [None, Some(id(1)), None]);
+    kernel.follow(grants.give(0, given(2), caller_key(12, LABEL), 100).unwrap());
+    assert_eq!(in_set(&kernel, &grants, 3), Some(id(2)));
+    assert_eq!(grants.vouched(&VouchedKey { set: 1, label: LABEL }), None);
+}
+
+#[test]
+fn ids_are_read_as_they_are_written() {
+    assert_eq!(id(0xab).to_string().parse(), Ok(id(0xab)));
+    for text in ["", "AB", &"AB".repeat(16), &"+f".repeat(16), &"0".repeat(33)] {
+        assert_eq!(text.parse::<Id>(), Err(IdError), "{text}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Give { key: u32, lives: u64 },
+    Extend { which: usize, lives: u64 },
+    End { which: usize },
+    Wait { ns: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..4_u32, 1..3 * REST).prop_map(|(key, lives)| Step::Give { key, lives }),
+        (any::<usize>(), 0..3 * REST).prop_map(|(which, lives)| Step::Extend { which, lives }),
+        any::<usize>().prop_map(|which| Step::End { which }),
+        (0..2 * REST).prop_map(|ns| Step::Wait { ns }),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: a key passes exactly if somebody holds a live grant of it, no slot has two grants or gets
+    /// lost, a grant ends no sooner than it was said to, and one that ended never lives again.
+    #[test]
+    fn the_kernel_lets_pass_whom_the_table_says(steps in proptest::collection::vec(step(), 1..120)) {
+        let mut grants = Grants::new(vec![0; 9]);
+        let mut kernel = Kernel::default();
+        let (mut now, mut made) = (0, 0_u8);
+        let mut all: Vec<(Id, GrantKey, Grant)> = Vec::new();
+        for step in steps {
+            let some = |which: usize| (!all.is_empty()).then(|| all[which % all.len()].0);
+            match step {
+                Step::Give { key: rule, lives } => {
+                    made = made.wrapping_add(1);
+                    if let Ok(commands) = grants.give(now, given(made), key(rule), now + lives) {
+                        kernel.follow(commands);
+                        all.push((id(made), key(rule), grants.get(&id(made)).unwrap().grant));
+                    } else {
+                        prop_assert_eq!(grants.len() + grants.resting.len(), 8);
+                    }
+                }
+                Step::Extend { which, lives } => {
+                    if let Some(id) = some(which) {
+                        let meant = grants.get(&id).map(|live| live.until.max(now + lives));
+                        kernel.follow(grants.extend(now, &id, now + lives, Timestamp::UNIX_EPOCH));
+                        prop_assert_eq!(grants.get(&id).map(|live| live.until), meant);
+                    }
+                }
+                Step::End { which } => {
+                    if let Some(id) = some(which) {
+                        kernel.follow(grants.end(now, &[id]).1);
+                    }
+                }
+                Step::Wait { ns } => {
+                    now += ns;
+                    kernel.follow(grants.expire(now).1);
+                }
+            }
+            prop_assert_eq!(grants.live.len() + grants.free.len() + grants.resting.len(), 8);
+            for rule in 0..4 {
+                let holds = grants.iter().any(|live| live.key == key(rule) && now < live.until);
+                prop_assert_eq!(kernel.lets_pass(&key(rule), now), holds);
+                // What the index names serves as long as anything does.
+                let longest = grants.iter().filter(|live| live.key == key(rule)).map(|live| live.until).max();
+                let held = grants.held(&key(rule)).next();
+                prop_assert_eq!(held.map(|live| live.until), longest);
+                prop_assert_eq!(kernel.index.get(&key(rule)), held.map(|live| &live.grant));
+            }
+            for (id, _, grant) in &all {
+                prop_assert!(grant.slot != NO_SLOT);
+                let lives = grants.get(id).is_some_and(|live| live.grant == *grant && now < live.until);
+                prop_assert_eq!(kernel.is_alive(*grant, now), lives);
+                if let Some(live) = grants.get(id) {
+                    prop_assert_eq!(kernel.slots.get(&grant.slot), Some(&(grant.serial, live.until)));
+                }
+            }
+        }
+    }
+}
