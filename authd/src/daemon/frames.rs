@@ -53,7 +53,8 @@ impl Daemon {
             .at(clock::monotonic())
             .numbered(generation)
             .with_identities(|cgroup| identities.get(&cgroup).copied())
-            .with_grants(|key| maps.grants.get(&key, 0).ok(), |slot| self.writer.slot(slot));
+            .with_grants(|key| maps.grants.get(&key, 0).ok(), |slot| self.writer.slot(slot))
+            .with_vouched(|key| maps.vouched.get(&key, 0).ok());
         let ledger = std::cell::RefCell::new(&mut self.ledger);
         let node = Node {
             netns: maps.nic.get(nic::NETNS as usize),
@@ -125,15 +126,15 @@ impl Sockets for Node<'_> {
 
 impl Speakers for Node<'_> {
     fn speaker(&self, label: u32) -> Option<Speaker> {
-        self.nodes.speakers.get(&label, 0).ok()
+        self.nodes.speaker(label)
     }
 
     fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
-        self.nodes.keys.get(id, 0).ok()
+        self.nodes.node_key(id)
     }
 
     fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
-        self.nodes.spoken.get(key, 0).ok()
+        self.nodes.spoken(key)
     }
 
     fn time(&self) -> u64 {

@@ -12,7 +12,7 @@ use authd_common::{
 };
 
 use super::{Daemon, clock, control::Who};
-use crate::dataplane::{introductions, writer::Writer};
+use crate::dataplane::{introductions, object::NodeMaps};
 
 impl Daemon {
     /// Whom another node vouches that a caller of the listener is. Nothing refuses a connection to the listener: who is not
@@ -28,7 +28,7 @@ impl Daemon {
         });
         let Some(headers) = headers else { return };
         let Ok(packet) = parse(headers.as_slice()) else { return };
-        let heard = syn::hear(&self.writer, headers.as_slice(), &packet);
+        let heard = syn::hear(&self.writer.maps().nodes, headers.as_slice(), &packet);
         if heard.is_vouched() && self.writer.use_up(&packet, &heard) {
             *label = heard.label;
         }
@@ -36,17 +36,17 @@ impl Daemon {
 }
 
 /// As the kernel's programs read them.
-impl Speakers for Writer {
+impl Speakers for NodeMaps {
     fn speaker(&self, label: u32) -> Option<Speaker> {
-        Self::speaker(self, label)
+        self.speakers.get(&label, 0).ok()
     }
 
     fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
-        Self::node_key(self, id)
+        self.keys.get(id, 0).ok()
     }
 
     fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
-        Self::spoken(self, key)
+        self.spoken.get(key, 0).ok()
     }
 
     fn time(&self) -> u64 {

@@ -9,7 +9,6 @@ use authd_common::{
     address::Address,
     parse::Packet,
     syn::{Heard, LabelKey, NodeKey, NodeKeyId, Speaker, Spoken, Voice, syn_key},
-    tables::FlowKey,
 };
 use aya::maps::{MapError, lpm_trie};
 
@@ -28,10 +27,6 @@ impl Writer {
     pub fn end_node_key(&mut self, id: NodeKeyId, now: u64) -> Result<(), WriteError> {
         let key = self.maps.nodes.keys.get(&id, 0).map_err(of)?;
         self.set_node_key(id, NodeKey { until: now.min(key.until), ..key })
-    }
-
-    pub fn node_key(&self, id: &NodeKeyId) -> Option<NodeKey> {
-        self.maps.nodes.keys.get(id, 0).ok()
     }
 
     pub fn remove_node_key(&mut self, id: NodeKeyId) -> Result<(), WriteError> {
@@ -62,11 +57,6 @@ impl Writer {
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(of(error)),
         }
-    }
-
-    /// What is remembered of a SYN.
-    pub fn spoken(&self, key: &FlowKey) -> Option<Spoken> {
-        self.maps.nodes.spoken.get(key, 0).ok()
     }
 
     /// Remembers that the connection of a SYN was accepted: from now on nobody else is believed by it. Returns whether it is

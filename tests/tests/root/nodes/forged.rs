@@ -13,6 +13,7 @@ use authd_tests::{
     wire::{self, Wire},
 };
 use aya::maps::{HashMap, Map, MapData};
+use serde_json::Value;
 
 use super::{LONG, Node, Pair, V4, denials};
 use crate::{Verdict, reload::wait_until};
@@ -146,6 +147,9 @@ fn forgeries(of_b: &str) -> Result<Verdict> {
     for (reason, _) in &cases {
         *meant.entry(reason).or_default() += 1;
     }
+    if !of_b.is_empty() {
+        explained(&pair, to, &sound, &cases)?;
+    }
     let told = || -> Result<BTreeMap<&str, u64>> {
         meant.keys().map(|reason| Ok((*reason, denials(&pair.b, reason)?))).collect()
     };
@@ -165,6 +169,28 @@ fn forgeries(of_b: &str) -> Result<Verdict> {
     pair.connects("/web", V4)?;
     replayed(&pair, &answered)?;
     Ok(Verdict::Ran)
+}
+
+/// What is said of them where somebody asks what became of a capture's frames.
+fn explained(pair: &Pair, to: [u8; 6], sound: &Syn, cases: &[(&str, Syn)]) -> Result<()> {
+    // A capture as tcpdump makes them, of Ethernet frames (pcap-savefile(5)).
+    let mut capture: Vec<u8> = [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1].map(u32::to_le_bytes).concat();
+    for syn in std::iter::once(sound).chain(cases.iter().map(|(_, syn)| syn)) {
+        let frame = syn.frame(to);
+        capture.extend([0, 0, frame.len() as u32, frame.len() as u32].map(u32::to_le_bytes).concat());
+        capture.extend(frame);
+    }
+    let file = pair.b.sandbox.directory().join("syns.pcap");
+    std::fs::write(&file, capture)?;
+    let output = pair.b.daemon.command(&["explain", "--pcap", file.to_str().context("a path")?, "--json"])?;
+    let told = String::from_utf8(output.stdout)?;
+    let lines: Vec<Value> = told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    ensure!(lines.len() == 1 + cases.len(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(lines[0]["verdict"] == "passes" && lines[0]["rule"] == "web-sql", "{}", lines[0]);
+    for (line, (reason, _)) in lines[1..].iter().zip(cases) {
+        ensure!(line["verdict"] == "dropped" && line["reason"] == *reason, "{reason}: {line}");
+    }
+    Ok(())
 }
 
 /// A SYN that was seen on its way is worth nothing once its connection came about, whatever became of that.
