@@ -214,7 +214,7 @@ pub fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str
 ///
 /// Proofs are the client certificate of the connection, the `Authorization` header (Bearer or DPoP, with a `DPoP` header) and
 /// the `X-API-Key` header, as the rule asks for them. Whose grant it is, is not asked: a workload of this node gets it for
-/// itself, a peer for the address that it calls from.
+/// itself, a peer for the address that it calls from, or, where the rule asks for a node's word, for who that says it is.
 #[utoipa::path(
     post, path = "/v1/grants", request_body = GrantRequest,
     responses(

@@ -3,4 +3,5 @@
 mod cert;
 mod chains;
 mod handshake;
+mod lists;
 mod pki;
