@@ -20,6 +20,12 @@ impl Bytes for Skb {
     fn array<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if offset > MAX_OFFSET { None } else { self.load(offset) }
     }
+
+    /// By one call for all of them.
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        if offset + N * 4 - 4 > MAX_OFFSET { None } else { self.load_words(offset) }
+    }
 }
 
 impl Lineage for Skb {
@@ -109,7 +115,9 @@ impl Scene {
     pub fn read(&mut self, unfit: u8) -> Option<Reason> {
         match parse(&self.skb) {
             Ok(packet) => {
-                self.packet = packet;
+                let (source, destination) = (packet.source, packet.destination);
+                let zero = self.root.zero;
+                self.packet = Packet { source: source.veiled(zero), destination: destination.veiled(zero), ..packet };
                 packet.unfit(unfit)
             }
             Err(reason) => Some(reason),

@@ -96,7 +96,9 @@ fn passes(seen: &Seen) -> bool {
     if nic::may_be_connected(packet) && is_connected(seen) {
         return true;
     }
-    refuse(seen, root.generation, workload, &verdict);
+    // Whoever is vouched for is judged each time. Who is not, and lacks the same, may lack it for another reason.
+    let generation = if is_vouched { 0 } else { root.generation };
+    refuse(seen, generation, workload, &verdict);
     false
 }
 
@@ -156,7 +158,8 @@ fn is_refused_again(seen: &Seen, generation: u32, lacking: u32) -> bool {
     true
 }
 
-/// Counts a frame that was refused just now with others of its kind. Returns whether its kind has a place of its own.
+/// Counts a frame that was refused just now with others of its kind, of the generation in which the next like it need not be
+/// judged; 0: in none. Returns whether its kind has a place of its own.
 #[inline(never)]
 fn refuse(seen: &Seen, generation: u32, workload: u32, verdict: &Verdict) -> bool {
     let reason = verdict.reason.code();

@@ -180,6 +180,18 @@ impl Skb {
         if failed == 0 { Some(bytes) } else { None }
     }
 
+    /// The same, by words in memory order.
+    #[inline(always)]
+    pub fn load_words<const N: usize>(self, offset: usize) -> Option<[u32; N]> {
+        let mut words = [0u32; N];
+        // SAFETY: the helper writes exactly `N` words to the buffer, or none.
+        let failed = unsafe {
+            let into = words.as_mut_ptr().cast();
+            helpers::generated::bpf_skb_load_bytes(self.0.cast(), offset as u32, into, N as u32 * 4)
+        };
+        if failed == 0 { Some(words) } else { None }
+    }
+
     /// The first `N` bytes, if they lie in the packet's linear part: no helper call.
     #[inline(always)]
     pub fn head<const N: usize>(self) -> Option<[u8; N]> {
