@@ -62,7 +62,7 @@ struct Effort {
 
 const FULL: Effort =
     Effort { runs: 200_000, pairs: 200, frames: 2_000_000, floods: 20, rules: &[10, 1_000, 1_000_000] };
-const QUICK: Effort = Effort { runs: 50_000, pairs: 40, frames: 400_000, floods: 6, rules: &[10, 100_000] };
+const QUICK: Effort = Effort { runs: 50_000, pairs: 40, frames: 400_000, floods: 6, rules: &[10, 1_000_000] };
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
