@@ -691,11 +691,6 @@ fn bad_policies_are_refused_with_place_words_and_remedy() {
     for case in WHOLE {
         faults.extend(wrong(case.0, case, 0));
     }
-    assert!(
-        faults.is_empty(),
-        "{} of {}:\n{}",
-        faults.len(),
-        ADDED.len() + OF_NODES.len() + WHOLE.len(),
-        faults.join("\n")
-    );
+    let all = ADDED.len() + OF_NODES.len() + WHOLE.len();
+    assert!(faults.is_empty(), "{} of {all}:\n{}", faults.len(), faults.join("\n"));
 }

@@ -99,7 +99,7 @@ fn of_callers() -> Vec<Trial> {
     Vec::new()
 }
 
-/// Every so-manieth test, where several machines have one kernel: `AUTHD_SHARE=1/2` is the second half of them.
+/// Every n-th test, where several machines have one kernel: `AUTHD_SHARE=1/2` is the second half of them.
 fn share_of(trials: Vec<Trial>) -> Vec<Trial> {
     let share = std::env::var("AUTHD_SHARE").unwrap_or_else(|_| "0/1".to_owned());
     let numbers = share.split_once('/').and_then(|(at, of)| Some((at.parse().ok()?, of.parse().ok()?)));
