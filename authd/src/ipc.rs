@@ -53,7 +53,7 @@ pub enum Caller {
     /// A process of this node, known by its cgroup. Without a workload: unmanaged.
     Local { workload: Option<Workload>, uid: u32 },
     /// Somebody elsewhere, at an address; and whom another node vouches that it is.
-    Remote { address: SocketAddr, vouched: Option<Neighbour> },
+    Remote { address: SocketAddr, vouched: Option<VouchedCaller> },
     /// An operator, on the operators' socket.
     Admin { uid: u32 },
 }
@@ -61,7 +61,7 @@ pub enum Caller {
 /// A workload of another node, which vouches for it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Neighbour {
+pub struct VouchedCaller {
     pub node: String,
     pub spiffe_id: String,
 }

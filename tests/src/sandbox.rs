@@ -8,9 +8,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use authd::daemon::{
-    admin::{Request, client},
-    cgroupfs, remove_enforcement,
+use authd::{
+    daemon::{
+        admin::{Request, client},
+        cgroupfs, remove_enforcement,
+    },
+    dataplane::object::{Sizes, maps_directory},
+};
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData},
 };
 
 use crate::{
@@ -69,6 +76,14 @@ impl Sandbox {
 
     pub fn pins(&self) -> &Path {
         &self.pins
+    }
+
+    /// Entries of one of the kernel's hash tables.
+    pub fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<Vec<(K, V)>> {
+        let pin = maps_directory(&self.pins, &Sizes::default()).join(name);
+        let data = MapData::from_pin(&pin).with_context(|| pin.display().to_string())?;
+        let map: HashMap<_, K, V> = Map::from_map_data(data)?.try_into()?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
     }
 
     pub fn policy_directory(&self) -> PathBuf {

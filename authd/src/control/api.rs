@@ -25,7 +25,7 @@ use super::{Answer, Shared, forward, listed, nodes, problem::Problem, prove, ver
 use crate::{
     daemon::granting::Effect,
     grants::Id,
-    ipc::{Caller, Connection, FromControl, Granted, Neighbour, NodeKey, Wanted},
+    ipc::{Caller, Connection, FromControl, Granted, NodeKey, VouchedCaller, Wanted},
     store::revoked::Revoked,
 };
 
@@ -344,7 +344,7 @@ async fn who_am_i(Extension(session): Extension<Arc<Session>>) -> Result<Json<Wh
         Caller::Remote { address, vouched } => {
             answer.caller = "peer";
             answer.address = Some(address.ip().to_string());
-            if let Some(Neighbour { node, spiffe_id }) = vouched {
+            if let Some(VouchedCaller { node, spiffe_id }) = vouched {
                 answer.node = Some(node.clone());
                 answer.spiffe_id = Some(spiffe_id.clone());
             }

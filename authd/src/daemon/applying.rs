@@ -1,7 +1,7 @@
 //! Another policy comes into force.
 //!
 //! Enters: a candidate. Leaves: its tables in the kernel, and what follows for grants and nodes; or the policy in force,
-//! untouched. Never: a moment in which a flow is refused that both policies allow.
+//! untouched. Never: tables of two policies at once.
 
 use std::time::Instant;
 
@@ -57,7 +57,9 @@ impl Daemon {
         let loaded = match result {
             Ok(loaded) => loaded,
             Err(error) => {
-                self.writer.follow(&Grants::unforeseen(&foreseen))?;
+                if let Err(error) = self.writer.follow(&Grants::undone(&foreseen)) {
+                    tracing::error!(%error, "the index of grants");
+                }
                 self.tree.rescan(&|path| classify(old, path)).map_err(DaemonError::Tree)?;
                 return Err(error.into());
             }

@@ -11,7 +11,7 @@ use super::{Daemon, control::Who, granting::refusal};
 use crate::{
     audit::record::Record,
     grants::{Holder, proof::Shown, terms::Claimant},
-    ipc::{Caller, Neighbour, Refusal, Workload},
+    ipc::{Caller, Refusal, VouchedCaller, Workload},
     policy::{
         file::Kind,
         model::{Model, Peer},
@@ -106,7 +106,7 @@ impl Daemon {
     pub fn introduce(&self, who: &Who) -> Caller {
         match who {
             Who::Remote { address, .. } => {
-                let vouched = self.vouched_for(who).map(|caller| Neighbour {
+                let vouched = self.vouched_for(who).map(|caller| VouchedCaller {
                     node: caller.node.clone(),
                     spiffe_id: caller.spiffe_id.as_str().to_owned(),
                 });

@@ -148,13 +148,16 @@ impl Daemon {
         let prepared = &self.active.prepared;
         let (model, registry) = (&prepared.model, &prepared.registry);
         let rule = rule_named(model, &wanted.rule)?;
-        // Where a node's word is asked for, the grant is of the caller for whom it vouches, and not of an address.
+        // Where a node's word is asked for, the grant is of the caller for whom it vouches, and not of an address. It ends with
+        // that word.
+        let (mut said_until, mut ends) = (Timestamp::MAX, u64::MAX);
         if rule.is_vouched()
             && let Some(caller) = self.vouched_for(who)
         {
             proofs.push(caller.proof());
             known.holder = caller.holder();
             (known.scope, known.address) = (caller.label.into(), Address::UNSPECIFIED);
+            (ends, said_until) = (caller.ends, caller.until);
         }
         let number = registry.rules.number(&rule.name).ok_or_else(|| unknown_rule(&wanted.rule))?;
         if !terms::may_ask(rule, model, known.claimant.borrow()) {
@@ -181,7 +184,7 @@ impl Daemon {
         let ttl = wanted.seconds.map_or(Duration::MAX, |seconds| Duration::from_secs(seconds.into()));
         let ttl = ttl.min(rule.grant_ttl.unwrap_or(DEFAULT_TTL));
         let until = SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok()).unwrap_or(limit);
-        let until = until.min(limit);
+        let until = until.min(limit).min(said_until);
         let given = Given {
             id: Id::random().map_err(|error| refusal("unavailable", error))?,
             rule: rule.name.clone(),
@@ -192,16 +195,12 @@ impl Daemon {
             until,
         };
         let key = GrantKey { rule: number, workload: known.workload, scope: known.scope, address: known.address };
-        self.enter(given, key)
+        let until = clock::on_monotonic(given.until).min(ends);
+        self.enter(given, key, until)
     }
 
-    fn enter(&mut self, given: Given, key: GrantKey) -> Result<Granted, Refusal> {
-        let until = clock::on_monotonic(given.until);
-        self.enter_until(given, key, until)
-    }
-
-    /// The same with an end on the monotonic clock, which nobody sets.
-    pub(super) fn enter_until(&mut self, given: Given, key: GrantKey, until: u64) -> Result<Granted, Refusal> {
+    /// `until` is on the monotonic clock, which nobody sets.
+    pub(super) fn enter(&mut self, given: Given, key: GrantKey, until: u64) -> Result<Granted, Refusal> {
         let granted = Granted { id: given.id, rule: given.rule.clone(), until: given.until };
         let now = clock::monotonic();
         let id = given.id;
@@ -483,15 +482,17 @@ impl Daemon {
                 self.ledger.by_name.entry(name).or_default().push(live.given.id);
             }
         }
-        let terms: HashMap<&str, u64> =
-            model.rules.iter().map(|rule| (rule.name.as_str(), terms::digest(rule, model))).collect();
-        let stale: Vec<Id> = self
-            .ledger
-            .grants
-            .iter()
-            .filter(|live| terms.get(live.given.rule.as_str()) != Some(&live.given.terms))
-            .map(|live| live.given.id)
-            .collect();
+        let rules: HashMap<&str, (&Rule, u64)> =
+            model.rules.iter().map(|rule| (rule.name.as_str(), (rule, terms::digest(rule, model)))).collect();
+        let is_stale = |live: &&Live| {
+            let Some((rule, terms)) = rules.get(live.given.rule.as_str()) else { return true };
+            let is_named = match &live.given.holder {
+                Holder::Vouched { spiffe_id, .. } => terms::vouched(rule, model, spiffe_id),
+                Holder::Workload { .. } | Holder::Address { .. } => true,
+            };
+            *terms != live.given.terms || !is_named
+        };
+        let stale: Vec<Id> = self.ledger.grants.iter().filter(is_stale).map(|live| live.given.id).collect();
         if !stale.is_empty() {
             self.end_grants(&stale, "grant_outdated", None);
         }

@@ -56,8 +56,8 @@ pub(super) struct Caller {
     pub spiffe_id: SpiffeId,
     certificate: VerifiedCertificate,
     /// End, on both clocks.
-    until: Timestamp,
-    ends: u64,
+    pub until: Timestamp,
+    pub ends: u64,
 }
 
 impl Caller {
@@ -220,7 +220,8 @@ impl Daemon {
         Ok((id, ends))
     }
 
-    /// Something was revoked: keys end whose sessions rest on it. Whoever shows another certificate opens another session.
+    /// Something was revoked: keys end whose sessions rest on it, and nothing is given to callers of these any more. Whoever
+    /// shows another certificate opens another session.
     pub(super) fn end_node_keys(&mut self, rests: impl Fn(&VerifiedCertificate) -> bool) {
         let now = clock::monotonic();
         let known = self.writer.node_keys().unwrap_or_else(|error| {
@@ -232,9 +233,12 @@ impl Daemon {
                 continue;
             }
             self.nodes.sessions.retain(|_, (session, _)| *session != id);
-            if let Err(error) = self.writer.end_node_key(id, now) {
+            if let Err(error) = self.writer.end_node_key(id, clock::over()) {
                 tracing::error!(%error, "a node's key does not end");
             }
+        }
+        for caller in self.nodes.callers.values_mut().filter(|caller| rests(&caller.certificate)) {
+            caller.ends = caller.ends.min(now);
         }
     }
 
@@ -331,7 +335,7 @@ impl Daemon {
                 issued: wall,
                 until: caller.until,
             };
-            match self.enter_until(given, key, caller.ends) {
+            match self.enter(given, key, caller.ends) {
                 Ok(_) => {
                     let mut record = Record::event("grant_issued");
                     record.verdict = Some("allowed".to_owned());
@@ -380,7 +384,7 @@ impl Daemon {
         let Some(caller) = self.nodes.callers.remove(&label) else { return };
         // The label means nobody from now on, and nobody else either as long as a key lives with which it may be said.
         let number = self.active.prepared.registry.nodes.number(&caller.node).unwrap_or_default();
-        let over = Speaker { until: clock::monotonic(), node: number, reserved: 0 };
+        let over = Speaker { until: clock::over(), node: number, reserved: 0 };
         if let Err(error) = self.writer.set_speaker(label, over) {
             tracing::error!(%error, label, "a caller's label");
         }

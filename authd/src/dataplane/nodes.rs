@@ -24,9 +24,9 @@ impl Writer {
     }
 
     /// Ends a key now. It stays known for a while, so that refusals say what it was.
-    pub fn end_node_key(&mut self, id: NodeKeyId, now: u64) -> Result<(), WriteError> {
+    pub fn end_node_key(&mut self, id: NodeKeyId, over: u64) -> Result<(), WriteError> {
         let key = self.maps.nodes.keys.get(&id, 0).map_err(of)?;
-        self.set_node_key(id, NodeKey { until: now.min(key.until), ..key })
+        self.set_node_key(id, NodeKey { until: over.min(key.until), ..key })
     }
 
     pub fn remove_node_key(&mut self, id: NodeKeyId) -> Result<(), WriteError> {

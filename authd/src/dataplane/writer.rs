@@ -54,6 +54,11 @@ pub enum WriteError {
     Workloads { needed: usize },
     #[error("writing {table}: {error}")]
     Write { table: &'static str, error: io::Error },
+    #[error(
+        "grants of callers for whom other nodes vouch have no room in the sets of rules that are about them: \
+         raise limits.grants in authd.toml, or let rules have fewer services apart ({0})"
+    )]
+    Vouched(MapError),
     #[error("table {table}: {error}")]
     Map { table: &'static str, error: MapError },
 }
@@ -285,7 +290,9 @@ impl Writer {
                 Command::Empty { slot } => self.set_end(slot, 0),
                 Command::Point { key, grant } => self.maps.grants.insert(key, grant, 0).map_err(of)?,
                 Command::Unpoint { key } => gone(self.maps.grants.remove(&key)).map_err(of)?,
-                Command::Vouch { key, grant } => self.maps.vouched.insert(key, grant, 0).map_err(of)?,
+                Command::Vouch { key, grant } => {
+                    self.maps.vouched.insert(key, grant, 0).map_err(WriteError::Vouched)?
+                }
                 Command::Unvouch { key } => gone(self.maps.vouched.remove(&key)).map_err(of)?,
             }
         }

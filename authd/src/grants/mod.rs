@@ -329,16 +329,20 @@ impl Grants {
 
     /// What sets need that no cell names yet, before one does.
     pub fn foresee(&self, sets: &Sets) -> Vec<Command> {
-        let new = sets.iter().filter(|(set, _)| !self.sets.contains_key(set));
-        let entries = new.flat_map(|(set, rules)| {
+        self.entries(sets.iter().filter(|(set, _)| !self.sets.contains_key(set)))
+    }
+
+    /// Everybody's entries in some sets.
+    fn entries<'a>(&self, sets: impl Iterator<Item = (&'a u32, &'a Vec<u32>)>) -> Vec<Command> {
+        let entries = sets.flat_map(|(set, rules)| {
             let lives = self.by_label.keys().filter_map(|label| Some((*label, self.longest(rules, *label)?.grant)));
             lives.map(|(label, grant)| Command::Vouch { key: VouchedKey { set: *set, label }, grant })
         });
         entries.collect()
     }
 
-    /// Takes back what was foreseen.
-    pub fn unforeseen(commands: &[Command]) -> Vec<Command> {
+    /// Takes entries back.
+    pub fn undone(commands: &[Command]) -> Vec<Command> {
         let entry = |command: &Command| match command {
             Command::Vouch { key, .. } => Some(Command::Unvouch { key: *key }),
             _ => None,
@@ -348,9 +352,7 @@ impl Grants {
 
     /// Cells name these sets now. What only others needed goes.
     pub fn adopt(&mut self, sets: Sets) -> Vec<Command> {
-        let gone = self.sets.keys().filter(|set| !sets.contains_key(set));
-        let entries = gone.flat_map(|set| self.by_label.keys().map(|label| VouchedKey { set: *set, label: *label }));
-        let commands = entries.map(|key| Command::Unvouch { key }).collect();
+        let commands = Self::undone(&self.entries(self.sets.iter().filter(|(set, _)| !sets.contains_key(set))));
         self.sets_of.clear();
         for (set, rules) in &sets {
             for rule in rules {

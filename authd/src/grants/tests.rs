@@ -207,7 +207,7 @@ fn callers_are_in_the_sets_of_the_next_policy_before_it_is_in_force() {
     kernel.follow(foreseen.clone());
     assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [Some(id(1)), Some(id(1)), None]);
     // The policy did not come into force after all.
-    kernel.follow(Grants::unforeseen(&foreseen));
+    kernel.follow(Grants::undone(&foreseen));
     assert_eq!([1, 2, 3].map(|set| in_set(&kernel, &grants, set)), [Some(id(1)), None, None]);
     kernel.follow(foreseen);
     kernel.follow(grants.adopt(next));

@@ -1,6 +1,7 @@
 //! From the model to an image: equivalence classes, and one cell for each combination of classes that rules tell apart.
 //!
-//! Enters: a model, numbers, a moment. Leaves: an [`Image`], or what does not fit. Never: kernel objects.
+//! Enters: a model, numbers, a moment. Leaves: an [`Image`], and numbers for its sets of rules; or what does not fit. Never: kernel
+//! objects.
 //!
 //! A rule covers, for each service that it names, the service's address classes times its port classes; `any` covers all
 //! of both. Three kinds of outbound cells result: exact in both coordinates, exact in the address, exact in none. A look-up

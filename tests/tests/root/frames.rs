@@ -338,10 +338,10 @@ impl Bench {
 
     /// Another node's keys and callers, and grants of some of them.
     fn meet_nodes(&mut self, random: &mut SmallRng, rules: &[u32]) -> Result<()> {
-        let now = clock::monotonic();
+        let over = clock::over();
         for node in 0..4 {
             for key_id in [0, 1, 200, 255] {
-                let until = if random.random_bool(0.7) { u64::MAX } else { now };
+                let until = if random.random_bool(0.7) { u64::MAX } else { over };
                 let key = NodeKey { secret: random.random(), until };
                 self.mirror.keys.insert(NodeKeyId { node, key_id }, key);
                 self.writer.maps_mut().nodes.keys.insert(NodeKeyId { node, key_id }, key, 0)?;
@@ -349,7 +349,7 @@ impl Bench {
         }
         let mut commands = Vec::new();
         for label in [1, 2, 3, 0x00ff_ffff, 0x0012_3456] {
-            let until = if random.random_bool(0.8) { u64::MAX } else { now };
+            let until = if random.random_bool(0.8) { u64::MAX } else { over };
             let speaker = Speaker { until, node: random.random_range(0..4), reserved: 0 };
             self.mirror.speakers.insert(label, speaker);
             self.writer.maps_mut().nodes.speakers.insert(label, speaker, 0)?;

@@ -18,10 +18,6 @@ use authd_tests::{
     sandbox::Sandbox,
     trust::Authority,
 };
-use aya::{
-    Pod,
-    maps::{HashMap, Map, MapData},
-};
 use jiff::{SignedDuration, Timestamp};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -431,20 +427,12 @@ impl Neighbour {
         Ok(())
     }
 
-    /// Entries of one of the kernel's tables.
-    fn table<K: Pod, V: Pod>(&self, name: &str) -> Result<Vec<(K, V)>> {
-        let sizes = authd::dataplane::object::Sizes::default();
-        let directory = authd::dataplane::object::maps_directory(self.sandbox.pins(), &sizes);
-        let map: HashMap<_, K, V> = Map::HashMap(MapData::from_pin(directory.join(name))?).try_into()?;
-        Ok(map.iter().collect::<Result<_, _>>()?)
-    }
-
     fn labels_of_others(&self) -> Result<Vec<u32>> {
-        Ok(self.table::<u32, Speaker>(names::SPEAKERS)?.into_iter().map(|(label, _)| label).collect())
+        Ok(self.sandbox.table::<u32, Speaker>(names::SPEAKERS)?.into_iter().map(|(label, _)| label).collect())
     }
 
     fn keys_of_others(&self) -> Result<usize> {
-        Ok(self.table::<NodeKeyId, NodeKey>(names::NODE_KEYS)?.len())
+        Ok(self.sandbox.table::<NodeKeyId, NodeKey>(names::NODE_KEYS)?.len())
     }
 }
 
@@ -549,7 +537,7 @@ fn makes_no_session_longer() -> Result<Verdict> {
     let second = neighbour.says(&again)?;
     ensure!(second["key_id"] == first["key_id"] && second["labels"] == first["labels"], "{second}, not {first}");
     ensure!(second["seconds"].as_u64().is_some_and(|seconds| seconds <= 10), "{second}");
-    let keys = neighbour.table::<NodeKeyId, NodeKey>(names::NODE_KEYS)?;
+    let keys = neighbour.sandbox.table::<NodeKeyId, NodeKey>(names::NODE_KEYS)?;
     ensure!(keys.len() == 1 && keys[0].1.secret == [0x0707_0707_0707_0707; 2], "the first one is in use");
     // Until the first one's end it is answered, and never for longer.
     let until = Instant::now() + PATIENCE;
@@ -575,8 +563,8 @@ fn speaks_to_no_unknown_node() -> Result<Verdict> {
     };
     let told =
         || -> Result<usize> { Ok(neighbour.daemon.records()?.iter().filter(|r| r.event == "node_accepts").count()) };
-    let voices = || Ok::<_, anyhow::Error>(neighbour.table::<u32, Voice>(names::VOICES)?.len());
-    let labels = || neighbour.table::<LabelKey, u32>(names::LABELS);
+    let voices = || Ok::<_, anyhow::Error>(neighbour.sandbox.table::<u32, Voice>(names::VOICES)?.len());
+    let labels = || neighbour.sandbox.table::<LabelKey, u32>(names::LABELS);
     for node in ["c", "", "node/b", "here"] {
         neighbour.hears(&accepted(node, "spiffe://example.org/db"))?;
         ensure!(voices()? == 0 && labels()?.is_empty() && told()? == 0, "{node:?}");

@@ -12,7 +12,6 @@ use authd_tests::{
     daemon::PATIENCE,
     wire::{self, Wire},
 };
-use aya::maps::{HashMap, Map, MapData};
 use serde_json::Value;
 
 use super::{LONG, Node, Pair, V4, denials};
@@ -24,7 +23,7 @@ pub struct Syn {
     source: [u8; 4],
     port: u16,
     sequence: u32,
-    option: Vec<u8>,
+    pub option: Vec<u8>,
     flags: u8,
 }
 
@@ -65,19 +64,15 @@ pub struct Stolen {
     secret: [u64; 2],
     key_id: u32,
     pub web: u32,
-    batch: u32,
+    pub batch: u32,
 }
 
 impl Stolen {
     /// From the kernel's tables, as root of `a` could.
     pub fn from(a: &Node) -> Result<Self> {
-        let sizes = authd::dataplane::object::Sizes::default();
-        let directory = authd::dataplane::object::maps_directory(a.sandbox.pins(), &sizes);
-        let open = |name: &str| MapData::from_pin(directory.join(name)).with_context(|| name.to_owned());
-        let voices: HashMap<_, u32, Voice> = Map::HashMap(open(names::VOICES)?).try_into()?;
-        let labels: HashMap<_, LabelKey, u32> = Map::HashMap(open(names::LABELS)?).try_into()?;
-        let voice = voices.iter().next().context("there is a session")??.1;
-        let mut known: Vec<(LabelKey, u32)> = labels.iter().collect::<Result<_, _>>()?;
+        let voices: Vec<(u32, Voice)> = a.sandbox.table(names::VOICES)?;
+        let (_, voice) = *voices.first().context("there is a session")?;
+        let mut known: Vec<(LabelKey, u32)> = a.sandbox.table(names::LABELS)?;
         known.retain(|(key, _)| key.bank == voice.bank);
         // Numbers of workloads are in the order of the policy.
         known.sort_by_key(|(key, _)| key.workload);

@@ -55,6 +55,7 @@ pub fn trials() -> Vec<Trial> {
             trial("a_policy_takes_back_what_a_node_may_say", a_policy_takes_back_what_a_node_may_say),
             trial("what_a_node_said_ends_with_its_session", what_a_node_said_ends),
             trial("a_caller_elsewhere_shows_more_than_its_nodes_word", more::shows_more_than_a_word),
+            trial("interfaces_tell_who_lacks_proofs_from_who_lacks_a_word", more::lacking_proofs_and_a_word),
         ]);
     }
     // Another clock takes a library of others, which emulated machines have not.
@@ -511,6 +512,11 @@ fn a_new_list_ends_a_nodes_word() -> Result<Verdict> {
     pair.b.daemon.wait_for("the grant's end", is_ended).with_context(|| pair.logs())?;
     ensure!(!held.again()?.ok, "it goes on");
     pair.is_kept_out("/web", V4)?;
+    // Nobody gets it back because something else changes.
+    let before = pair.b.daemon.status()?.grants.grants_issued;
+    pair.b.sandbox.write_policy(&format!("{with_list}# changed\n"))?;
+    pair.b.daemon.must_apply()?;
+    ensure!(pair.b.daemon.status()?.grants.grants_issued == before, "{}", pair.logs());
     Ok(Verdict::Ran)
 }
 

@@ -5,11 +5,11 @@ use authd_common::{
     syn::Spoken,
     tables::{FlowKey, names},
 };
-use aya::maps::{HashMap, Map, MapData};
+use authd_tests::wire::{self, Wire};
 use serde_json::Value;
 
-use super::{POLICY, Pair, V4};
-use crate::Verdict;
+use super::{LONG, POLICY, Pair, V4, denials, forged::Stolen};
+use crate::{Verdict, reload::wait_until};
 
 const MORE: &str = r#"
 [[peer]]
@@ -28,6 +28,7 @@ name = "batch-key"
 from = ["batch-elsewhere"]
 to = ["sql"]
 require = ["node", "api-key"]
+grant_ttl = "8h"
 "#;
 
 impl Pair {
@@ -42,21 +43,20 @@ impl Pair {
 
 /// SYNs to the listener that were believed, and how many of them are used up.
 fn believed(pair: &Pair) -> Result<(usize, usize)> {
-    let sizes = authd::dataplane::object::Sizes::default();
-    let directory = authd::dataplane::object::maps_directory(pair.b.sandbox.pins(), &sizes);
-    let spoken: HashMap<_, FlowKey, Spoken> =
-        Map::LruHashMap(MapData::from_pin(directory.join(names::SPOKEN))?).try_into()?;
-    let all: Vec<(FlowKey, Spoken)> = spoken.iter().collect::<Result<_, _>>()?;
+    let all: Vec<(FlowKey, Spoken)> = pair.b.sandbox.table(names::SPOKEN)?;
     let to_listener = all.iter().filter(|(key, _)| key.ports & 0xffff == 7443);
     Ok((to_listener.clone().count(), to_listener.filter(|(_, spoken)| spoken.used != 0).count()))
 }
 
 pub fn shows_more_than_a_word() -> Result<Verdict> {
     let pair = Pair::new("", "")?;
+    let mut web = pair.a.sandbox.spawn_in("/web", &pair.a.sandbox.netns, &["hold-tcp", V4])?;
+    ensure!(web.again()?.ok);
     let policy = [POLICY, MORE].concat();
     for node in [&pair.a, &pair.b] {
         node.sandbox.write_policy(&policy)?;
         node.daemon.must_apply()?;
+        ensure!(web.again()?.ok, "another rule beside the one that let it in cuts it\n{}", pair.logs());
     }
     // Its node vouches for it, which is not all that is asked for.
     pair.is_kept_out("/batch", V4)?;
@@ -82,6 +82,8 @@ pub fn shows_more_than_a_word() -> Result<Verdict> {
     pair.is_kept_out("/batch", V4)?;
     let granted = pair.asks("/batch", "grant", &key)?;
     let id = granted["id"].as_str().with_context(|| format!("{granted}\n{}", pair.logs()))?;
+    // As long as the node's session at most, whatever the rule allows.
+    ensure!(granted["expires_in"].as_u64().is_some_and(|seconds| seconds <= 600), "{granted}");
     pair.connects("/batch", V4)?;
     // It is nobody else's, though all of them have one address.
     for who in ["/cron", "/elsewhere"] {
@@ -107,6 +109,34 @@ pub fn shows_more_than_a_word() -> Result<Verdict> {
     ensure!(revoked.status.success(), "{revoked:?}");
     ensure!(!held.again()?.ok, "it goes on\n{}", pair.logs());
     pair.is_kept_out("/batch", V4)?;
+    // Nor does it cut anybody that a rule names somebody else as well.
+    let also = policy.replace("from = [\"web-elsewhere\"]", "from = [\"web-elsewhere\", \"batch-elsewhere\"]");
+    pair.b.sandbox.write_policy(&also)?;
+    pair.b.daemon.must_apply()?;
+    ensure!(web.again()?.ok, "{}", pair.logs());
+    pair.connects("/batch", V4)?;
+    Ok(Verdict::Ran)
+}
+
+/// Both from one address to one port, one right after the other: what is remembered of the one is not said of the other.
+pub fn lacking_proofs_and_a_word() -> Result<Verdict> {
+    let pair = Pair::new(LONG, "interfaces = [\"far0\"]\n")?;
     pair.connects("/web", V4)?;
+    pair.b.sandbox.write_policy(&[POLICY, MORE].concat())?;
+    pair.b.daemon.must_apply()?;
+    let stolen = Stolen::from(&pair.a)?;
+    let vouched = stolen.syn(stolen.batch, 40_000, 7);
+    let mut silent = vouched.clone();
+    silent.option.clear();
+    let to = pair.b.sandbox.netns.within(|| wire::mac("far0"))?;
+    pair.a.sandbox.netns.within(|| {
+        let wire = Wire::open("near0")?;
+        (0..20).try_for_each(|_| [&vouched, &silent].iter().try_for_each(|syn| wire.send(&syn.frame(to))))
+    })?;
+    let sums = || -> Result<(u64, u64)> {
+        Ok((denials(&pair.b, "proof_required")?, denials(&pair.b, "node_identity_missing")?))
+    };
+    wait_until("the refusals", || sums().map(|(proofs, words)| proofs + words >= 40))?;
+    ensure!(sums()? == (20, 20), "{:?}\n{}", sums()?, pair.logs());
     Ok(Verdict::Ran)
 }
