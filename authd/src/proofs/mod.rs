@@ -6,6 +6,7 @@ pub mod base64url;
 pub mod binding;
 pub mod claims;
 pub mod dpop;
+pub mod exchange;
 pub mod introspection;
 pub mod json;
 pub mod jwk;
