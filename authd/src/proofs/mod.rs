@@ -8,6 +8,7 @@ pub mod claims;
 pub mod dpop;
 pub mod exchange;
 pub mod introspection;
+pub mod issuer;
 pub mod json;
 pub mod jwk;
 pub mod jwks_cache;
