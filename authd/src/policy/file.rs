@@ -47,6 +47,10 @@ pub struct File {
     #[serde(default)]
     #[schemars(with = "Vec<Authority>")]
     pub authority: Vec<Spanned<Authority>>,
+    /// Who may act for whom.
+    #[serde(default)]
+    #[schemars(with = "Vec<Delegation>")]
+    pub delegation: Vec<Spanned<Delegation>>,
     /// Who may call what.
     #[serde(default)]
     #[schemars(with = "Vec<Rule>")]
@@ -403,6 +407,40 @@ pub enum Pending {
     Refuse,
     /// It waits for them, for as long as `hold_seconds` in authd.toml says.
     Hold,
+}
+
+/// Workloads that may exchange somebody's token for a narrower one of their own (RFC 8693).
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Delegation {
+    #[schemars(with = "String")]
+    pub name: Spanned<String>,
+    /// Workloads that may act.
+    #[schemars(with = "Vec<String>")]
+    pub actors: Vec<Spanned<String>>,
+    /// Whose tokens they may exchange.
+    #[schemars(with = "String")]
+    pub issuer: Spanned<String>,
+    /// For whom they may act (`sub`). Default: anybody.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub subjects: Option<Spanned<Vec<Spanned<String>>>>,
+    /// Whom the new tokens may be for (`aud`), as far as the exchanged ones are.
+    #[schemars(with = "Vec<String>")]
+    pub audiences: Vec<Spanned<String>>,
+    /// What the new tokens may allow, as far as the exchanged ones do.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub scopes: Vec<Spanned<String>>,
+    /// How long a new token lives at most, up to `1h`. Default: `5m`.
+    #[schemars(with = "Option<String>")]
+    pub ttl: Option<Spanned<String>>,
+    /// How many may act for each other, up to 8. Default: 1.
+    #[schemars(with = "Option<usize>")]
+    pub depth: Option<Spanned<usize>>,
+    /// Workloads whose own part `actors` may take over: by a token in which one of these acts.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub hands_on: Vec<Spanned<String>>,
 }
 
 /// What a token has to say.

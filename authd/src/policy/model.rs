@@ -35,6 +35,8 @@ pub struct Model {
     pub services: Vec<Service>,
     pub authorities: Vec<Authority>,
     pub issuers: Vec<Issuer>,
+    /// By name: the first that fits is the one that is used.
+    pub delegations: Vec<Delegation>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -234,6 +236,26 @@ pub struct Issuer {
     pub access_token_type: bool,
     /// Whether its URLs may lead to private addresses.
     pub allow_private: bool,
+    pub place: Place,
+}
+
+/// Who may act for whom, with what.
+#[derive(Clone, Debug)]
+pub struct Delegation {
+    pub name: String,
+    /// Workloads, by their index.
+    pub actors: Vec<usize>,
+    /// Index of whose tokens they exchange.
+    pub issuer: usize,
+    /// One of them; anybody, if there are none.
+    pub subjects: Vec<String>,
+    pub audiences: Vec<String>,
+    pub scopes: Vec<String>,
+    pub ttl: Duration,
+    /// Actors that a token may name.
+    pub depth: usize,
+    /// Workloads in whose place the actors may come.
+    pub hands_on: Vec<usize>,
     pub place: Place,
 }
 

@@ -4,6 +4,7 @@
 //! Never: tables.
 
 mod certificates;
+mod delegations;
 mod issuers;
 mod nodes;
 mod rules;
@@ -29,7 +30,8 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
     let mut builder = Builder::default();
     let mut raw = Raw::default();
     for (source, file) in files {
-        let file::File { trust_domain, mode, workload, peer, node, service, issuer, authority, rule } = file;
+        let file::File { trust_domain, mode, workload, peer, node, service, issuer, authority, delegation, rule } =
+            file;
         builder.once(&source, "trust_domain", trust_domain, &mut raw.trust_domain);
         builder.once(&source, "mode", mode, &mut raw.mode);
         raw.workloads.extend(workload.into_iter().map(|w| (source.clone(), w)));
@@ -38,6 +40,7 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
         raw.services.extend(service.into_iter().map(|s| (source.clone(), s)));
         raw.issuers.extend(issuer.into_iter().map(|i| (source.clone(), i)));
         raw.authorities.extend(authority.into_iter().map(|a| (source.clone(), a)));
+        raw.delegations.extend(delegation.into_iter().map(|d| (source.clone(), d)));
         raw.rules.extend(rule.into_iter().map(|r| (source.clone(), r)));
     }
     let model = builder.model(raw);
@@ -55,6 +58,7 @@ struct Raw {
     services: Vec<(Source, Spanned<file::Service>)>,
     issuers: Vec<(Source, Spanned<file::Issuer>)>,
     authorities: Vec<(Source, Spanned<file::Authority>)>,
+    delegations: Vec<(Source, Spanned<file::Delegation>)>,
     rules: Vec<(Source, Spanned<file::Rule>)>,
 }
 
@@ -69,7 +73,8 @@ struct Builder {
 
 impl Builder {
     fn model(&mut self, raw: Raw) -> Model {
-        let Raw { trust_domain, mode, workloads, peers, nodes, services, issuers, authorities, rules } = raw;
+        let Raw { trust_domain, mode, workloads, peers, nodes, services, issuers, authorities, delegations, rules } =
+            raw;
         let trust_domain = self.trust_domain(trust_domain);
         let authorities = self.authorities(authorities);
         let issuers: Vec<Issuer> =
@@ -108,6 +113,7 @@ impl Builder {
             services,
             authorities,
             issuers,
+            delegations: self.delegations(delegations),
             rules: Vec::new(),
         };
         model.nodes = self.nodes(nodes, &model);

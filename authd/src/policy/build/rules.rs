@@ -265,9 +265,21 @@ impl Builder {
             let help = "write the `aud` that tokens for this service carry";
             self.error("bad_audience", &place(source, audience.span()), "an audience cannot be empty", help);
         }
-        for scope in &scopes {
-            // RFC 6749, 3.3.
-            let allowed = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+        self.scopes(source, &scopes);
+        self.subjects(source, subjects.as_ref());
+        Some(TokenRequirement {
+            issuer: self.named_issuer(source, &issuer)?,
+            audience: audience.map(Spanned::into_inner),
+            scopes: sorted(scopes.into_iter().map(Spanned::into_inner)),
+            bound,
+            subjects: sorted(subjects.into_iter().flat_map(Spanned::into_inner).map(Spanned::into_inner)),
+        })
+    }
+
+    pub(super) fn scopes(&mut self, source: &Source, scopes: &[Spanned<String>]) {
+        // RFC 6749, 3.3.
+        let allowed = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+        for scope in scopes {
             if scope.as_ref().is_empty() || !scope.as_ref().bytes().all(allowed) {
                 self.error(
                     "bad_scope",
@@ -277,27 +289,26 @@ impl Builder {
                 );
             }
         }
-        if let Some(subjects) = &subjects {
-            // An empty list would take anybody, and look as if it took nobody.
-            let empty = subjects.as_ref().iter().find(|subject| subject.as_ref().is_empty()).map(Spanned::span);
-            if let Some(span) = empty.or_else(|| subjects.as_ref().is_empty().then(|| subjects.span())) {
-                let help = "name subjects, or leave `subjects` away to accept any";
-                self.error("bad_subject", &place(source, span), "no token has such a subject", help);
-            }
+    }
+
+    pub(super) fn subjects(&mut self, source: &Source, subjects: Option<&Spanned<Vec<Spanned<String>>>>) {
+        let Some(subjects) = subjects else { return };
+        // An empty list would take anybody, and look as if it took nobody.
+        let empty = subjects.as_ref().iter().find(|subject| subject.as_ref().is_empty()).map(Spanned::span);
+        if let Some(span) = empty.or_else(|| subjects.as_ref().is_empty().then(|| subjects.span())) {
+            let help = "name subjects, or leave `subjects` away to accept any";
+            self.error("bad_subject", &place(source, span), "no token has such a subject", help);
         }
-        let Some((index, _)) = self.issuers.get(issuer.as_ref()) else {
-            let help = self.similar(issuer.as_ref(), self.issuers.keys().cloned().collect(), "define an `[[issuer]]`");
-            let message = format!("no issuer is called `{}`", issuer.as_ref());
-            self.error("unknown_issuer", &place(source, issuer.span()), message, help);
-            return None;
-        };
-        Some(TokenRequirement {
-            issuer: *index,
-            audience: audience.map(Spanned::into_inner),
-            scopes: sorted(scopes.into_iter().map(Spanned::into_inner)),
-            bound,
-            subjects: sorted(subjects.into_iter().flat_map(Spanned::into_inner).map(Spanned::into_inner)),
-        })
+    }
+
+    pub(super) fn named_issuer(&mut self, source: &Source, name: &Spanned<String>) -> Option<usize> {
+        if let Some((index, _)) = self.issuers.get(name.as_ref()) {
+            return Some(*index);
+        }
+        let help = self.similar(name.as_ref(), self.issuers.keys().cloned().collect(), "define an `[[issuer]]`");
+        let message = format!("no issuer is called `{}`", name.as_ref());
+        self.error("unknown_issuer", &place(source, name.span()), message, help);
+        None
     }
 
     fn when(&mut self, source: &Source, when: file::When) -> Option<Schedule> {
@@ -337,7 +348,7 @@ impl Builder {
     }
 }
 
-fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+pub(super) fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut items: Vec<T> = items.collect();
     items.sort();
     items.dedup();
