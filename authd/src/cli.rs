@@ -120,7 +120,7 @@ pub enum Command {
         #[command(subcommand)]
         command: CertCommand,
     },
-    /// Check tokens as the daemon does, without it
+    /// Check tokens as the daemon does, exchange them, and see by which keys this node signs
     #[command(subcommand)]
     Token(TokenCommand),
     /// Show proofs for a rule, and get a grant: connections that it allows pass until the grant ends
@@ -208,6 +208,16 @@ pub enum TokenCommand {
     Inspect {
         /// One token a line; `-` is standard input
         file: PathBuf,
+    },
+    /// Exchange somebody's token for a narrower one of the caller's own (RFC 8693), and print it
+    Exchange(Box<ExchangeQuestion>),
+    /// Show the keys by which this node signs tokens
+    Keys {
+        /// Take another key now; tokens of the one before stay good until they expire
+        #[arg(long)]
+        rotate: bool,
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -341,11 +351,35 @@ pub struct GrantQuestion {
 }
 
 #[derive(Args)]
+pub struct ExchangeQuestion {
+    /// File with the token of whom the caller acts for
+    #[arg(long, value_name = "FILE")]
+    pub subject_token_file: PathBuf,
+    /// Whom the new token is for; may be repeated [default: everybody that the delegation and the token allow]
+    #[arg(long)]
+    pub audience: Vec<String>,
+    /// A scope of the new token; may be repeated [default: all that the delegation and the token allow]
+    #[arg(long)]
+    pub scope: Vec<String>,
+    /// How long it lives, in seconds [default: as long as the delegation and the token allow]
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<u32>,
+    /// Key (PKCS#8 PEM, P-256) that the new token is bound to by DPoP
+    #[arg(long, value_name = "PEM")]
+    pub dpop_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub caller: CallerArgs,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 pub struct RevokeQuestion {
-    /// token, token-hash, key, cert, serial, spki, spiffe-id, workload, instance, peer, agent, issuer or grant
+    /// token, token-hash, key, cert, serial, spki, spiffe-id, workload, instance, peer, agent, issuer, issuer-key or grant
     #[arg(required_unless_present = "list")]
     pub kind: Option<String>,
-    /// What is revoked; two values with a space between them for `token` (ISSUER JTI) and `serial` (HASH SERIAL)
+    /// What is revoked; two values with a space between them for `token` (ISSUER JTI), `serial` (HASH SERIAL) and
+    /// `issuer-key` (ISSUER KID)
     #[arg(required_unless_present = "list")]
     pub value: Vec<String>,
     /// Why, for the record

@@ -53,6 +53,8 @@ pub struct Config {
     /// A connection waits for its proofs for this long.
     pub hold: Duration,
     pub control: Control,
+    /// This node as an issuer of tokens; `None`: it is none.
+    pub issuer: Option<Issuer>,
     pub options: Options,
     pub sizes: Sizes,
 }
@@ -77,6 +79,15 @@ pub struct Control {
     pub root: PathBuf,
     /// PEM file of the authorities that issuers' servers are known by.
     pub server_authorities: PathBuf,
+}
+
+/// What tokens of this node say, and how often it takes another key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuer {
+    /// The `iss` claim: where others reach this node's listener.
+    pub url: String,
+    /// For how long a key signs.
+    pub key_life: Duration,
 }
 
 /// The file as it is written.
@@ -107,6 +118,7 @@ pub struct File {
     /// Whether loopback DNS and DHCP are allowed unless a rule denies them.
     builtin_rules: Option<bool>,
     control: ControlFile,
+    issuer: Option<IssuerFile>,
     limits: Limits,
 }
 
@@ -135,6 +147,47 @@ struct ControlFile {
     node_session_seconds: Option<Spanned<u32>>,
     /// PEM file of the authorities that issuers' servers are known by. Default: /etc/ssl/certs/ca-certificates.crt.
     server_authorities: Option<PathBuf>,
+}
+
+/// This node as an issuer of tokens (RFC 8693). Without this section it issues none.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct IssuerFile {
+    /// The `iss` claim of its tokens, and where others find its keys: an https URL of this node's listener, without a path, such as
+    /// `https://node-1.example.org:7443`.
+    #[schemars(with = "String")]
+    url: Spanned<String>,
+    /// For how many days a key signs. Default: 30.
+    #[schemars(with = "Option<u32>")]
+    key_days: Option<Spanned<u32>>,
+}
+
+impl IssuerFile {
+    fn issuer(self, at: &dyn Fn(std::ops::Range<usize>) -> Place) -> Result<Issuer, Diagnostic> {
+        let Self { url, key_days } = self;
+        let days = match key_days {
+            None => 30,
+            Some(days) if (1..=365).contains(days.as_ref()) => days.into_inner(),
+            Some(days) => {
+                let message = format!("a key cannot sign for {} days", days.as_ref());
+                return Err(Diagnostic::error("bad_limit", at(days.span()), message, "choose a number from 1 to 365"));
+            }
+        };
+        if !is_origin(url.as_ref()) {
+            let message = format!("`{}` is no https URL of a listener", url.as_ref());
+            let help = "write https://HOST:PORT, as others reach `control.listen`";
+            return Err(Diagnostic::error("bad_issuer", at(url.span()), message, help));
+        }
+        Ok(Issuer { url: url.into_inner(), key_life: Duration::from_secs(u64::from(days) * 86_400) })
+    }
+}
+
+/// `https://host`, `https://host:port`: whoever joins a path to it finds this node's metadata (RFC 8414, 3).
+fn is_origin(url: &str) -> bool {
+    let Ok(uri) = fluent_uri::Uri::parse(url) else { return false };
+    let Some(authority) = uri.authority() else { return false };
+    let plain = authority.userinfo().is_none() && !uri.has_fragment() && !uri.has_query() && uri.path().is_empty();
+    uri.scheme().as_str() == "https" && plain && !authority.host().is_empty() && authority.port_to_u16().is_ok()
 }
 
 impl ControlFile {
@@ -242,6 +295,7 @@ impl Config {
             failsafe,
             builtin_rules,
             control,
+            issuer,
             limits,
         } = file;
         let idle = match conversation_idle_seconds {
@@ -300,6 +354,7 @@ impl Config {
             conversation_idle: Duration::from_secs(idle.into()),
             hold: Duration::from_secs(hold.into()),
             control: control.control(&at)?,
+            issuer: issuer.map(|issuer| issuer.issuer(&at)).transpose()?,
             options,
             sizes: limits.sizes(&at)?,
         })
@@ -396,6 +451,15 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_issues_tokens_has_a_url_and_changes_its_key() {
+        assert_eq!(parse("").unwrap().issuer, None);
+        for url in ["https://node-1.example.org:7443", "https://node-1.example.org", "https://[2001:db8::1]:7443"] {
+            let issuer = parse(&format!("[issuer]\nurl = '{url}'")).unwrap().issuer.unwrap();
+            assert_eq!((issuer.url.as_str(), issuer.key_life), (url, Duration::from_secs(30 * 86_400)));
+        }
+    }
+
+    #[test]
     fn what_nodes_say_holds_for_seconds_up_to_an_hour() {
         for seconds in [4, 5, 600, 3600] {
             let config = parse(&format!("control.node_session_seconds = {seconds}")).unwrap();
@@ -416,6 +480,18 @@ mod tests {
             ("[limits]\ncells = 1", "bad_limit"),
             ("[limits]\nflows = 1", "bad_limit"),
             ("[limits]\nevent_bytes = 100000", "bad_limit"),
+            ("[issuer]\nurl = 'http://a'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://a/'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://a/b'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://a?b'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://a#b'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://u@a'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://a:99999'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://'", "bad_issuer"),
+            ("[issuer]\nurl = 'a'", "bad_issuer"),
+            ("[issuer]\nurl = 'https://a'\nkey_days = 0", "bad_limit"),
+            ("[issuer]\nurl = 'https://a'\nkey_days = 366", "bad_limit"),
+            ("[issuer]", "syntax"),
             ("control.node_session_seconds = 0", "bad_limit"),
             ("control.node_session_seconds = 3", "bad_limit"),
             ("control.node_session_seconds = 3601", "bad_limit"),

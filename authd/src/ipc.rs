@@ -28,7 +28,12 @@ use crate::{
     },
     digest::Digest,
     grants::{Id, proof::Shown},
-    proofs::{api_key::text::KeyId, x509::identity::VerifiedCertificate},
+    proofs::{
+        api_key::text::KeyId,
+        claims::{Confirmation, VerifiedToken},
+        exchange::Asked,
+        x509::identity::VerifiedCertificate,
+    },
     store::revoked::Revoked,
 };
 
@@ -114,6 +119,11 @@ pub enum ToControl {
         seconds: u32,
         labels: Vec<Option<u32>>,
     },
+    /// A token for which one was exchanged.
+    Exchanged {
+        question: Question,
+        token: Box<ExchangedToken>,
+    },
     /// SPIFFE IDs of this node's workloads, for which it speaks to other nodes. The descriptor holds them: [`Identities`].
     Identities,
     /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
@@ -168,6 +178,13 @@ pub enum FromControl {
         reason: Option<String>,
         proofs: Vec<Shown>,
         request: String,
+    },
+    /// A caller wants to act for the subject of a token that was verified. Answered by [`ToControl::Exchanged`] or
+    /// [`ToControl::NotGranted`].
+    Exchange {
+        question: Question,
+        connection: Connection,
+        exchange: Box<Exchange>,
     },
     /// An operator revokes something.
     Revoke {
@@ -257,6 +274,35 @@ pub struct Wanted {
     pub seconds: Option<u32>,
 }
 
+/// What was verified of a request for a token (RFC 8693).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exchange {
+    pub subject: VerifiedToken,
+    pub asked: Asked,
+    /// What the caller showed that it holds.
+    pub holds: Confirmation,
+    /// Of a caller elsewhere: the certificate of its connection, if an authority of the policy vouches for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Box<VerifiedCertificate>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExchangedToken {
+    pub text: String,
+    pub scopes: Vec<String>,
+    pub expires: Timestamp,
+    /// Whether it has to be shown with a DPoP proof (RFC 9449).
+    pub dpop: bool,
+}
+
+impl std::fmt::Debug for ExchangedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExchangedToken")
+    }
+}
+
 /// What dataplane needs of an API key: its public part, and the SHA-256 of its secret one.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -317,6 +363,18 @@ pub struct Settings {
     /// PEM chain and key of the listener for peers.
     pub identity: Option<Identity>,
     pub tls12: bool,
+    /// This node as an issuer of tokens, if it is one.
+    #[serde(default)]
+    pub issuer: Option<OwnIssuer>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnIssuer {
+    /// The `iss` of its tokens.
+    pub url: String,
+    /// Its public keys, as a key set (RFC 7517, 5).
+    pub keys: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

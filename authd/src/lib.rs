@@ -15,6 +15,7 @@ pub mod dataplane;
 
 pub mod grants;
 pub mod ipc;
+pub mod issuing;
 
 pub mod audit;
 pub mod control;

@@ -41,6 +41,8 @@ fn main() -> ExitCode {
         Command::Cert { command } => cmd::cert::run(config, command),
         Command::Token(TokenCommand::Verify(question)) => cmd::token::verify(config, *question),
         Command::Token(TokenCommand::Inspect { file }) => cmd::token::inspect(&file),
+        Command::Token(TokenCommand::Exchange(question)) => cmd::exchange::run(config, &question),
+        Command::Token(TokenCommand::Keys { rotate, json }) => cmd::exchange::keys(config, rotate, json),
         Command::Grant(question) => cmd::grant::run(config, question),
         Command::Whoami { caller, json } => cmd::whoami::run(config, &caller, json),
         Command::Revoke(question) => cmd::revoke::run(config, question),

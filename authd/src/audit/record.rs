@@ -115,6 +115,11 @@ pub struct Record {
     /// What was proven, and refused if it is a refusal.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub proofs: Vec<Told>,
+    /// Of a token that was issued: what it says, and the delegation of the policy by which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Told>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delegation: Option<String>,
     /// End of what was given, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,

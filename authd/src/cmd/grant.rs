@@ -1,29 +1,18 @@
 //! `authd grant`: shows proofs, and gets a grant. With `--keep`, again and again.
 
-use std::{
-    fs,
-    path::Path,
-    process::ExitCode,
-    time::{Duration, SystemTime},
-};
+use std::{fs, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use aws_lc_rs::{
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
-};
 use hyper::{
     HeaderMap, Method, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
 };
-use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::{Value, json};
 
+use super::dpop_key::DpopKey;
 use crate::{
     cli::{CallerArgs, GrantQuestion},
     client::{self, Answer, Identity, Target},
-    digest::Digest,
-    proofs::base64url,
 };
 
 const PATH: &str = "/v1/grants";
@@ -93,12 +82,8 @@ pub fn identity(caller: &CallerArgs) -> anyhow::Result<Option<Identity>> {
 
 async fn ask(target: &Target, question: &GrantQuestion) -> anyhow::Result<Answer> {
     let identity = identity(&question.caller)?;
-    let text = |path: &Path| {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        anyhow::Ok(text.trim().to_owned())
-    };
-    let token = question.token_file.as_deref().map(text).transpose()?;
-    let api_key = question.api_key_file.as_deref().map(text).transpose()?;
+    let token = question.token_file.as_deref().map(text_of).transpose()?;
+    let api_key = question.api_key_file.as_deref().map(text_of).transpose()?;
     let dpop = question.dpop_key.as_deref().map(DpopKey::read).transpose()?;
     let body = serde_json::to_vec(&json!({ "rule": question.rule, "seconds": question.seconds }))?;
     let mut nonce: Option<String> = None;
@@ -112,7 +97,7 @@ async fn ask(target: &Target, question: &GrantQuestion) -> anyhow::Result<Answer
             let scheme = if dpop.is_some() { "DPoP" } else { "Bearer" };
             headers.insert(AUTHORIZATION, secret(&format!("{scheme} {token}"))?);
             if let Some(key) = &dpop {
-                let proof = key.proof(target, token, nonce.as_deref())?;
+                let proof = key.proof(target, PATH, Some(token), nonce.as_deref())?;
                 headers.insert(HeaderName::from_static("dpop"), secret(&proof)?);
             }
         }
@@ -127,7 +112,13 @@ async fn ask(target: &Target, question: &GrantQuestion) -> anyhow::Result<Answer
     }
 }
 
-fn secret(text: &str) -> anyhow::Result<HeaderValue> {
+/// A file with one secret, such as a systemd credential.
+pub fn text_of(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(text.trim().to_owned())
+}
+
+pub fn secret(text: &str) -> anyhow::Result<HeaderValue> {
     let mut value = HeaderValue::from_str(text).context("a credential has characters that no header has")?;
     value.set_sensitive(true);
     Ok(value)
@@ -145,45 +136,4 @@ fn report(answer: &Answer, json: bool) -> anyhow::Result<ExitCode> {
         eprintln!("authd: refused ({}): {}", text("reason"), text("detail"));
     }
     Ok(if answer.status == StatusCode::CREATED { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
-}
-
-/// A key that tokens are bound to (RFC 9449).
-struct DpopKey {
-    pair: EcdsaKeyPair,
-}
-
-impl DpopKey {
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let wrong = || format!("{}: no P-256 key in PKCS#8 PEM", path.display());
-        let der = PrivatePkcs8KeyDer::from_pem_file(path).with_context(wrong)?;
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der())
-            .ok()
-            .with_context(wrong)?;
-        Ok(Self { pair })
-    }
-
-    /// A proof for one request (RFC 9449, 4.2).
-    fn proof(&self, target: &Target, token: &str, nonce: Option<&str>) -> anyhow::Result<String> {
-        let scheme = match target {
-            Target::Socket(_) => "http",
-            Target::Peer { .. } => "https",
-        };
-        let url = format!("{scheme}://{}{PATH}", target.authority());
-        // An uncompressed point: a byte 4, then both coordinates (SEC 1, 2.3.3).
-        let point: &[u8] = self.pair.public_key().as_ref();
-        let (x, y) = point.get(1..).and_then(|both| both.split_at_checked(32)).context("a P-256 point")?;
-        let jwk = json!({ "kty": "EC", "crv": "P-256", "x": base64url::encode(x), "y": base64url::encode(y) });
-        let header = json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": jwk });
-        let mut jti = [0; 16];
-        aws_lc_rs::rand::fill(&mut jti)?;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-        let ath = base64url::encode(Digest::of(token.as_bytes()).as_bytes());
-        let mut claims = json!({ "jti": base64url::encode(jti), "htm": "POST", "htu": url, "iat": now, "ath": ath });
-        if let Some(nonce) = nonce {
-            claims["nonce"] = nonce.into();
-        }
-        let signed = format!("{}.{}", base64url::encode(header.to_string()), base64url::encode(claims.to_string()));
-        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes())?;
-        Ok(format!("{signed}.{}", base64url::encode(signature.as_ref())))
-    }
 }

@@ -6,6 +6,8 @@ pub mod cert;
 pub mod check;
 pub mod control;
 pub mod diff;
+mod dpop_key;
+pub mod exchange;
 pub mod explain;
 pub mod flows;
 pub mod grant;

@@ -245,6 +245,7 @@ impl Verifier {
 fn read_keys(issuer: &Issuer, directory: &Path) -> Result<KeySet, Refusal> {
     match &issuer.check {
         TokenCheck::Introspection { .. } => Err(Refusal::IntrospectionOnly),
+        TokenCheck::Own => Err(Refusal::KeysUnavailable),
         TokenCheck::Jwt { keys: Keys::Url(_), .. } => Err(Refusal::KeysUnavailable),
         TokenCheck::Jwt { keys: Keys::File(file), .. } => {
             let bytes = fs::read(directory.join(file)).map_err(|_| Refusal::KeysUnavailable)?;

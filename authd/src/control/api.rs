@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, forward, listed, nodes, problem::Problem, prove, verifier::Share};
+use super::{Answer, Shared, forward, listed, nodes, problem::Problem, prove, token, verifier::Share};
 use crate::{
     daemon::granting::Effect,
     grants::Id,
@@ -128,6 +128,9 @@ struct WhoAmI {
         delete_grant,
         get_grants,
         post_revocation,
+        token::post_token,
+        token::jwks,
+        token::metadata,
         nodes::admit::post_node_session,
         who_am_i,
         health,
@@ -149,6 +152,9 @@ pub fn router() -> Router {
         .route("/v1/grants", post(post_grant).get(get_grants))
         .route("/v1/grants/{id}", delete(delete_grant))
         .route("/v1/revocations", post(post_revocation))
+        .route("/v1/token", post(token::post_token))
+        .route("/v1/jwks", get(token::jwks))
+        .route("/.well-known/oauth-authorization-server", get(token::metadata))
         .route("/v1/node-sessions", post(nodes::admit::post_node_session))
         .route("/v1/whoami", get(who_am_i))
         .route("/v1/health", get(health))
@@ -261,7 +267,7 @@ async fn post_grant(
             Ok((StatusCode::CREATED, Json(GrantAnswer::from(grant))).into_response())
         }
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Returned | Answer::Holds(_) | Answer::Revoked(_) | Answer::Admitted { .. } => Err(confused()),
+        _ => Err(confused()),
     }
 }
 
@@ -280,7 +286,7 @@ async fn delete_grant(
     match session.shared.ask(|question| FromControl::Return { question, connection, grant }).await {
         Answer::Returned => Ok(StatusCode::NO_CONTENT),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Holds(_) | Answer::Revoked(_) | Answer::Admitted { .. } => Err(confused()),
+        _ => Err(confused()),
     }
 }
 
@@ -308,7 +314,7 @@ async fn post_revocation(
     match session.shared.ask(|question| FromControl::Revoke { question, connection, what, text }).await {
         Answer::Revoked(effect) => Ok((StatusCode::CREATED, Json(effect)).into_response()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Returned | Answer::Holds(_) | Answer::Admitted { .. } => Err(confused()),
+        _ => Err(confused()),
     }
 }
 
@@ -377,7 +383,7 @@ async fn held(session: &Session) -> Result<Vec<GrantAnswer>, Problem> {
     match session.shared.ask(|question| FromControl::Held { question, connection }).await {
         Answer::Holds(grants) => Ok(grants.into_iter().map(GrantAnswer::from).collect()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Granted(_) | Answer::Returned | Answer::Revoked(_) | Answer::Admitted { .. } => Err(confused()),
+        _ => Err(confused()),
     }
 }
 

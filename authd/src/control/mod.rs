@@ -14,6 +14,7 @@ pub mod problem;
 pub mod prove;
 pub mod sandbox;
 pub mod serve;
+pub mod token;
 pub mod verifier;
 
 use std::{
@@ -35,7 +36,7 @@ use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
     ipc::{
-        Channel, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed, Settings,
+        Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed, Settings,
         ToControl,
     },
     proofs::x509::spiffe::SpiffeId,
@@ -54,6 +55,7 @@ pub enum Answer {
     Holds(Vec<Granted>),
     Revoked(Effect),
     Admitted { key_id: u8, seconds: u32, labels: Vec<Option<u32>> },
+    Exchanged(Box<ExchangedToken>),
 }
 
 /// What all connections share.
@@ -167,6 +169,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             ToControl::Admitted { question, key_id, seconds, labels } => {
                 shared.answer(question, Answer::Admitted { key_id, seconds, labels });
             }
+            ToControl::Exchanged { question, token } => shared.answer(question, Answer::Exchanged(token)),
             ToControl::Identities => {
                 let identities = Identities::open(attached.ok_or(ControlError::NoFile)?)?;
                 shared.identities.send_replace(Some(Arc::new(nodes::speaks_for(identities))));

@@ -218,22 +218,8 @@ async fn token(
         },
     )?;
     let bound = [(met.certificate, Binding::Certificate), (met.dpop, Binding::Dpop)];
-    let VerifiedToken { issuer_name, issuer, subject, client_id, audience, scopes, jti, key_id, .. } =
-        (*verified).clone();
-    Ok(Shown::Token(Box::new(Token {
-        issuer: issuer_name,
-        iss: issuer,
-        subject,
-        client_id,
-        audience,
-        scopes,
-        jti,
-        hash: Digest::from_bytes(verified.token_hash),
-        key_id,
-        bound_to: bound.into_iter().filter(|(met, _)| *met).map(|(_, binding)| binding).collect(),
-        issued_at: verified.issued_at,
-        not_after: verified.not_after,
-    })))
+    let bound_to = bound.into_iter().filter(|(met, _)| *met).map(|(_, binding)| binding).collect();
+    Ok(Shown::Token(Box::new(Token::new(&verified, bound_to))))
 }
 
 /// The token itself, whoever presents it. Remembered for a short time, for this rule.
@@ -376,7 +362,7 @@ fn in_right_hands(
     Ok(access.met)
 }
 
-const DPOP_NONCE: header::HeaderName = header::HeaderName::from_static("dpop-nonce");
+pub const DPOP_NONCE: header::HeaderName = header::HeaderName::from_static("dpop-nonce");
 
 fn of_token(error: TokenError) -> Refused {
     let problem = Problem::unauthorized(error.reason(), error.to_string());
@@ -388,13 +374,15 @@ fn bearer(error: Option<&str>) -> String {
     error.map_or_else(|| "Bearer realm=\"authd\"".to_owned(), |e| format!("Bearer realm=\"authd\", error=\"{e}\""))
 }
 
+pub const DPOP_ALGORITHMS: [&str; 5] = ["ES256", "ES384", "EdDSA", "PS256", "RS256"];
+
 /// RFC 9449, 7.1.
 fn dpop_challenge(error: &str) -> String {
-    format!("DPoP error=\"{error}\", algs=\"ES256 ES384 EdDSA PS256 RS256\"")
+    format!("DPoP error=\"{error}\", algs=\"{}\"", DPOP_ALGORITHMS.join(" "))
 }
 
 /// What a proof of this request has to name: this listener, by a name of its certificate, or the Unix socket.
-fn target_of(verifier: &Verifier, caller: &Caller, uri: &Uri, headers: &HeaderMap) -> Option<Target> {
+pub fn target_of(verifier: &Verifier, caller: &Caller, uri: &Uri, headers: &HeaderMap) -> Option<Target> {
     let path = uri.path();
     match caller {
         Caller::Local { .. } | Caller::Admin { .. } => Target::parse(&format!("http://{LOCAL_HOST}{path}")).ok(),

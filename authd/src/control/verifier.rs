@@ -24,7 +24,7 @@ use super::{
 use crate::{
     daemon::{control::network_of, settings::SERVER_AUTHORITIES},
     digest::Digest,
-    ipc::{Caller, Ending, Identity, Settings},
+    ipc::{Caller, Ending, Identity, OwnIssuer, Settings},
     policy::{
         diagnostic::Source,
         load::texts,
@@ -113,6 +113,8 @@ pub struct Verifier {
     own: Option<CertificateDer<'static>>,
     /// When the first certificate of the listener's configured chain ends.
     own_end: Option<Timestamp>,
+    /// This node as an issuer of tokens.
+    pub own_issuer: Option<OwnIssuer>,
     /// The listener's configured chain and key, if they are any: what this node shows to other nodes.
     identity: Option<Identity>,
     memory: Arc<Memory>,
@@ -131,7 +133,8 @@ impl Verifier {
         };
         let authorities = model.authorities.iter().map(|authority| read_authority(authority, &file)).collect();
         let roots = settings.files.get(SERVER_AUTHORITIES).and_then(|text| STANDARD.decode(text).ok());
-        let issuer = |issuer| read_issuer(issuer, &file, roots.as_deref(), before, &counts);
+        let own = settings.issuer.as_ref();
+        let issuer = |issuer| read_issuer(issuer, &file, roots.as_deref(), before, own, &counts);
         let issuers = model.issuers.iter().map(issuer).collect();
         let memory = before.map_or_else(Memory::new, |before| before.memory.clone());
         // What was accepted under other settings may not be under these.
@@ -145,7 +148,8 @@ impl Verifier {
         };
         let own_end = settings.identity.as_ref().and_then(|identity| first_end(&identity.certificates));
         let identity = settings.identity.filter(|_| tls.is_some());
-        Self { model, authorities, issuers, tls, own, own_end, identity, memory, counts }
+        let own_issuer = settings.issuer;
+        Self { model, authorities, issuers, tls, own, own_end, own_issuer, identity, memory, counts }
     }
 
     /// When certificates and lists end, of which somebody has to bring the next one in time.
@@ -302,9 +306,13 @@ fn read_issuer(
     file: ReadFile<'_>,
     roots: Option<&[u8]>,
     before: Option<&Verifier>,
+    own: Option<&OwnIssuer>,
     counts: &Arc<Counts>,
 ) -> Issuer {
-    let policy = issuer.policy();
+    let mut policy = issuer.policy();
+    if let (TokenCheck::Own, Some(own)) = (&issuer.check, own) {
+        policy.issuer.clone_from(&own.url);
+    }
     let allow_private = issuer.allow_private;
     let made = |method, client| Issuer { policy: policy.clone(), method, client, allow_private };
     let unusable = |why: String| {
@@ -338,6 +346,12 @@ fn read_issuer(
                 (None, Err(error)) => unusable(error.to_string()),
             }
         }
+        TokenCheck::Own => match own.map(|own| KeySet::parse(own.keys.as_bytes())) {
+            Some(Ok(keys)) => made(Method::Keys(Arc::new(keys)), None),
+            Some(Err(error)) => unusable(format!("the keys by which this node signs: {error}")),
+            // Nobody has such a token: nothing to say.
+            None => made(Method::Unusable("this node issues no tokens".to_owned()), None),
+        },
         TokenCheck::Introspection { url, client_id, client_secret_file } => {
             let secret = client_secret_file.as_deref().and_then(file);
             let Some(secret) = secret.and_then(|bytes| String::from_utf8(bytes).ok()) else {

@@ -72,6 +72,10 @@ pub enum Request {
         what: Revoked,
     },
     Revocations,
+    /// By which keys this node signs tokens.
+    SigningKeys,
+    /// Another key signs from now on.
+    SigningKeyRotate,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,10 +102,25 @@ pub enum Answer {
     Revocations {
         revocations: Vec<Revocation>,
     },
+    SigningKeys {
+        issuer: String,
+        keys: Vec<SigningKey>,
+        /// Tokens that live.
+        tokens: usize,
+    },
     /// The request could not be met.
     Error {
         message: String,
     },
+}
+
+/// A key by which this node signs tokens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SigningKey {
+    pub kid: String,
+    pub signs_from: jiff::Timestamp,
+    /// `signs`, `next` or `before`.
+    pub state: String,
 }
 
 /// What an attempt to load a policy came to.

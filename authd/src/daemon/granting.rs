@@ -159,6 +159,11 @@ impl Daemon {
             (known.scope, known.address) = (caller.label.into(), Address::UNSPECIFIED);
             (ends, said_until) = (caller.ends, caller.until);
         }
+        let own = match known.claimant.borrow() {
+            Claimant::Workload { spiffe_id, .. } => Some(spiffe_id),
+            Claimant::Address(_) | Claimant::Forwarded => None,
+        };
+        self.complete_all(proofs, own)?;
         let number = registry.rules.number(&rule.name).ok_or_else(|| unknown_rule(&wanted.rule))?;
         if !terms::may_ask(rule, model, known.claimant.borrow()) {
             return Err(refusal("rule_not_for_caller", "the rule is not about this caller"));
@@ -264,6 +269,7 @@ impl Daemon {
             let trust = self.trust.as_mut().map_err(|error| refusal("store_unusable", error))?;
             proofs.push(Shown::ApiKey(trust.check_key(now, key, None, &rule.name, None)?));
         }
+        self.complete_all(proofs, None)?;
         terms::check(rule, model, Claimant::Forwarded, proofs, now).map_err(|unmet| refusal(unmet.reason(), unmet))?;
         let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
         let peers = peer_names(None, proofs, model).into_iter().map(|name| (name, Some(now)));
@@ -306,6 +312,7 @@ impl Daemon {
     pub fn revoke(&mut self, what: Revoked, by: u32, text: &str) -> Result<Effect, String> {
         let ids = self.ledger.by_name.get(&what).cloned().unwrap_or_default();
         let effect = self.end_grants(&ids, "grant_revoked", Some(&what));
+        self.drop_signing_key(&what);
         if what.is_of_certificates() {
             self.end_node_keys(|found| certificate_names(found).iter().any(|(name, _)| *name == what));
         }
@@ -615,10 +622,11 @@ fn names_of(given: &Given, model: &Model) -> Vec<Revoked> {
     of_proofs.chain(holder_names(&given.holder, &given.proofs, model)).chain([Revoked::Grant(given.id)]).collect()
 }
 
-fn revoked_reason(what: &Revoked) -> &'static str {
+pub(super) fn revoked_reason(what: &Revoked) -> &'static str {
     match what {
         Revoked::Token { .. } | Revoked::TokenHash(_) => "token_revoked",
         Revoked::Issuer(_) => "issuer_revoked",
+        Revoked::IssuerKey { .. } => "issuer_key_revoked",
         Revoked::Key(_) => "api_key_revoked",
         Revoked::Certificate(_) | Revoked::Serial { .. } | Revoked::Spki(_) => "certificate_revoked",
         Revoked::SpiffeId(_) => "spiffe_id_revoked",

@@ -13,6 +13,7 @@ pub mod control;
 mod forgetting;
 pub mod frames;
 pub mod granting;
+mod issuing;
 mod keys;
 mod listening;
 pub mod metrics;
@@ -130,6 +131,8 @@ pub struct Daemon {
     /// A store that cannot be read ends nothing that the kernel enforces; but no proof is believed without it.
     trust: Result<Trust, StoreError>,
     ledger: Ledger,
+    /// `None`: no tokens are exchanged here.
+    issuing: Option<issuing::Issuing>,
     nodes: nodes::Nodes,
     totals: GrantTotals,
     metrics: Metrics,
@@ -204,6 +207,7 @@ impl Daemon {
             persistent,
             trust,
             ledger,
+            issuing: None,
             nodes: nodes::Nodes::default(),
             totals: GrantTotals::default(),
             metrics: Metrics::default(),
@@ -233,6 +237,7 @@ impl Daemon {
         daemon.report_loaded(&loaded);
         let changes = daemon.interfaces.attach(&daemon.xdp);
         daemon.report_interfaces(changes);
+        daemon.begin_issuing();
         daemon.restore_grants()?;
         daemon.place_nodes();
         if !daemon.last_reload.ok {
@@ -369,6 +374,7 @@ impl Daemon {
         self.writer.clean()?;
         self.retry_unwritten();
         self.expire_grants();
+        self.tend_issuing();
         self.sweep_nodes()?;
         self.save_grants();
         if self.ledger.grants.iter().next().is_some() {

@@ -61,6 +61,7 @@ impl Files {
             files,
             identity: certificates.zip(key).map(|(certificates, key)| Identity { certificates, key }),
             tls12: config.control.tls12,
+            issuer: daemon.own_issuer(),
         }
     }
 
@@ -92,6 +93,7 @@ fn named(model: &Model) -> Vec<PathBuf> {
         TokenCheck::Jwt { keys: Keys::File(path), .. } => Some(path),
         TokenCheck::Jwt { keys: Keys::Url(_), .. } => None,
         TokenCheck::Introspection { client_secret_file, .. } => client_secret_file.as_ref(),
+        TokenCheck::Own => None,
     });
     authorities.chain(issuers).cloned().collect()
 }

@@ -171,7 +171,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 serve(&mut daemon, &mut control, &mut files, &mut forgetting, happened);
             }
             _ = ticks.files.tick() => {
-                if files.changed() {
+                if files.changed() || daemon.take_issuer_changed() {
                     control.tell_settings(&files.settings(&daemon));
                 }
             }
@@ -427,6 +427,17 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
                 daemon.forwarded(&who, rule, reason, &proofs, request);
             }
         }
+        FromControl::Exchange { question, connection, exchange } => {
+            let who = control.who(connection).cloned();
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.exchange(&who, &exchange));
+            control.tell(
+                &match result {
+                    Ok(token) => ToControl::Exchanged { question, token: Box::new(token) },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
         FromControl::Revoke { question, connection, what, text } => {
             let refusal = match control.who(connection) {
                 Some(Who::Admin { uid }) => match daemon.revoke(what, *uid, &text) {
@@ -514,6 +525,8 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
         }
         Request::Reinstate { what } => Reply::One(daemon.reinstate(&what, uid)),
         Request::Revocations => Reply::One(daemon.revocations()),
+        Request::SigningKeys => Reply::One(daemon.signing_keys()),
+        Request::SigningKeyRotate => Reply::One(daemon.rotate_signing_key()),
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);

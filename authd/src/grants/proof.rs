@@ -11,6 +11,8 @@ use crate::{
     policy::file::Proof,
     proofs::{
         api_key::text::KeyId,
+        claims::{Confirmation, VerifiedToken},
+        exchange,
         x509::{crl::CertificateIdentity, identity::VerifiedCertificate, spiffe::SpiffeId},
     },
     store::revoked::{Revoked, Serial},
@@ -52,6 +54,12 @@ pub struct Token {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_at: Option<Timestamp>,
     pub not_after: Timestamp,
+    /// Of a token of this node's own: by what else it ends. Only dataplane knows, and control is not believed about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ends_with: Vec<(Revoked, Option<Timestamp>)>,
+    /// Who acts by it for the subject, the present one first: SPIFFE IDs, or what other issuers call them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub actors: Vec<String>,
 }
 
 /// For whom a node vouches, and the certificate that it showed itself.
@@ -108,6 +116,45 @@ pub struct Told {
     pub key_id: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub bound_to: Vec<Binding>,
+    /// Who acts by it, the present one first.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub actors: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub audience: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub scopes: Vec<String>,
+}
+
+impl Token {
+    /// As it was verified, in the hands of somebody who met these bindings.
+    pub fn new(token: &VerifiedToken, bound_to: Vec<Binding>) -> Self {
+        let VerifiedToken { issuer_name, issuer, subject, client_id, audience, scopes, jti, key_id, .. } = token.clone();
+        let actors = exchange::actors(token.act.as_ref()).unwrap_or_default();
+        Self {
+            issuer: issuer_name,
+            iss: issuer,
+            subject,
+            client_id,
+            audience,
+            scopes,
+            jti,
+            hash: Digest::from_bytes(token.token_hash),
+            key_id,
+            bound_to,
+            issued_at: token.issued_at,
+            not_after: token.not_after,
+            ends_with: Vec::new(),
+            actors: actors.into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+impl Binding {
+    pub fn of(confirmation: &Confirmation) -> Vec<Self> {
+        let Confirmation { x5t_s256, jkt } = confirmation;
+        let bound = [x5t_s256.map(|_| Self::Certificate), jkt.map(|_| Self::Dpop)];
+        bound.into_iter().flatten().collect()
+    }
 }
 
 impl Shown {
@@ -137,8 +184,11 @@ impl Shown {
             Self::Mtls(certificate) => certificate_names(certificate),
             Self::Token(token) => {
                 let id = token.jti.as_ref().map(|jti| Revoked::Token { issuer: token.iss.clone(), jti: jti.clone() });
-                let names = [Some(Revoked::TokenHash(token.hash)), Some(Revoked::Issuer(token.iss.clone())), id];
-                names.into_iter().flatten().map(|name| (name, token.issued_at)).collect()
+                let key = token.key_id.as_ref();
+                let key = key.map(|kid| Revoked::IssuerKey { issuer: token.iss.clone(), kid: kid.clone() });
+                let names = [Some(Revoked::TokenHash(token.hash)), Some(Revoked::Issuer(token.iss.clone())), id, key];
+                let names = names.into_iter().flatten().map(|name| (name, token.issued_at));
+                names.chain(token.ends_with.iter().cloned()).collect()
             }
             Self::ApiKey(key) => vec![(Revoked::Key(key.id), None)],
             Self::Node(vouched) => {
@@ -170,6 +220,7 @@ impl Shown {
                 token_sha256: Some(token.hash),
                 key_id: token.key_id.clone(),
                 bound_to: token.bound_to.clone(),
+                actors: token.actors.clone(),
                 ..Told::default()
             },
             Self::ApiKey(key) => {

@@ -409,6 +409,8 @@ mod tests {
             hash: Digest::from_bytes([1; 32]),
             key_id: None,
             bound_to: vec![Binding::Dpop],
+            ends_with: Vec::new(),
+            actors: Vec::new(),
             issued_at: None,
             not_after: hour(),
         };

@@ -409,16 +409,16 @@ pub enum Pending {
     Hold,
 }
 
-/// Workloads that may exchange somebody's token for a narrower one of their own (RFC 8693).
+/// Workloads and peers that may exchange somebody's token for a narrower one of their own (RFC 8693).
 #[derive(Deserialize, JsonSchema, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Delegation {
     #[schemars(with = "String")]
     pub name: Spanned<String>,
-    /// Workloads that may act.
+    /// Who may act: workloads, and peers that have a `spiffe_id`.
     #[schemars(with = "Vec<String>")]
     pub actors: Vec<Spanned<String>>,
-    /// Whose tokens they may exchange.
+    /// Whose tokens they may exchange: an `[[issuer]]`, or `own` for tokens of this node.
     #[schemars(with = "String")]
     pub issuer: Spanned<String>,
     /// For whom they may act (`sub`). Default: anybody.
@@ -437,10 +437,13 @@ pub struct Delegation {
     /// How many may act for each other, up to 8. Default: 1.
     #[schemars(with = "Option<usize>")]
     pub depth: Option<Spanned<usize>>,
-    /// Workloads whose own part `actors` may take over: by a token in which one of these acts.
+    /// Whose own part `actors` may take over: by a token in which one of these acts.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub hands_on: Vec<Spanned<String>>,
+    /// Whether these may be of different tenants.
+    #[serde(default)]
+    pub across_tenants: bool,
 }
 
 /// What a token has to say.

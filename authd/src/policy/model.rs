@@ -25,6 +25,11 @@ pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.chars().all(allowed) && text.starts_with(char::is_alphanumeric)
 }
 
+/// In the path of a workload's SPIFFE ID: the name of the instance.
+pub const INSTANCE: &str = "{instance}";
+/// What policies call the issuer of this node's own tokens.
+pub const OWN_ISSUER: &str = "own";
+
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub trust_domain: String,
@@ -243,8 +248,7 @@ pub struct Issuer {
 #[derive(Clone, Debug)]
 pub struct Delegation {
     pub name: String,
-    /// Workloads, by their index.
-    pub actors: Vec<usize>,
+    pub actors: Vec<Actor>,
     /// Index of whose tokens they exchange.
     pub issuer: usize,
     /// One of them; anybody, if there are none.
@@ -254,9 +258,20 @@ pub struct Delegation {
     pub ttl: Duration,
     /// Actors that a token may name.
     pub depth: usize,
-    /// Workloads in whose place the actors may come.
-    pub hands_on: Vec<usize>,
+    /// In whose place the actors may come.
+    pub hands_on: Vec<Actor>,
+    /// Whether these may be of another tenant than the actors.
+    pub across_tenants: bool,
     pub place: Place,
+}
+
+/// Who acts for somebody.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Actor {
+    /// A workload of this node, by its index.
+    Workload(usize),
+    /// A peer, by its index; one that has a SPIFFE ID.
+    Peer(usize),
 }
 
 /// How tokens of an issuer are checked.
@@ -272,6 +287,8 @@ pub enum TokenCheck {
         /// Relative to the policy directory. Without one, the client's TLS certificate says who asks.
         client_secret_file: Option<PathBuf>,
     },
+    /// With the keys by which this node signs.
+    Own,
 }
 
 /// Where an issuer's public keys are.
@@ -283,11 +300,27 @@ pub enum Keys {
 }
 
 impl Issuer {
+    /// This node. By what `iss` it is known, its settings say.
+    pub fn own() -> Self {
+        Self {
+            name: OWN_ISSUER.to_owned(),
+            issuer: String::new(),
+            check: TokenCheck::Own,
+            max_ttl: None,
+            // It is the same clock.
+            leeway: Leeway::new(Duration::ZERO),
+            access_token_type: true,
+            allow_private: false,
+            place: Place::nowhere(),
+        }
+    }
+
     /// What is asked of each of its tokens.
     pub fn policy(&self) -> IssuerPolicy {
         let algorithms = match &self.check {
             TokenCheck::Jwt { algorithms, .. } => algorithms.clone(),
             TokenCheck::Introspection { .. } => Vec::new(),
+            TokenCheck::Own => vec![Algorithm::Es256],
         };
         IssuerPolicy {
             name: self.name.clone(),

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{
     base64url,
@@ -16,6 +17,8 @@ use super::{
 
 /// Clocks that are kept by NTP agree to far less. More would be a longer life for every token.
 pub const MAX_LEEWAY: Duration = Duration::from_secs(60);
+/// The claim of nodes' tokens that names the tenant of whoever acts. Others call other things so, and those are not looked at.
+pub const TENANT: &str = "urn:authd:tenant";
 const MAX_TEXT_BYTES: usize = 1024;
 const MAX_AUDIENCES: usize = 64;
 const MAX_SCOPES: usize = 256;
@@ -67,7 +70,8 @@ pub struct Expected<'a> {
 }
 
 /// Keys that the presenter has to have (RFC 7800).
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Confirmation {
     /// SHA-256 of the client certificate (RFC 8705, 3.1).
     pub x5t_s256: Option<[u8; 32]>,
@@ -82,7 +86,8 @@ impl Confirmation {
 }
 
 /// A token that passed every check but those of who presents it ([`super::binding`]) and of revocation.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VerifiedToken {
     /// The issuer's name in the policy.
     pub issuer_name: String,
@@ -106,6 +111,8 @@ pub struct VerifiedToken {
     /// Who acts for the subject (RFC 8693, 4.1), and who may (4.4).
     pub act: Option<Map<String, Value>>,
     pub may_act: Option<Map<String, Value>>,
+    /// Of whoever acts; only tokens of nodes say so.
+    pub tenant: Option<String>,
 }
 
 impl VerifiedToken {
@@ -177,6 +184,7 @@ pub struct Claims {
     pub confirmation: Confirmation,
     pub act: Option<Map<String, Value>>,
     pub may_act: Option<Map<String, Value>>,
+    pub tenant: Option<String>,
 }
 
 impl Claims {
@@ -195,6 +203,7 @@ impl Claims {
             confirmation: confirmation(claims)?,
             act: object(claims, "act")?,
             may_act: object(claims, "may_act")?,
+            tenant: text(claims, TENANT)?,
         })
     }
 
@@ -262,6 +271,7 @@ impl Claims {
             confirmation: self.confirmation,
             act: self.act,
             may_act: self.may_act,
+            tenant: self.tenant,
         }
     }
 }

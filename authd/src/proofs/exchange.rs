@@ -5,16 +5,23 @@
 //!
 //! The new token is about the same subject. Who acts stands in `act`, outermost, around whoever acted before (4.1); it is bound
 //! to that one's certificate or key, so that handing it on is worth nothing.
+//!
+//! A token that is bound itself is exchanged by whoever has its key, and by those whom it names as its audience: they get it from
+//! its holder in the course of their work, and cannot show a key that is not theirs.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::claims::{Confirmation, VerifiedToken};
+use crate::policy::model::INSTANCE;
 
 /// Actors that a token may name, whatever a policy says.
 pub const DEEPEST: usize = 8;
+/// Bytes of all names in a new token: it travels in a header.
+const MAX_NAMES: usize = 4096;
 
 /// Who wants to act.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +30,14 @@ pub struct Actor<'a> {
     pub issuer: &'a str,
     /// Its SPIFFE ID.
     pub subject: &'a str,
+    pub tenant: Option<&'a str>,
     /// What it showed that it holds.
     pub holds: &'a Confirmation,
 }
 
 /// What a request asks for (2.1). Nothing asked means as much as there is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Asked {
     pub audience: Vec<String>,
     pub scopes: Option<Vec<String>>,
@@ -43,8 +52,10 @@ pub struct Allowed {
     pub lifetime: Duration,
     /// Actors that the new token may name.
     pub depth: usize,
-    /// Who may hand its own part on: SPIFFE IDs of actors.
+    /// Who may hand its own part on: SPIFFE IDs of actors; `{instance}` in one stands for any name.
     pub of_actors: Vec<String>,
+    /// Whether the one who handed its part on may be of another tenant.
+    pub across_tenants: bool,
 }
 
 /// Claims of the new token.
@@ -58,6 +69,7 @@ pub struct Exchanged {
     pub confirmation: Confirmation,
     pub act: Map<String, Value>,
     pub may_act: Option<Map<String, Value>>,
+    pub tenant: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -72,6 +84,10 @@ pub enum ExchangeError {
     MayNotHandOn,
     #[error("more would act for each other than the policy allows")]
     TooDeep,
+    #[error("whoever acts by the token is of another tenant")]
+    OtherTenant,
+    #[error("the token is bound to a certificate or key that was not shown, and is not for this caller")]
+    BoundToAnother,
     #[error("the token has expired")]
     Over,
     #[error("the new token would be bound to nothing: show a certificate or a DPoP proof")]
@@ -80,6 +96,8 @@ pub enum ExchangeError {
     Audience,
     #[error("the token, or the policy, does not give this scope")]
     Scope,
+    #[error("the new token would be too long: ask for less")]
+    TooLong,
 }
 
 impl ExchangeError {
@@ -91,10 +109,13 @@ impl ExchangeError {
             Self::MayNotAct => "exchange_may_not_act",
             Self::MayNotHandOn => "exchange_may_not_hand_on",
             Self::TooDeep => "exchange_too_deep",
+            Self::OtherTenant => "exchange_other_tenant",
+            Self::BoundToAnother => "exchange_bound_to_another",
             Self::Over => "token_expired",
             Self::Unbound => "exchange_unbound",
             Self::Audience => "exchange_audience",
             Self::Scope => "exchange_scope",
+            Self::TooLong => "exchange_too_long",
         }
     }
 
@@ -123,9 +144,16 @@ pub fn exchange(
     let before = actors(token.act.as_ref())?;
     if let Some(last) = before.first()
         && *last != actor.subject
-        && !allowed.of_actors.iter().any(|named| named == last)
+        && !allowed.of_actors.iter().any(|named| is_meant(named, last))
     {
         return Err(ExchangeError::MayNotHandOn);
+    }
+    let is_of_a_node = token.issuer == actor.issuer;
+    if is_of_a_node && token.tenant.as_deref() != actor.tenant && !allowed.across_tenants {
+        return Err(ExchangeError::OtherTenant);
+    }
+    if !is_in_right_hands(token, actor) {
+        return Err(ExchangeError::BoundToAnother);
     }
     if before.len() >= allowed.depth.min(DEEPEST) {
         return Err(ExchangeError::TooDeep);
@@ -148,16 +176,24 @@ pub fn exchange(
     if let Some(before) = &token.act {
         act.insert("act".to_owned(), Value::from(before.clone()));
     }
+    let audience = audience.filter(|named| !named.is_empty()).ok_or(ExchangeError::Audience)?;
+    let scopes = scopes.ok_or(ExchangeError::Scope)?;
+    let may_act = token.may_act.iter().map(|may| Value::from(may.clone()).to_string().len());
+    let names = audience.iter().chain(&scopes).chain([&subject]).map(String::len).chain(may_act);
+    if names.sum::<usize>() > MAX_NAMES {
+        return Err(ExchangeError::TooLong);
+    }
     Ok(Exchanged {
         subject,
-        audience: audience.filter(|named| !named.is_empty()).ok_or(ExchangeError::Audience)?,
-        scopes: scopes.ok_or(ExchangeError::Scope)?,
+        audience,
+        scopes,
         issued_at: now,
         expires,
         confirmation: *actor.holds,
         act,
         // Whoever was said to be the only one stays that.
         may_act: token.may_act.clone(),
+        tenant: actor.tenant.map(str::to_owned),
     })
 }
 
@@ -167,6 +203,25 @@ fn narrowed(token: &[String], allowed: &[String], asked: Option<&Vec<String>>) -
     match asked {
         Some(asked) => asked.iter().all(|name| is_there(&name)).then(|| asked.clone()),
         None => Some(token.iter().filter(is_there).cloned().collect()),
+    }
+}
+
+/// Whether the caller has every key that the token is bound to, or is whom the token is for.
+fn is_in_right_hands(token: &VerifiedToken, actor: &Actor<'_>) -> bool {
+    let Confirmation { x5t_s256, jkt } = &token.confirmation;
+    let has = |bound: &Option<[u8; 32]>, held: &Option<[u8; 32]>| bound.is_none() || bound == held;
+    let holds = has(x5t_s256, &actor.holds.x5t_s256) && has(jkt, &actor.holds.jkt);
+    holds || token.audience.iter().any(|named| named == actor.subject)
+}
+
+/// Whether an actor's SPIFFE ID is one that the policy names.
+fn is_meant(named: &str, actor: &str) -> bool {
+    match named.split_once(INSTANCE) {
+        None => named == actor,
+        Some((before, after)) => actor
+            .strip_prefix(before)
+            .and_then(|rest| rest.strip_suffix(after))
+            .is_some_and(|instance| !instance.is_empty() && !instance.contains('/')),
     }
 }
 
@@ -181,7 +236,7 @@ fn is_named(may_act: &Map<String, Value>, actor: &Actor<'_>) -> bool {
 }
 
 /// Who acts, the present one first (4.1).
-fn actors(act: Option<&Map<String, Value>>) -> Result<Vec<&str>, ExchangeError> {
+pub fn actors(act: Option<&Map<String, Value>>) -> Result<Vec<&str>, ExchangeError> {
     let mut found = Vec::new();
     let mut next = act;
     while let Some(act) = next {
@@ -243,11 +298,12 @@ mod tests {
             confirmation: Confirmation::default(),
             act: None,
             may_act: None,
+            tenant: None,
         }
     }
 
     fn actor(subject: &str) -> Actor<'_> {
-        Actor { issuer: OWN, subject, holds: &HOLDS }
+        Actor { issuer: OWN, subject, tenant: Some("acme"), holds: &HOLDS }
     }
 
     fn allowed() -> Allowed {
@@ -257,6 +313,7 @@ mod tests {
             lifetime: Duration::from_secs(300),
             depth: 2,
             of_actors: names(&[AGENT]),
+            across_tenants: false,
         }
     }
 
@@ -353,25 +410,86 @@ mod tests {
         assert_eq!(ask(&of(deep), OTHER, &far), Err("exchange_too_deep"));
     }
 
+    #[test]
+    fn a_bound_token_is_exchanged_by_its_holder_and_by_whom_it_is_for() {
+        let ask = |confirmation: Confirmation, audience: &[&str], holds: &Confirmation| {
+            let token = VerifiedToken { confirmation, audience: names(audience), ..token() };
+            exchange(&token, &Actor { holds, ..actor(AGENT) }, &Asked::default(), &allowed(), noon())
+                .map(|got| got.confirmation)
+                .map_err(ExchangeError::reason)
+        };
+        let both = Confirmation { x5t_s256: Some([1; 32]), jkt: Some([2; 32]) };
+        let key = Confirmation { x5t_s256: None, jkt: Some([2; 32]) };
+        for (bound, holds, refused) in
+            [(both, both, false), (HOLDS, both, false), (key, both, false), (both, HOLDS, true), (both, key, true), (key, HOLDS, true)]
+        {
+            let expected = if refused { Err("exchange_bound_to_another") } else { Ok(holds) };
+            assert_eq!(ask(bound, &["ledger"], &holds), expected, "{bound:?} {holds:?}");
+            // The new one is bound to whoever asks, even so.
+            assert_eq!(ask(bound, &["ledger", AGENT], &holds), Ok(holds));
+            assert_eq!(ask(bound, &["ledger", OTHER], &holds), expected);
+        }
+    }
+
+    #[test]
+    fn what_one_tenants_agent_was_given_stays_there() {
+        let token = VerifiedToken { issuer: OWN.into(), tenant: Some("acme".into()), ..token() };
+        let ask = |token: &VerifiedToken, tenant, across_tenants| {
+            let actor = Actor { tenant, ..actor(AGENT) };
+            exchange(token, &actor, &Asked::default(), &Allowed { across_tenants, ..allowed() }, noon())
+                .map(|got| got.tenant)
+                .map_err(ExchangeError::reason)
+        };
+        assert_eq!(ask(&token, Some("acme"), false), Ok(Some("acme".into())));
+        for tenant in [None, Some("other")] {
+            assert_eq!(ask(&token, tenant, false), Err("exchange_other_tenant"));
+            assert_eq!(ask(&token, tenant, true), Ok(tenant.map(str::to_owned)));
+        }
+        // Whatever others call a tenant.
+        let foreign = VerifiedToken { issuer: "https://idp.example.org".into(), ..token };
+        assert_eq!(ask(&foreign, Some("other"), false), Ok(Some("other".into())));
+    }
+
+    #[test]
+    fn a_name_of_the_policy_stands_for_its_instances() {
+        let named = "spiffe://example.org/agents/{instance}";
+        assert!(is_meant(named, "spiffe://example.org/agents/a-1.scope") && is_meant(AGENT, AGENT));
+        for other in ["spiffe://example.org/agents/", "spiffe://example.org/agents/a/b", "spiffe://example.org/x", named] {
+            assert_eq!(is_meant(named, other), other == named, "{other}");
+        }
+        assert!(!is_meant(AGENT, OTHER));
+        assert!(!is_meant("spiffe://example.org/a/{instance}/b", "spiffe://example.org/a/b"));
+    }
+
+    #[test]
+    fn a_token_does_not_outgrow_a_header() {
+        let long: Vec<String> = (0..64).map(|n| format!("https://{n}.{}.example.org", "x".repeat(100))).collect();
+        let reason = refusal(|token, _, allowed| {
+            token.audience = long.clone();
+            allowed.audience = long.clone();
+        });
+        assert_eq!(reason, "exchange_too_long");
+    }
+
     fn some(of: &'static [&'static str]) -> impl Strategy<Value = Vec<String>> {
         proptest::sample::subsequence(of, 0..=of.len()).prop_map(|names| names.into_iter().map(str::to_owned).collect())
     }
 
-    const AUDIENCES: &[&str] = &["ledger", "wiki", "mail", "files"];
+    const AUDIENCES: &[&str] = &["ledger", "wiki", "mail", "files", AGENT, OTHER];
     const SCOPES: &[&str] = &["read", "write", "admin", "delete"];
 
     fn step() -> impl Strategy<Value = (bool, Asked, Allowed, u64)> {
         let asked = (some(AUDIENCES), proptest::option::of(some(SCOPES)), proptest::option::of(0..2_000_u64));
-        let allowed = (some(AUDIENCES), some(SCOPES), 1..2_000_u64, 0..12_usize, any::<bool>());
+        let allowed = (some(AUDIENCES), some(SCOPES), 1..2_000_u64, 0..12_usize, any::<bool>(), any::<bool>());
         (any::<bool>(), asked, allowed, 0..120_u64).prop_map(|(which, asked, allowed, wait)| {
             let (audience, scopes, lifetime) = asked;
             let asked = Asked { audience, scopes, lifetime: lifetime.map(Duration::from_secs) };
-            let (audience, scopes, lifetime, depth, hands_on) = allowed;
+            let (audience, scopes, lifetime, depth, hands_on, across_tenants) = allowed;
             let of_actors = if hands_on { names(&[AGENT, OTHER]) } else { Vec::new() };
             (
                 which,
                 asked,
-                Allowed { audience, scopes, lifetime: Duration::from_secs(lifetime), depth, of_actors },
+                Allowed { audience, scopes, lifetime: Duration::from_secs(lifetime), depth, of_actors, across_tenants },
                 wait,
             )
         })
@@ -379,15 +497,20 @@ mod tests {
 
     proptest! {
         /// Whoever exchanges what for what, in whatever order: never more scope, audience or time than the first token had,
-        /// never about somebody else, and never without saying who acts.
+        /// never about somebody else, never for another tenant unless the policy says so, and never without saying who acts.
         #[test]
         fn no_sequence_of_exchanges_gives_more(steps in proptest::collection::vec(step(), 1..12)) {
             let first = token();
-            let (mut held, mut now) = (first.clone(), noon());
+            let (mut held, mut now) = (VerifiedToken { audience: names(AUDIENCES), ..first }, noon());
+            let first = held.clone();
             for (which, asked, allowed, wait) in steps {
                 now += SignedDuration::from_secs(wait as i64);
-                let who = if which { AGENT } else { OTHER };
-                let Ok(got) = exchange(&held, &actor(who), &asked, &allowed, now) else { continue };
+                let (who, tenant, key) = if which { (AGENT, Some("acme"), 1) } else { (OTHER, None, 2) };
+                let holds = Confirmation { x5t_s256: Some([key; 32]), jkt: None };
+                let actor = Actor { tenant, holds: &holds, ..actor(who) };
+                let Ok(got) = exchange(&held, &actor, &asked, &allowed, now) else { continue };
+                prop_assert!(held.issuer != OWN || held.tenant == got.tenant || allowed.across_tenants);
+                prop_assert!(held.confirmation.is_none() || held.confirmation == holds || held.audience.iter().any(|a| a == who));
                 prop_assert!(got.audience.iter().all(|name| first.audience.contains(name) && held.audience.contains(name)));
                 prop_assert!(got.scopes.iter().all(|name| first.scopes.contains(name) && held.scopes.contains(name)));
                 prop_assert!(!got.audience.is_empty() && got.expires > now);
@@ -398,6 +521,7 @@ mod tests {
                 prop_assert!(actors(Some(&got.act)).unwrap().len() <= allowed.depth.min(DEEPEST));
                 held = VerifiedToken {
                     audience: got.audience, scopes: got.scopes, expires: Some(got.expires), not_after: got.expires,
+                    issuer: OWN.into(), tenant: got.tenant,
                     confirmation: got.confirmation, act: Some(got.act), may_act: got.may_act, ..held
                 };
             }

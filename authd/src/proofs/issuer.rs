@@ -9,7 +9,12 @@ use aws_lc_rs::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{base64url, claims::Confirmation, exchange::Exchanged, jwk::PublicKey};
+use super::{
+    base64url,
+    claims::{Confirmation, TENANT},
+    exchange::Exchanged,
+    jwk::{PublicKey, sha256},
+};
 
 /// One key, under the name by which tokens say that it signed them.
 pub struct SigningKey {
@@ -17,6 +22,12 @@ pub struct SigningKey {
     /// RFC 7638: whoever has the public key can tell that it is this one.
     kid: String,
     public: Map<String, Value>,
+}
+
+/// A token, and the hash that names it: [`super::claims::VerifiedToken::token_hash`].
+pub struct Signed {
+    pub text: String,
+    pub hash: [u8; 32],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -74,18 +85,19 @@ impl SigningKey {
     }
 
     /// An access token with these claims.
-    pub fn sign(&self, claims: &Map<String, Value>) -> Result<String, KeyError> {
+    pub fn sign(&self, claims: &Map<String, Value>) -> Result<Signed, KeyError> {
         let header = json!({ "typ": "at+jwt", "alg": "ES256", "kid": self.kid });
         let claims = Value::from(claims.clone());
         let signed = format!("{}.{}", base64url::encode(header.to_string()), base64url::encode(claims.to_string()));
         let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes())?;
-        Ok(format!("{signed}.{}", base64url::encode(signature.as_ref())))
+        let hash = sha256(signed.as_bytes());
+        Ok(Signed { text: format!("{signed}.{}", base64url::encode(signature.as_ref())), hash })
     }
 }
 
 /// What an exchanged token says (RFC 9068, 2.2). The client is who acts.
 pub fn claims(issuer: &str, jti: &str, exchanged: &Exchanged) -> Map<String, Value> {
-    let Exchanged { subject, audience, scopes, issued_at, expires, confirmation, act, may_act } = exchanged;
+    let Exchanged { subject, audience, scopes, issued_at, expires, confirmation, act, may_act, tenant } = exchanged;
     let mut claims = Map::from_iter([
         ("iss".to_owned(), Value::from(issuer)),
         ("sub".to_owned(), Value::from(subject.as_str())),
@@ -100,6 +112,9 @@ pub fn claims(issuer: &str, jti: &str, exchanged: &Exchanged) -> Map<String, Val
     ]);
     if let Some(may_act) = may_act {
         claims.insert("may_act".to_owned(), Value::from(may_act.clone()));
+    }
+    if let Some(tenant) = tenant {
+        claims.insert(TENANT.to_owned(), Value::from(tenant.as_str()));
     }
     claims
 }
@@ -137,6 +152,7 @@ mod tests {
             confirmation: Confirmation { x5t_s256: Some([7; 32]), jkt: Some([8; 32]) },
             act: Map::from_iter([("sub".to_owned(), Value::from("spiffe://example.org/agent"))]),
             may_act: None,
+            tenant: Some("acme".into()),
         }
     }
 
@@ -160,13 +176,14 @@ mod tests {
             let keys: Vec<_> = keys.iter().map(|key| key.public().clone()).collect();
             KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).unwrap()
         };
-        let verify = |keys: &KeySet| jwt::verify(&token, keys, &policy(), &Expected::default(), now());
+        let verify = |keys: &KeySet| jwt::verify(&token.text, keys, &policy(), &Expected::default(), now());
         let found = verify(&set(&[&other, &key])).unwrap();
         let meant = exchanged();
         assert_eq!((found.subject, found.audience, found.scopes), (Some(meant.subject), meant.audience, meant.scopes));
         assert_eq!((found.jti.as_deref(), found.key_id.as_deref()), (Some("j-1"), Some(key.kid())));
         assert_eq!((found.expires, found.issued_at), (Some(meant.expires), Some(meant.issued_at)));
         assert_eq!((found.confirmation, found.act, found.may_act), (meant.confirmation, Some(meant.act), None));
+        assert_eq!((found.tenant, found.token_hash), (meant.tenant, token.hash));
         assert!(verify(&set(&[&other])).is_err());
     }
 

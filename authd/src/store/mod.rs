@@ -1,4 +1,4 @@
-//! What must survive a restart: revocations, API keys, grants. One file, transactional, with one owner.
+//! What must survive a restart: revocations, API keys, grants, what this node signs with. One file, transactional, with one owner.
 //!
 //! Enters: entries. Leaves: the same, after a crash too. Never: an empty start instead of lost entries. A file that is damaged,
 //! missing or older than what was acknowledged is an error that names the remedy, and whoever sees it trusts nobody.
@@ -10,6 +10,7 @@
 
 mod file;
 pub mod grants;
+pub mod issuing;
 pub mod keys;
 pub mod revocations;
 pub mod revoked;
@@ -35,10 +36,10 @@ const SCHEMA_KEY: &str = "schema";
 /// Key of [`META`]: how many changes were committed that had to be on disk.
 const CHANGES_KEY: &str = "changes";
 /// Raised with every change of the tables or of what is in them.
-const SCHEMA: u64 = 1;
+const SCHEMA: u64 = 2;
 type Migration = fn(&WriteTransaction) -> Result<(), Fault>;
 /// The n-th makes schema n + 1 of schema n, inside the transaction in which the version is raised.
-const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [];
+const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [issuing_tables];
 
 /// Entries are small and read once, at the start: redb's own default is a gigabyte.
 const CACHE_BYTES: usize = 8 << 20;
@@ -122,6 +123,8 @@ impl Store {
         store.revocations()?;
         store.api_keys()?;
         store.grants()?;
+        store.signing_keys()?;
+        store.issued_tokens()?;
         Ok(store)
     }
 
@@ -279,6 +282,12 @@ fn initialize(transaction: &WriteTransaction) -> Result<(), Fault> {
     transaction.open_table(keys::TABLE)?;
     transaction.open_table(keys::USED)?;
     transaction.open_table(grants::TABLE)?;
+    issuing_tables(transaction)
+}
+
+fn issuing_tables(transaction: &WriteTransaction) -> Result<(), Fault> {
+    transaction.open_table(issuing::KEYS)?;
+    transaction.open_table(issuing::ISSUED)?;
     Ok(())
 }
 

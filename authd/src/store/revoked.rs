@@ -52,6 +52,11 @@ pub enum Revoked {
     Agent(String),
     /// Everything that an issuer says, by its claim `iss`.
     Issuer(String),
+    /// Every token that a key of an issuer signed, by its name there (RFC 7517, 4.5).
+    IssuerKey {
+        issuer: String,
+        kid: String,
+    },
     /// One grant.
     Grant(GrantId),
 }
@@ -63,7 +68,7 @@ pub struct Serial(Vec<u8>);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RevokedError {
     #[error(
-        "`{0}` is nothing that can be revoked: use token, token-hash, key, certificate, serial, spki, spiffe-id, workload, instance, peer, agent, issuer or grant"
+        "`{0}` is nothing that can be revoked: use token, token-hash, key, certificate, serial, spki, spiffe-id, workload, instance, peer, agent, issuer, issuer-key or grant"
     )]
     Kind(String),
     #[error("`{value}` is no {kind}: {expected}")]
@@ -99,6 +104,7 @@ impl Revoked {
             Self::Peer(_) => "peer",
             Self::Agent(_) => "agent",
             Self::Issuer(_) => "issuer",
+            Self::IssuerKey { .. } => "issuer-key",
             Self::Grant(_) => "grant",
         }
     }
@@ -108,7 +114,7 @@ impl Revoked {
     pub fn is_source(&self) -> bool {
         match self {
             Self::Spki(_) | Self::SpiffeId(_) | Self::Workload(_) | Self::Instance(_) => true,
-            Self::Peer(_) | Self::Agent(_) | Self::Issuer(_) => true,
+            Self::Peer(_) | Self::Agent(_) | Self::Issuer(_) | Self::IssuerKey { .. } => true,
             Self::Token { .. } | Self::TokenHash(_) | Self::Key(_) => false,
             Self::Certificate(_) | Self::Serial { .. } | Self::Grant(_) => false,
         }
@@ -163,6 +169,11 @@ impl Revoked {
                 let issuer = Some(value).filter(|issuer| is_word(issuer)).map(|i| Self::Issuer(i.to_owned()));
                 some(issuer, "issuer", "give its `iss`, exactly as its tokens have it")
             }
+            "issuer-key" => {
+                let parts = value.split_once(' ').filter(|(issuer, kid)| is_word(issuer) && is_line(kid));
+                let key = parts.map(|(i, k)| Self::IssuerKey { issuer: i.to_owned(), kid: k.to_owned() });
+                some(key, "issuer-key", "give its `iss`, a space and the `kid` of the key")
+            }
             "grant" => some(value.parse().ok().map(Self::Grant), "grant", "give its id, 32 hexadecimal digits"),
             _ => Err(RevokedError::Kind(kind.to_owned())),
         }
@@ -174,6 +185,7 @@ impl fmt::Display for Revoked {
         write!(f, "{} ", self.kind())?;
         match self {
             Self::Token { issuer, jti } => write!(f, "{issuer} {jti}"),
+            Self::IssuerKey { issuer, kid } => write!(f, "{issuer} {kid}"),
             Self::TokenHash(hash) | Self::Certificate(hash) | Self::Spki(hash) => hash.fmt(f),
             Self::Key(id) => id.fmt(f),
             Self::Serial { issuer, serial } => write!(f, "{issuer} {serial}"),
@@ -285,6 +297,7 @@ mod tests {
             "peer billing-partner".to_owned(),
             "agent support-agent".to_owned(),
             "issuer https://idp.example.org".to_owned(),
+            "issuer-key https://idp.example.org k 1".to_owned(),
             format!("grant {}", &HASH[..32]),
         ]
     }
@@ -338,7 +351,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_taken_has_one_spelling(kind in 0usize..13, value in "[ -~é\n]{0,40}") {
+        fn whatever_is_taken_has_one_spelling(kind in 0usize..14, value in "[ -~é\n]{0,40}") {
             let example = &examples()[kind];
             let kind = example.split(' ').next().unwrap();
             if let Ok(revoked) = Revoked::parse(kind, &value) {

@@ -88,7 +88,7 @@ pub async fn post_node_session(
             Ok((StatusCode::CREATED, Json(NodeSessionAnswer { key_id, seconds, labels })).into_response())
         }
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        Answer::Admitted { .. } | Answer::Granted(_) | Answer::Returned | Answer::Holds(_) | Answer::Revoked(_) => {
+        _ => {
             Err(confused())
         }
     }

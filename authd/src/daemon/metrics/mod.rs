@@ -36,6 +36,9 @@ pub struct Metrics {
     pub token_cache_hits: u64,
     /// By issuer.
     pub fetches: BTreeMap<String, BTreeMap<Fetched, Results>>,
+    /// Tokens of this node's own that were asked for.
+    #[serde(default)]
+    pub exchanges: Results,
     /// From the decision until no packet passes.
     pub cut: Histogram,
     /// From the decision until the last socket was closed.
@@ -110,6 +113,12 @@ impl Metrics {
         }
     }
 
+    /// Somebody asked for a token of this node's own; reasons are this process's.
+    pub(super) fn exchanged(&mut self, refusal: Option<&Refusal>) {
+        let result = refusal.map_or(ACCEPTED, |refusal| &refusal.reason);
+        count(self.exchanges.entry(result.to_owned()).or_default());
+    }
+
     /// Proofs that this process had the last word about: what control refuses itself, it counts itself.
     pub(super) fn decided(&mut self, shown: &[Shown], refusal: Option<&Refusal>) {
         let kinds: Vec<Checked> = shown.iter().flat_map(Checked::of).copied().collect();
@@ -146,6 +155,8 @@ impl Metrics {
         let label = |result: &String| format!("{{result=\"{result}\"}}");
         let handshakes = self.handshakes.iter().map(|(result, count)| (label(result), *count));
         family(out, "authd_tls_handshakes_total", "counter", "TLS handshakes, by how they ended.", handshakes);
+        let exchanges = self.exchanges.iter().map(|(result, count)| (label(result), *count));
+        family(out, "authd_tokens_exchanged_total", "counter", "Tokens of this node's own that were asked for.", exchanges);
         let sessions = self.node_sessions.iter().map(|(result, count)| (label(result), *count));
         family(out, "authd_node_sessions_total", "counter", "Requests of other nodes for sessions.", sessions);
         let proofs = self.proofs.iter().flat_map(|(proof, results)| {
@@ -232,6 +243,8 @@ mod tests {
 
     fn token(bound_to: Vec<Binding>) -> Shown {
         Shown::Token(Box::new(Token {
+            ends_with: Vec::new(),
+            actors: Vec::new(),
             issuer: "corp".into(),
             iss: "https://idp.example.org".into(),
             subject: None,

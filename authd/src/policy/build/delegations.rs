@@ -9,7 +9,7 @@ use crate::{
     policy::{
         diagnostic::{Place, Source},
         file,
-        model::{Delegation, Subject},
+        model::{Actor, Delegation, Model, Subject},
     },
     proofs::exchange::DEEPEST,
 };
@@ -20,7 +20,11 @@ const DEFAULT_TTL: Duration = Duration::from_secs(300);
 const LONGEST_TTL: Duration = Duration::from_secs(3_600);
 
 impl Builder {
-    pub(super) fn delegations(&mut self, raw: Vec<(Source, Spanned<file::Delegation>)>) -> Vec<Delegation> {
+    pub(super) fn delegations(
+        &mut self,
+        raw: Vec<(Source, Spanned<file::Delegation>)>,
+        model: &Model,
+    ) -> Vec<Delegation> {
         let mut names: HashMap<String, Place> = HashMap::new();
         let mut all = Vec::new();
         for (source, raw) in raw {
@@ -30,18 +34,29 @@ impl Builder {
                 self.duplicate(&name, first, "delegation", raw.as_ref().name.as_ref());
             }
             names.insert(raw.as_ref().name.as_ref().clone(), name.clone());
-            all.extend(self.delegation(&source, raw.into_inner(), name));
+            all.extend(self.delegation(&source, raw.into_inner(), name, model));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
     /// `None` only after an error.
-    fn delegation(&mut self, source: &Source, raw: file::Delegation, at: Place) -> Option<Delegation> {
-        let file::Delegation { name, actors, issuer, subjects, audiences, scopes, ttl, depth, hands_on } = raw;
+    fn delegation(&mut self, source: &Source, raw: file::Delegation, at: Place, model: &Model) -> Option<Delegation> {
+        let file::Delegation {
+            name,
+            actors,
+            issuer,
+            subjects,
+            audiences,
+            scopes,
+            ttl,
+            depth,
+            hands_on,
+            across_tenants,
+        } = raw;
         if actors.is_empty() {
             let message = format!("nobody acts by delegation `{}`", name.as_ref());
-            self.error("no_actor", &at, message, "name workloads in `actors`");
+            self.error("no_actor", &at, message, "name workloads or peers in `actors`");
         }
         if audiences.is_empty() {
             let message = format!("a token by delegation `{}` would be for nobody", name.as_ref());
@@ -78,38 +93,65 @@ impl Builder {
             let message = "whoever hands on makes two actors, and `depth` is 1";
             self.error("bad_depth", &place(source, first.span()), message, "add `depth = 2`");
         }
+        if !across_tenants {
+            self.one_tenant(source, actors.iter().chain(&hands_on), model);
+        }
         Some(Delegation {
             name: name.into_inner(),
-            actors: self.workloads_named(source, actors),
+            actors: self.actors(source, actors, model),
             issuer: issuer?,
             subjects: sorted(subjects.into_iter().flat_map(Spanned::into_inner).map(Spanned::into_inner)),
             audiences: sorted(audiences.into_iter().map(Spanned::into_inner)),
             scopes: sorted(scopes.into_iter().map(Spanned::into_inner)),
             ttl,
             depth,
-            hands_on: self.workloads_named(source, hands_on),
+            hands_on: self.actors(source, hands_on, model),
+            across_tenants,
             place: at,
         })
     }
 
-    fn workloads_named(&mut self, source: &Source, names: Vec<Spanned<String>>) -> Vec<usize> {
+    /// Who acts has a SPIFFE ID, which tokens name.
+    fn actors(&mut self, source: &Source, names: Vec<Spanned<String>>, model: &Model) -> Vec<Actor> {
         let mut found = Vec::new();
         for name in names {
-            match self.callers.get(name.as_ref()) {
-                Some((Subject::Workload(index), _)) => found.push(*index),
-                Some(_) => {
-                    let message = format!("`{}` is no workload of this node", name.as_ref());
-                    let help = "who acts is known by its cgroup: name workloads";
-                    self.error("not_a_workload", &place(source, name.span()), message, help);
+            let at = place(source, name.span());
+            match self.callers.get(name.as_ref()).map(|(subject, _)| *subject) {
+                Some(Subject::Workload(index)) => found.push(Actor::Workload(index)),
+                Some(Subject::Peer(index)) if model.peers[index].spiffe_id.is_some() => found.push(Actor::Peer(index)),
+                Some(Subject::Peer(_)) => {
+                    let message = format!("tokens have no name for peer `{}`", name.as_ref());
+                    self.error("nameless_actor", &at, message, "say by which `spiffe_id` its certificate knows it");
                 }
-                None => {
+                Some(Subject::Any | Subject::Unmanaged) | None => {
                     let names = self.callers.keys().cloned().collect();
                     let help = self.similar(name.as_ref(), names, "define it as a `[[workload]]`");
-                    let message = format!("no workload is called `{}`", name.as_ref());
-                    self.error("unknown_caller", &place(source, name.span()), message, help);
+                    let message = format!("no workload or peer is called `{}`", name.as_ref());
+                    self.error("unknown_caller", &at, message, help);
                 }
             }
         }
         sorted(found.into_iter())
+    }
+
+    /// Whoever takes over another one's part gets what that one was given.
+    fn one_tenant<'a>(&mut self, source: &Source, names: impl Iterator<Item = &'a Spanned<String>>, model: &Model) {
+        let mut first: Option<(&'a Spanned<String>, Option<String>)> = None;
+        for name in names {
+            let tenant = match self.callers.get(name.as_ref()) {
+                Some((Subject::Workload(index), _)) => model.workloads[*index].tenant.clone(),
+                Some((Subject::Peer(index), _)) => model.peers[*index].tenant.clone(),
+                _ => continue,
+            };
+            match &first {
+                None => first = Some((name, tenant)),
+                Some((_, other)) if *other == tenant => {}
+                Some((other, _)) => {
+                    let message = format!("`{}` is of another tenant than `{}`", name.as_ref(), other.as_ref());
+                    let help = "write a delegation for each tenant, or `across_tenants = true` if that is meant";
+                    self.error("across_tenants", &place(source, name.span()), message, help);
+                }
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     policy::{
         diagnostic::{Place, Source},
         file::{self, IssuerKind},
-        model::{Issuer, Keys, TokenCheck},
+        model::{Issuer, Keys, OWN_ISSUER, TokenCheck},
     },
     proofs::{
         claims::{Leeway, MAX_LEEWAY},
@@ -38,6 +38,10 @@ impl Builder {
         } = raw;
         let at = place(source, name.span());
         self.name(&at, name.as_ref());
+        if name.as_ref() == OWN_ISSUER {
+            let message = format!("`{OWN_ISSUER}` is what policies call this node");
+            self.error("reserved_name", &at, message, "choose another name");
+        }
         // Known from here on, so that a rule that names it is not called wrong as well.
         match self.issuers.get(name.as_ref()) {
             Some((_, first)) => self.duplicate(&at, &first.clone(), "issuer", name.as_ref()),

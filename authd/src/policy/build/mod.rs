@@ -16,7 +16,7 @@ use toml::Spanned;
 use super::{
     diagnostic::{Diagnostic, Place, Source},
     file::{self, Inbound, Kind, Mode, Texts},
-    model::{Issuer, Model, Peer, Service, Subject, Workload, is_name},
+    model::{INSTANCE, Issuer, Model, Peer, Service, Subject, Workload, is_name},
     network::{Network, Ports},
     pattern::Pattern,
 };
@@ -79,6 +79,7 @@ impl Builder {
         let authorities = self.authorities(authorities);
         let issuers: Vec<Issuer> =
             issuers.into_iter().filter_map(|(source, issuer)| self.issuer(&source, issuer.into_inner())).collect();
+        let issuers: Vec<Issuer> = issuers.into_iter().chain([Issuer::own()]).collect();
         for (index, issuer) in issuers.iter().enumerate() {
             self.issuers.insert(issuer.name.clone(), (index, issuer.place.clone()));
         }
@@ -113,10 +114,11 @@ impl Builder {
             services,
             authorities,
             issuers,
-            delegations: self.delegations(delegations),
+            delegations: Vec::new(),
             rules: Vec::new(),
         };
         model.nodes = self.nodes(nodes, &model);
+        model.delegations = self.delegations(delegations, &model);
         let mut names: HashMap<String, Place> = HashMap::new();
         for (source, rule) in rules {
             let rule = self.rule(&source, rule.into_inner(), &model);
@@ -297,7 +299,7 @@ impl Builder {
         };
         let at = place(source, given.span());
         let path = given.into_inner();
-        let plain = path.replace("{instance}", "i");
+        let plain = path.replace(INSTANCE, "i");
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let segment = |s: &str| !s.is_empty() && s != "." && s != ".." && s.chars().all(allowed);
         let sound = plain.strip_prefix('/').is_some_and(|rest| rest.split('/').all(segment)) && path.len() <= 1024;

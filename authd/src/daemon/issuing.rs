@@ -1,0 +1,379 @@
+//! Tokens of this node's own: who may have one, for whose token; and by what each of them ends.
+//!
+//! Enters: exchanges whose tokens control verified, as asked for by callers that this side knows. Leaves: signed tokens, on record.
+//! Never: a token that a delegation of the policy in force does not give to this caller, or one for a token that was revoked.
+
+use jiff::Timestamp;
+
+use super::{
+    Daemon,
+    admin::{Answer, SigningKey},
+    callers::{Owned, holder_names},
+    control::Who,
+    granting::{refusal, revoked_reason},
+};
+use crate::{
+    audit::record::Record,
+    digest::Digest,
+    grants::{
+        Id,
+        proof::{self, Shown, certificate_names},
+    },
+    ipc::{Exchange, ExchangedToken, OwnIssuer, Refusal},
+    issuing::{
+        Issued, Tokens,
+        ring::{Changes, Ring},
+    },
+    policy::{
+        file::Kind,
+        model::{self, Delegation, INSTANCE, Model},
+        network::from_ip,
+    },
+    proofs::{
+        exchange::{self, Allowed, Exchanged},
+        issuer::{self, KeyError},
+        x509::identity::VerifiedCertificate,
+    },
+    store::{StoreError, revoked::Revoked},
+};
+
+/// Everything about this node as an issuer that lives as long as the daemon.
+pub struct Issuing {
+    pub url: String,
+    pub ring: Ring,
+    pub tokens: Tokens,
+    /// Keys that control does not know yet.
+    changed: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IssuingError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a signing key: {0}")]
+    Key(#[from] KeyError),
+}
+
+/// Who wants to act, under the policy in force.
+struct Actor {
+    named: Vec<model::Actor>,
+    spiffe_id: String,
+    tenant: Option<String>,
+    /// By what else it is revoked.
+    names: Vec<Revoked>,
+}
+
+impl Daemon {
+    /// Takes up what an earlier daemon kept. Without a store nothing is signed.
+    pub(super) fn begin_issuing(&mut self) {
+        let (Some(issuer), Ok(trust)) = (&self.config.issuer, &self.trust) else { return };
+        let begin = || -> Result<Issuing, IssuingError> {
+            let ring = Ring::new(trust.store().signing_keys()?, issuer.key_life)?;
+            let tokens = Tokens::new(trust.store().issued_tokens()?);
+            Ok(Issuing { url: issuer.url.clone(), ring, tokens, changed: true })
+        };
+        match begin() {
+            Ok(issuing) => {
+                self.issuing = Some(issuing);
+                self.tend_issuing();
+            }
+            Err(error) => {
+                tracing::error!(%error, "no token is exchanged");
+                self.report(Record::about("issuing_failed", error.to_string()));
+            }
+        }
+    }
+
+    /// What is due: another key, the end of one, forgotten tokens.
+    pub(super) fn tend_issuing(&mut self) {
+        let now = Timestamp::now();
+        let Some(issuing) = &mut self.issuing else { return };
+        let over = issuing.tokens.expire(now);
+        if let (Ok(trust), false) = (&self.trust, over.is_empty())
+            && let Err(error) = trust.store().remove_issued_tokens(&over)
+        {
+            // They are refused by their age.
+            tracing::warn!(%error, "expired tokens stay in the store");
+        }
+        if let Err(error) = issuing.ring.due(now).map_err(IssuingError::from).and_then(|due| self.change_keys(due)) {
+            tracing::error!(%error, "the keys that sign tokens");
+        }
+    }
+
+    /// First on disk, then in use.
+    fn change_keys(&mut self, changes: Changes) -> Result<(), IssuingError> {
+        let (Some(issuing), Ok(trust)) = (&mut self.issuing, &self.trust) else { return Ok(()) };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        trust.store().change_signing_keys(&changes)?;
+        let of = |event, kid: &str| Record::about(event, format!("signing key {kid}"));
+        let made = changes.kept.iter().map(|key| of("signing_key_made", &key.kid));
+        let records: Vec<Record> =
+            made.chain(changes.removed.iter().map(|kid| of("signing_key_removed", kid))).collect();
+        issuing.ring.follow(changes)?;
+        issuing.changed = true;
+        records.into_iter().for_each(|record| self.report(record));
+        Ok(())
+    }
+
+    /// Whether control has to hear of other keys.
+    pub fn take_issuer_changed(&mut self) -> bool {
+        self.issuing.as_mut().is_some_and(|issuing| std::mem::take(&mut issuing.changed))
+    }
+
+    /// What anybody may know of it.
+    pub fn own_issuer(&self) -> Option<OwnIssuer> {
+        let issuing = self.issuing.as_ref()?;
+        let keys = serde_json::json!({ "keys": issuing.ring.public() }).to_string();
+        Some(OwnIssuer { url: issuing.url.clone(), keys })
+    }
+
+    /// Names of the keys, for operators.
+    pub fn signing_keys(&self) -> Answer {
+        let Some(issuing) = &self.issuing else {
+            let message = "this node issues no tokens: set [issuer] in authd.toml".to_owned();
+            return Answer::Error { message };
+        };
+        let now = Timestamp::now();
+        let signing = issuing.ring.signing(now).map(|key| key.kid().to_owned());
+        let key = |(kid, signs_from): (&str, Timestamp)| {
+            let state = match () {
+                () if signing.as_deref() == Some(kid) => "signs",
+                () if signs_from > now => "next",
+                () => "before",
+            };
+            SigningKey { kid: kid.to_owned(), signs_from, state: state.to_owned() }
+        };
+        Answer::SigningKeys {
+            issuer: issuing.url.clone(),
+            keys: issuing.ring.list().map(key).collect(),
+            tokens: issuing.tokens.len(),
+        }
+    }
+
+    /// An operator wants another key now.
+    pub fn rotate_signing_key(&mut self) -> Answer {
+        if let Some(issuing) = &self.issuing {
+            let rotated = issuing.ring.rotated(Timestamp::now()).map_err(IssuingError::from);
+            if let Err(error) = rotated.and_then(|changes| self.change_keys(changes)) {
+                return Answer::Error { message: error.to_string() };
+            }
+        }
+        self.signing_keys()
+    }
+
+    /// A key of this node's own was revoked: it is published no more, and another one signs.
+    pub(super) fn drop_signing_key(&mut self, what: &Revoked) {
+        let (Some(issuing), Revoked::IssuerKey { issuer, kid }) = (&self.issuing, what) else { return };
+        if *issuer != issuing.url {
+            return;
+        }
+        let without = issuing.ring.without(kid, Timestamp::now()).map_err(IssuingError::from);
+        if let Err(error) = without.and_then(|changes| self.change_keys(changes)) {
+            tracing::error!(%error, kid, "a signing key that was revoked stays published; its tokens are refused here");
+        }
+    }
+
+    /// Gives a token, or says why not. Either is on record.
+    pub fn exchange(&mut self, who: &Who, wanted: &Exchange) -> Result<ExchangedToken, Refusal> {
+        let shown = Shown::Token(Box::new(proof::Token::new(&wanted.subject, Vec::new())));
+        let mut record = Record::event("token_exchanged");
+        record.proofs = vec![shown.told()];
+        let result = self.give_token(who, wanted, &mut record);
+        record.verdict = Some(if result.is_ok() { "allowed" } else { "denied" }.to_owned());
+        record.reason = Some(result.as_ref().err().map_or("delegation", |refusal| &refusal.reason).to_owned());
+        self.metrics.exchanged(result.as_ref().err());
+        self.describe(who, &mut record);
+        self.report(record);
+        result
+    }
+
+    fn give_token(&mut self, who: &Who, wanted: &Exchange, record: &mut Record) -> Result<ExchangedToken, Refusal> {
+        let now = Timestamp::now();
+        let Exchange { subject, asked: _, holds: _, certificate } = wanted;
+        let actor = self.actor(who, certificate.as_deref())?;
+        let mut token = proof::Token::new(subject, Vec::new());
+        self.complete(&mut token)?;
+        let Some(issuing) = &self.issuing else {
+            return Err(refusal("exchange_unavailable", "this node issues no tokens"));
+        };
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        let mut ends_with = Shown::Token(Box::new(token)).revocable();
+        ends_with.extend(actor.names.iter().map(|name| (name.clone(), Some(now))));
+        ends_with.extend(certificate.iter().flat_map(|certificate| certificate_names(certificate)));
+        if let Some((found, _)) = ends_with.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
+            return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
+        }
+        issuing.tokens.admits(&actor.spiffe_id, &ends_with).map_err(|error| refusal(error.reason(), error))?;
+        let model = &self.active.prepared.model;
+        let (delegation, exchanged) = by_delegation(model, &issuing.url, &actor, wanted, now)?;
+        let key = issuing.ring.signing(now);
+        let key = key.ok_or_else(|| refusal("exchange_unavailable", "there is no key that signs now"))?;
+        let failed = |error: KeyError| refusal("unavailable", error);
+        let jti = Id::random().map_err(|error| refusal("unavailable", error))?.to_string();
+        let signed = key.sign(&issuer::claims(&issuing.url, &jti, &exchanged)).map_err(failed)?;
+        let issued = Issued {
+            jti,
+            hash: Digest::from_bytes(signed.hash),
+            delegation: delegation.clone(),
+            subject: exchanged.subject.clone(),
+            actor: actor.spiffe_id,
+            expires: exchanged.expires,
+            ends_with,
+        };
+        if let Err(error) = trust.store().put_issued_token(&issued) {
+            return Err(refusal("store_unusable", error));
+        }
+        record.delegation = Some(delegation);
+        record.until = Some(exchanged.expires.to_string());
+        record.issued = Some(proof::Told {
+            proof: "token".to_owned(),
+            issuer: Some(issuing.url.clone()),
+            subject: Some(exchanged.subject.clone()),
+            jti_sha256: Some(Digest::of(issued.jti.as_bytes())),
+            token_sha256: Some(issued.hash),
+            key_id: Some(key.kid().to_owned()),
+            actors: exchange::actors(Some(&exchanged.act))
+                .unwrap_or_default()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+            bound_to: proof::Binding::of(&exchanged.confirmation),
+            audience: exchanged.audience.clone(),
+            scopes: exchanged.scopes.clone(),
+            ..proof::Told::default()
+        });
+        if let Some(issuing) = &mut self.issuing {
+            issuing.tokens.enter(issued);
+        }
+        let Exchanged { scopes, expires, confirmation, .. } = exchanged;
+        Ok(ExchangedToken { text: signed.text, scopes, expires, dpop: confirmation.jkt.is_some() })
+    }
+
+    /// Who asks, as far as tokens can name it.
+    fn actor(&self, who: &Who, certificate: Option<&VerifiedCertificate>) -> Result<Actor, Refusal> {
+        let model = &self.active.prepared.model;
+        let known = self.known(who)?;
+        match known.claimant {
+            Owned::Workload { index, spiffe_id } => Ok(Actor {
+                named: vec![model::Actor::Workload(index)],
+                spiffe_id,
+                tenant: model.workloads[index].tenant.clone(),
+                names: holder_names(&known.holder, &[], model),
+            }),
+            Owned::Address(address) => {
+                let vouched = self.vouched_for(who).map(|caller| caller.spiffe_id.clone());
+                let shown = certificate.and_then(|certificate| certificate.spiffe_id.clone());
+                let spiffe_id = shown.or(vouched).ok_or_else(|| {
+                    refusal("exchange_unknown_actor", "nothing shows which SPIFFE ID the caller has")
+                })?;
+                let is_there = |peer: &model::Peer| {
+                    let near = peer.networks.is_empty()
+                        || peer.networks.iter().any(|network| network.contains(&from_ip(address)));
+                    let named = match certificate {
+                        Some(certificate) => peer.is_named_by(certificate),
+                        None => peer.dns.is_none() && peer.subject.is_none(),
+                    };
+                    near && named && peer.spiffe_id.as_ref() == Some(&spiffe_id)
+                };
+                let peers: Vec<usize> =
+                    model.peers.iter().enumerate().filter(|(_, peer)| is_there(peer)).map(|(index, _)| index).collect();
+                let mut names: Vec<Revoked> =
+                    peers.iter().map(|index| Revoked::Peer(model.peers[*index].name.clone())).collect();
+                names.push(Revoked::SpiffeId(spiffe_id.as_str().to_owned()));
+                let agents = peers.iter().filter(|index| model.peers[**index].kind == Kind::Agent);
+                names.extend(agents.map(|index| Revoked::Agent(model.peers[*index].name.clone())));
+                Ok(Actor {
+                    tenant: peers.first().and_then(|index| model.peers[*index].tenant.clone()),
+                    named: peers.into_iter().map(model::Actor::Peer).collect(),
+                    spiffe_id: spiffe_id.as_str().to_owned(),
+                    names,
+                })
+            }
+        }
+    }
+
+    /// What only this process knows of a token: by what else one of this node's own ends. One that nobody remembers here was
+    /// never issued, or is lost.
+    pub(super) fn complete(&self, token: &mut proof::Token) -> Result<(), Refusal> {
+        token.ends_with.clear();
+        let Some(issuing) = self.issuing.as_ref().filter(|issuing| issuing.url == token.iss) else { return Ok(()) };
+        let known = token.jti.as_ref().and_then(|jti| issuing.tokens.get(jti));
+        let known = known.filter(|issued| issued.hash == token.hash);
+        let known = known.ok_or_else(|| refusal("token_unknown", "this node remembers no such token"))?;
+        token.ends_with.clone_from(&known.ends_with);
+        Ok(())
+    }
+
+    /// The same of all proofs of a caller; of a workload of this node, a token has to be its own.
+    pub(super) fn complete_all(&self, proofs: &mut [Shown], own: Option<&str>) -> Result<(), Refusal> {
+        for proof in proofs {
+            let Shown::Token(token) = proof else { continue };
+            self.complete(token)?;
+            let is_own = |issuing: &Issuing| issuing.url == token.iss;
+            if let Some(own) = own
+                && self.issuing.as_ref().is_some_and(is_own)
+                && token.actors.first().is_none_or(|actor| actor != own)
+            {
+                return Err(refusal("token_of_another_actor", "another one acts by this token"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first delegation that gives a token; if none does, why the first one that is about the caller and the token does not.
+fn by_delegation(
+    model: &Model,
+    own: &str,
+    actor: &Actor,
+    wanted: &Exchange,
+    now: Timestamp,
+) -> Result<(String, Exchanged), Refusal> {
+    let Exchange { subject, asked, holds, .. } = wanted;
+    let issuer = model.issuers.iter().position(|issuer| issuer.name == subject.issuer_name);
+    let is_about = |delegation: &&Delegation| {
+        let named = |subject: &String| delegation.subjects.contains(subject);
+        Some(delegation.issuer) == issuer
+            && delegation.actors.iter().any(|named| actor.named.contains(named))
+            && (delegation.subjects.is_empty() || subject.subject.as_ref().is_some_and(named))
+    };
+    let asks = exchange::Actor {
+        issuer: own,
+        subject: &actor.spiffe_id,
+        tenant: actor.tenant.as_deref(),
+        holds,
+    };
+    let mut refused = None;
+    for delegation in model.delegations.iter().filter(is_about) {
+        match exchange::exchange(subject, &asks, asked, &allowed(delegation, model), now) {
+            Ok(exchanged) => return Ok((delegation.name.clone(), exchanged)),
+            Err(error) => drop(refused.get_or_insert(error)),
+        }
+    }
+    Err(match refused {
+        Some(error) => refusal(error.reason(), error),
+        None => refusal("exchange_not_allowed", "no delegation lets the caller act for this subject"),
+    })
+}
+
+fn allowed(delegation: &Delegation, model: &Model) -> Allowed {
+    let spiffe_id = |actor: &model::Actor| match *actor {
+        model::Actor::Workload(index) => {
+            Some(format!("spiffe://{}{}", model.trust_domain, model.workloads[index].spiffe_path))
+        }
+        model::Actor::Peer(index) => {
+            // `{` is in no SPIFFE ID: this one stands for itself.
+            model.peers[index].spiffe_id.as_ref().map(|id| id.as_str().replace(INSTANCE, ""))
+        }
+    };
+    Allowed {
+        audience: delegation.audiences.clone(),
+        scopes: delegation.scopes.clone(),
+        lifetime: delegation.ttl,
+        depth: delegation.depth,
+        of_actors: delegation.hands_on.iter().filter_map(spiffe_id).collect(),
+        across_tenants: delegation.across_tenants,
+    }
+}

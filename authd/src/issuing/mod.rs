@@ -1,0 +1,164 @@
+//! This node as an issuer of tokens: by which keys it signs, and what became of what it signed.
+//!
+//! Enters: exchanges that were decided, the time. Leaves: tokens, and by what each of them ends. Never: a decision, or a token of
+//! which nothing is kept: one that nobody remembers is refused.
+
+pub mod ring;
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{digest::Digest, store::revoked::Revoked};
+
+/// Tokens that live at one time.
+const MAX_ISSUED: usize = 65_536;
+/// Of these, of one actor.
+const MAX_PER_ACTOR: usize = 1024;
+/// Bytes of everything by which one token ends: grants keep it too.
+const MAX_NAMES: usize = 6 << 10;
+
+/// One token, as it is remembered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issued {
+    pub jti: String,
+    /// [`crate::proofs::claims::VerifiedToken::token_hash`]
+    pub hash: Digest,
+    pub delegation: String,
+    pub subject: String,
+    /// SPIFFE ID.
+    pub actor: String,
+    pub expires: Timestamp,
+    /// Everything besides itself by whose revocation it ends, and since when that exists: the token that it was exchanged for, and
+    /// all before that one; whoever acts.
+    pub ends_with: Vec<(Revoked, Option<Timestamp>)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum IssueError {
+    #[error("there are as many tokens as this node remembers: wait until some have expired")]
+    Full,
+    #[error("the caller has {MAX_PER_ACTOR} tokens that live: use them")]
+    TooMany,
+    #[error("the token would depend on too much: exchange a shorter chain")]
+    TooLong,
+}
+
+impl IssueError {
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Full => "tokens_full",
+            Self::TooMany => "too_many_tokens",
+            Self::TooLong => "exchange_too_long",
+        }
+    }
+}
+
+/// Those that live.
+#[derive(Default)]
+pub struct Tokens {
+    live: HashMap<String, Issued>,
+    of_actor: HashMap<String, usize>,
+}
+
+impl Tokens {
+    pub fn new(kept: Vec<Issued>) -> Self {
+        let mut tokens = Self::default();
+        kept.into_iter().for_each(|issued| tokens.enter(issued));
+        tokens
+    }
+
+    pub fn get(&self, jti: &str) -> Option<&Issued> {
+        self.live.get(jti)
+    }
+
+    pub fn len(&self) -> usize {
+        self.live.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Whether there is room for one more.
+    pub fn admits(&self, actor: &str, ends_with: &[(Revoked, Option<Timestamp>)]) -> Result<(), IssueError> {
+        if self.live.len() >= MAX_ISSUED {
+            return Err(IssueError::Full);
+        }
+        if self.of_actor.get(actor).is_some_and(|count| *count >= MAX_PER_ACTOR) {
+            return Err(IssueError::TooMany);
+        }
+        let bytes: usize = ends_with.iter().map(|(name, _)| name.to_string().len() + 40).sum();
+        if bytes > MAX_NAMES { Err(IssueError::TooLong) } else { Ok(()) }
+    }
+
+    pub fn enter(&mut self, issued: Issued) {
+        *self.of_actor.entry(issued.actor.clone()).or_default() += 1;
+        self.live.insert(issued.jti.clone(), issued);
+    }
+
+    /// Forgets those that have expired; their ids.
+    pub fn expire(&mut self, now: Timestamp) -> Vec<String> {
+        let over: Vec<String> =
+            self.live.values().filter(|issued| issued.expires <= now).map(|issued| issued.jti.clone()).collect();
+        for jti in &over {
+            let Some(issued) = self.live.remove(jti) else { continue };
+            if let Some(count) = self.of_actor.get_mut(&issued.actor) {
+                *count -= 1;
+                if *count == 0 {
+                    self.of_actor.remove(&issued.actor);
+                }
+            }
+        }
+        over
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    fn noon() -> Timestamp {
+        "2026-11-26T12:00:00Z".parse().unwrap()
+    }
+
+    fn issued(number: usize, actor: &str) -> Issued {
+        Issued {
+            jti: number.to_string(),
+            hash: Digest::of(b"x"),
+            delegation: "d".into(),
+            subject: "alice".into(),
+            actor: actor.into(),
+            expires: noon() + SignedDuration::from_secs(number as i64),
+            ends_with: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn nobody_fills_the_memory_alone() {
+        let mut tokens = Tokens::new((1..=MAX_PER_ACTOR).map(|number| issued(number, "a")).collect());
+        assert_eq!(tokens.admits("a", &[]), Err(IssueError::TooMany));
+        assert_eq!(tokens.admits("b", &[]), Ok(()));
+        assert_eq!(tokens.expire(noon() + SignedDuration::from_secs(1)), ["1"]);
+        assert_eq!(tokens.admits("a", &[]), Ok(()));
+        assert!(tokens.get("1").is_none() && tokens.get("2").is_some());
+        for number in 0..MAX_ISSUED - tokens.len() {
+            tokens.enter(issued(10_000 + number, &format!("c{}", number / MAX_PER_ACTOR)));
+        }
+        assert_eq!(tokens.admits("b", &[]), Err(IssueError::Full));
+        tokens.expire(noon() + SignedDuration::from_hours(1_000));
+        assert!(tokens.is_empty() && tokens.of_actor.is_empty());
+    }
+
+    #[test]
+    fn what_a_token_depends_on_has_a_bound() {
+        let name = |n: usize| (Revoked::Issuer(format!("https://{n}.{}", "x".repeat(1000))), None);
+        let names: Vec<_> = (0..6).map(name).collect();
+        assert_eq!(Tokens::default().admits("a", &names), Err(IssueError::TooLong));
+        assert_eq!(Tokens::default().admits("a", &names[..5]), Ok(()));
+    }
+}
