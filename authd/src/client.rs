@@ -80,6 +80,11 @@ pub struct Answer {
     pub body: Bytes,
 }
 
+/// What lies at a path, for anybody.
+pub async fn get(target: &Target, path: &str) -> Result<Answer, ClientError> {
+    ask(target, None, Method::GET, path, HeaderMap::new(), Vec::new()).await
+}
+
 /// One request on a connection of its own.
 pub async fn ask(
     target: &Target,

@@ -4,6 +4,7 @@
 //   {"do": "token", "client", "scope", ...}         -> the token endpoint's answer; `certificate` (PEM) and `dpop` bind it
 //   {"do": "revoke", "token", "client"}             -> {"ok"}
 //   {"do": "proof", "method", "url", ...}           -> {"proof"}: DPoP, of a key of its own; `nonce`, `token`, `changes`
+//   {"do": "verify", "token", "keys", ...}         -> {"claims", "typ"}: of a token that another issuer's keys verify
 //   {"do": "jwt", "header", "claims"}               -> {"token"}: signed with a key that the issuer publishes
 import { createHash, randomUUID } from 'node:crypto';
 import { createServer } from 'node:http';
@@ -106,6 +107,12 @@ const actions = {
   },
   async proof(asked) {
     return { proof: await proof(asked), key: await jose.exportPKCS8(holder.privateKey) };
+  },
+  async verify({ token, keys, issuer: of, audience }) {
+    const { payload, protectedHeader } = await jose.jwtVerify(token, jose.createLocalJWKSet(keys), {
+      issuer: of, audience, typ: 'at+jwt', algorithms: ['ES256'],
+    });
+    return { claims: payload, typ: protectedHeader.typ };
   },
   async jwt({ header = {}, claims = {} }) {
     const now = Math.floor(Date.now() / 1000);

@@ -205,9 +205,7 @@ async fn decide(
     match session.shared.ask(asked).await {
         Answer::Returned => Ok((StatusCode::OK, identity(name, &shown)).into_response()),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        _ => {
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", "an answer to another question"))
-        }
+        _ => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "internal", "an answer to another question")),
     }
 }
 

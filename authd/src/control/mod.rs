@@ -36,8 +36,8 @@ use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
     ipc::{
-        Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed, Settings,
-        ToControl,
+        Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed,
+        Settings, ToControl,
     },
     proofs::x509::spiffe::SpiffeId,
 };

@@ -186,7 +186,8 @@ async fn ready(
     let form = Form::read(request.headers, body)?;
     let verifier = prove::verifier_of(session).map_err(TokenError::of)?;
     if verifier.own_issuer.is_none() {
-        let problem = Problem::forbidden("exchange_unavailable", "this node issues no tokens: its settings name no issuer");
+        let problem =
+            Problem::forbidden("exchange_unavailable", "this node issues no tokens: its settings name no issuer");
         return Err(TokenError::of(problem));
     }
     let now = Timestamp::now();
@@ -273,8 +274,7 @@ async fn verified(verifier: &Verifier, token: &str, now: Timestamp) -> Result<Ve
         if claimed.as_ref().is_some_and(|claimed| *claimed != issuer.policy.issuer) {
             continue;
         }
-        let asked =
-            TokenRequirement { issuer: index, audience: None, scopes: vec![], bound: false, subjects: vec![] };
+        let asked = TokenRequirement { issuer: index, audience: None, scopes: vec![], bound: false, subjects: vec![] };
         match prove::verify(verifier, issuer, &asked, CACHED_FOR, token, now).await {
             Ok(found) => return Ok((*found).clone()),
             Err(problem) => drop(refused.get_or_insert(problem)),
@@ -400,7 +400,11 @@ pub async fn metadata(Extension(session): Extension<Arc<Session>>) -> Result<Res
 }
 
 fn no_issuer() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "exchange_unavailable", "this node issues no tokens: its settings name no issuer")
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "exchange_unavailable",
+        "this node issues no tokens: its settings name no issuer",
+    )
 }
 
 #[cfg(test)]
@@ -416,7 +420,8 @@ mod tests {
 
     #[test]
     fn a_request_says_what_it_wants_once() {
-        let form = parse("&audience=b&resource=https://a.example/x&audience=b&scope=r+w&expires_in=60&other=1").unwrap();
+        let form =
+            parse("&audience=b&resource=https://a.example/x&audience=b&scope=r+w&expires_in=60&other=1").unwrap();
         let asked = Asked {
             audience: vec!["b".into(), "https://a.example/x".into()],
             scopes: Some(vec!["r".into(), "w".into()]),

@@ -234,11 +234,7 @@ impl Daemon {
             jti_sha256: Some(Digest::of(issued.jti.as_bytes())),
             token_sha256: Some(issued.hash),
             key_id: Some(key.kid().to_owned()),
-            actors: exchange::actors(Some(&exchanged.act))
-                .unwrap_or_default()
-                .into_iter()
-                .map(str::to_owned)
-                .collect(),
+            actors: exchange::actors(Some(&exchanged.act)).unwrap_or_default().into_iter().map(str::to_owned).collect(),
             bound_to: proof::Binding::of(&exchanged.confirmation),
             audience: exchanged.audience.clone(),
             scopes: exchanged.scopes.clone(),
@@ -265,9 +261,9 @@ impl Daemon {
             Owned::Address(address) => {
                 let vouched = self.vouched_for(who).map(|caller| caller.spiffe_id.clone());
                 let shown = certificate.and_then(|certificate| certificate.spiffe_id.clone());
-                let spiffe_id = shown.or(vouched).ok_or_else(|| {
-                    refusal("exchange_unknown_actor", "nothing shows which SPIFFE ID the caller has")
-                })?;
+                let spiffe_id = shown
+                    .or(vouched)
+                    .ok_or_else(|| refusal("exchange_unknown_actor", "nothing shows which SPIFFE ID the caller has"))?;
                 let is_there = |peer: &model::Peer| {
                     let near = peer.networks.is_empty()
                         || peer.networks.iter().any(|network| network.contains(&from_ip(address)));
@@ -339,12 +335,7 @@ fn by_delegation(
             && delegation.actors.iter().any(|named| actor.named.contains(named))
             && (delegation.subjects.is_empty() || subject.subject.as_ref().is_some_and(named))
     };
-    let asks = exchange::Actor {
-        issuer: own,
-        subject: &actor.spiffe_id,
-        tenant: actor.tenant.as_deref(),
-        holds,
-    };
+    let asks = exchange::Actor { issuer: own, subject: &actor.spiffe_id, tenant: actor.tenant.as_deref(), holds };
     let mut refused = None;
     for delegation in model.delegations.iter().filter(is_about) {
         match exchange::exchange(subject, &asks, asked, &allowed(delegation, model), now) {

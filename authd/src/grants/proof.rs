@@ -128,7 +128,8 @@ pub struct Told {
 impl Token {
     /// As it was verified, in the hands of somebody who met these bindings.
     pub fn new(token: &VerifiedToken, bound_to: Vec<Binding>) -> Self {
-        let VerifiedToken { issuer_name, issuer, subject, client_id, audience, scopes, jti, key_id, .. } = token.clone();
+        let VerifiedToken { issuer_name, issuer, subject, client_id, audience, scopes, jti, key_id, .. } =
+            token.clone();
         let actors = exchange::actors(token.act.as_ref()).unwrap_or_default();
         Self {
             issuer: issuer_name,

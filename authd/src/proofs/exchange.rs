@@ -420,9 +420,14 @@ mod tests {
         };
         let both = Confirmation { x5t_s256: Some([1; 32]), jkt: Some([2; 32]) };
         let key = Confirmation { x5t_s256: None, jkt: Some([2; 32]) };
-        for (bound, holds, refused) in
-            [(both, both, false), (HOLDS, both, false), (key, both, false), (both, HOLDS, true), (both, key, true), (key, HOLDS, true)]
-        {
+        for (bound, holds, refused) in [
+            (both, both, false),
+            (HOLDS, both, false),
+            (key, both, false),
+            (both, HOLDS, true),
+            (both, key, true),
+            (key, HOLDS, true),
+        ] {
             let expected = if refused { Err("exchange_bound_to_another") } else { Ok(holds) };
             assert_eq!(ask(bound, &["ledger"], &holds), expected, "{bound:?} {holds:?}");
             // The new one is bound to whoever asks, even so.
@@ -454,7 +459,9 @@ mod tests {
     fn a_name_of_the_policy_stands_for_its_instances() {
         let named = "spiffe://example.org/agents/{instance}";
         assert!(is_meant(named, "spiffe://example.org/agents/a-1.scope") && is_meant(AGENT, AGENT));
-        for other in ["spiffe://example.org/agents/", "spiffe://example.org/agents/a/b", "spiffe://example.org/x", named] {
+        for other in
+            ["spiffe://example.org/agents/", "spiffe://example.org/agents/a/b", "spiffe://example.org/x", named]
+        {
             assert_eq!(is_meant(named, other), other == named, "{other}");
         }
         assert!(!is_meant(AGENT, OTHER));

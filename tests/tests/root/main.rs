@@ -1,6 +1,7 @@
 //! Tests of the real daemon with real processes, as root. `cargo xtask test root` runs them; so does `cargo xtask test vm`,
 //! on other kernels.
 
+mod agents;
 mod basics;
 mod bypass;
 mod frames;
@@ -80,6 +81,7 @@ fn main() {
 /// emulated one; the oldest kernel, on which loading the programs takes longest, does without, and says so.
 fn of_callers() -> Vec<Trial> {
     let trials: Vec<Trial> = [
+        agents::trials(),
         peers::trials(),
         handshakes::trials(),
         lists::trials(),

@@ -88,9 +88,7 @@ pub async fn post_node_session(
             Ok((StatusCode::CREATED, Json(NodeSessionAnswer { key_id, seconds, labels })).into_response())
         }
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
-        _ => {
-            Err(confused())
-        }
+        _ => Err(confused()),
     }
 }
 

@@ -156,7 +156,13 @@ impl Metrics {
         let handshakes = self.handshakes.iter().map(|(result, count)| (label(result), *count));
         family(out, "authd_tls_handshakes_total", "counter", "TLS handshakes, by how they ended.", handshakes);
         let exchanges = self.exchanges.iter().map(|(result, count)| (label(result), *count));
-        family(out, "authd_tokens_exchanged_total", "counter", "Tokens of this node's own that were asked for.", exchanges);
+        family(
+            out,
+            "authd_tokens_exchanged_total",
+            "counter",
+            "Tokens of this node's own that were asked for.",
+            exchanges,
+        );
         let sessions = self.node_sessions.iter().map(|(result, count)| (label(result), *count));
         family(out, "authd_node_sessions_total", "counter", "Requests of other nodes for sessions.", sessions);
         let proofs = self.proofs.iter().flat_map(|(proof, results)| {
