@@ -18,6 +18,7 @@ pub const BARRIER: &str = "BARRIER";
 pub const GRANTS: &str = "GRANTS";
 pub const VOUCHED: &str = "VOUCHED";
 pub const SLOTS: &str = "SLOTS";
+pub const PERMITS: &str = "PERMITS";
 pub const NIC: &str = "NIC";
 pub const LISTENERS: &str = "LISTENERS";
 pub const FLOWS: &str = "FLOWS";

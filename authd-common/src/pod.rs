@@ -33,6 +33,7 @@ pod!(
     tables::VouchedKey,
     tables::Grant,
     tables::Slot,
+    tables::Permit,
     tables::Listener,
     tables::Flow,
     tables::DropKey,

@@ -89,6 +89,10 @@ reasons! {
     NodeReplay = 53, "node_replay";
     /// Another node vouches for the caller, and no rule that asks for that lets this caller in.
     CallerNotNamed = 54, "caller_not_named";
+    /// The permit of an allowed action has let all connections begin that it may, or the socket is not the permit's holder's.
+    PermitUsed = 55, "permit_used";
+    /// The permit of an allowed action has let all bytes pass that it may.
+    PermitSpent = 56, "permit_spent";
 }
 
 impl Reason {

@@ -292,7 +292,36 @@ impl Grant {
     pub const fn is_some(&self) -> bool {
         self.slot != NO_SLOT
     }
+
+    /// Whether what it lets pass is counted.
+    #[inline(always)]
+    pub const fn is_permit(&self) -> bool {
+        self.serial & PERMIT != 0
+    }
 }
+
+/// In the serial number of a grant that is a permit: flows tell by it, without a look-up.
+pub const PERMIT: u32 = 1 << 31;
+/// Permits of one key that a new flow tries in turn.
+pub const PERMIT_CHAIN: usize = 4;
+
+/// What a permit may let pass, and what it has. By its slot.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Permit {
+    /// Connections, and exchanges without one. The kernel's.
+    pub begun: u64,
+    /// Of IP packets that its holder's sockets sent and received. The kernel's.
+    pub bytes: u64,
+    /// `u64::MAX`: any number.
+    pub most_bytes: u64,
+    pub most_begun: u32,
+    /// Of the grant that it is about.
+    pub serial: u32,
+    /// Another permit of the same key, for when this one is used up.
+    pub next: Grant,
+}
+const _: () = assert!(size_of::<Permit>() == 40);
 
 /// The slot that no grant has.
 pub const NO_SLOT: u32 = 0;

@@ -14,6 +14,7 @@ use crate::{
     caller::known_now,
     emit::{self, Refused, Task},
     maps::{CurrentTask, Kernel},
+    permits,
     raw::{self, SockAddr},
     tag,
 };
@@ -39,7 +40,10 @@ fn connect(ctx: SockAddr, remote: Address) -> i32 {
     let Some(root) = Kernel.root() else { return PASS };
     let task = resolve(&Kernel, &root, &CurrentTask);
     let port = ctx.remote_port();
-    let (owner, verdict) = of_both(ctx, &root, &task, &remote, port, ctx.protocol());
+    let (owner, mut verdict) = of_both(ctx, &root, &task, &remote, port, ctx.protocol());
+    if verdict.grant.is_permit() && ctx.protocol() == IPPROTO_TCP {
+        permits::take(&root, owner.workload, &mut verdict);
+    }
     // Only what has a handshake can wait: its SYNs are dropped until there is a grant.
     let held = verdict.hold && ctx.protocol() == IPPROTO_TCP && tag::of(ctx.socket()).is_some();
     if verdict.action == Action::Deny && !held {
@@ -91,8 +95,13 @@ pub fn of_both(
         return (owner, of_socket);
     }
     let of_task = decide_out(&Kernel, root, &doer, remote, protocol, port);
+    let mut verdict = of_socket.and(of_task);
+    if of_socket.grant.is_permit() || of_task.grant.is_permit() {
+        // One permit is for one holder's own socket: who else has it could not be counted.
+        permits::refuse(root, owner.workload, &mut verdict, Reason::PermitUsed);
+    }
     // Nobody waits with somebody else's socket: its packets are judged as its owner's alone, who may need no proof.
-    (owner, Verdict { hold: false, ..of_socket.and(of_task) })
+    (owner, Verdict { hold: false, ..verdict })
 }
 
 /// Whose the socket is under this generation. What its tag says may be older: its cgroup was not known yet, or belonged to

@@ -5,7 +5,8 @@ use authd_common::{
     event::{direction, kind},
     reason::Reason,
     tables::{
-        Conversation, ConversationKey, Grant, IPPROTO_UDP, Root, Tables, Tag, UNMANAGED, port_flags, role, tag_flags,
+        Conversation, ConversationKey, Grant, IPPROTO_UDP, NO_RULE, Root, Tables, Tag, UNMANAGED, port_flags, role,
+        tag_flags,
     },
     verdict::{Action, FarEnd, Opener, Verdict, decide_packet_out},
 };
@@ -16,7 +17,7 @@ use crate::{
     judge, listeners,
     maps::{self, Kernel},
     packet::{LOOPBACK, Scene},
-    raw, tag,
+    permits, raw, stream, tag,
 };
 
 /// A packet that leaves.
@@ -38,7 +39,7 @@ pub fn leaves(scene: &Scene, tag: &mut Tag) -> Action {
         let far = remembered_far_end(&known, root, &packet.destination, tag.netns);
         judge::inbound(scene, &far, &mut verdict)
     } else {
-        judge::outbound(scene, &mut verdict)
+        judge::outbound(scene, &mut verdict) && on_permit(scene, &known, &mut verdict)
     };
     if let Some(c) = known {
         renew(c, scene, &verdict, &key);
@@ -69,7 +70,7 @@ pub fn arrives(scene: &Scene, tag: &mut Tag) -> Action {
     let mut far = FarEnd::remote(packet.source, tag.netns);
     let mut verdict = Verdict::deny(Reason::Undecided);
     let passes = if client {
-        judge::outbound(scene, &mut verdict)
+        judge::outbound(scene, &mut verdict) && on_permit(scene, &known, &mut verdict)
     } else {
         listeners::note_listener(scene, tag);
         far_end(scene, tag, &mut far);
@@ -202,6 +203,13 @@ fn remembered_far_end(known: &Option<&mut Conversation>, root: &Root, remote: &A
     far
 }
 
+/// A verdict that rests on a permit: see [`stream::on_permit`].
+#[inline(always)]
+fn on_permit(scene: &Scene, known: &Option<&mut Conversation>, verdict: &mut Verdict) -> bool {
+    let (grant, rule) = known.as_ref().map_or((Grant::NONE, NO_RULE), |c| (c.grant, c.rule));
+    stream::on_permit(scene, grant, rule, verdict)
+}
+
 /// Follows the verdict of a conversation, and counts what passes and what does not.
 #[inline(always)]
 fn account(known: Option<&mut Conversation>, scene: &Scene) -> Action {
@@ -210,6 +218,12 @@ fn account(known: Option<&mut Conversation>, scene: &Scene) -> Action {
     if action == Action::Deny {
         emit::count(c.reason, scene.bytes());
         return action;
+    }
+    if c.grant.is_permit() && c.role == role::CLIENT && !permits::spend(c.grant, scene.bytes()) {
+        // Decided anew with the next packet, and told then.
+        raw::set(&raw mut c.generation, 0);
+        emit::count(Reason::PermitSpent.code(), scene.bytes());
+        return Action::Deny;
     }
     if scene.arrives {
         raw::add(&mut c.bytes_in, scene.bytes());

@@ -13,6 +13,7 @@ use crate::{
     datagram, emit, judge,
     maps::{self, Kernel},
     packet::{LOOPBACK, Scene, is_bare_reset, is_plain_tcp},
+    permits,
     raw::{Skb, Sock},
     sockops, stream, tag,
 };
@@ -51,7 +52,11 @@ fn remembered(skb: Skb, sock: Sock) -> Option<Action> {
         emit::count(tag.reason, skb.length() as u64);
         return Some(known);
     }
-    if tag.workload == UNMANAGED || is_plain_tcp(skb) { Some(known) } else { None }
+    if tag.workload == UNMANAGED {
+        return Some(known);
+    }
+    // What a permit has no room for is decided anew, and refused then.
+    if is_plain_tcp(skb) && permits::covers(tag, skb.length() as u64) { Some(known) } else { None }
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use crate::{
     datagram, emit, judge, listeners,
     maps::{self, Kernel},
     packet::Scene,
+    permits,
     raw::{Skb, Sock},
     stream, tag,
 };
@@ -44,6 +45,8 @@ fn remembered(skb: Skb, sock: Sock) -> Option<Action> {
     let known = Action::from_code(tag.action);
     if known == Action::Deny {
         emit::count(tag.reason, skb.length() as u64);
+    } else if !permits::covers(tag, skb.length() as u64) {
+        return None;
     }
     Some(known)
 }

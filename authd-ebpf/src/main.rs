@@ -15,6 +15,7 @@ mod judge;
 mod listeners;
 mod maps;
 mod packet;
+mod permits;
 mod raw;
 mod sendmsg;
 mod sock_create;

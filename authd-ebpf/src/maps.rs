@@ -8,8 +8,8 @@ use authd_common::{
     tables::{
         ADDRESS_CLASS_OTHER, ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation,
         ConversationKey, Counter, Denial, DenialKey, DropKey, Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry,
-        IdentityKey, Listener, LocalEntry, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Sequence, Slot, Tables, Tag,
-        VouchedKey, WorkloadEntry, address_key, nic, port_slot, root_slot, workload_flags,
+        IdentityKey, Listener, LocalEntry, MAX_WORKLOADS, PORT_SLOTS, Permit, PortEntry, Root, Sequence, Slot, Tables,
+        Tag, VouchedKey, WorkloadEntry, address_key, nic, port_slot, root_slot, workload_flags,
     },
 };
 use aya_ebpf::{
@@ -45,6 +45,9 @@ static VOUCHED: HashMap<VouchedKey, Grant> = HashMap::with_max_entries(65_536, B
 /// Mapped by the daemon: ending a grant is one store.
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
+/// By slot; read only of grants whose serial number says so. Mapped by the daemon, whose words are not the kernel's.
+#[map]
+static PERMITS: Array<Permit> = Array::with_max_entries(65_536, BPF_F_MMAPABLE);
 #[btf_map]
 static TAGS: SkStorage<Tag> = SkStorage::new();
 #[map]
@@ -107,6 +110,11 @@ pub fn generation() -> u32 {
 #[inline(always)]
 pub fn tags() -> *mut core::ffi::c_void {
     (&raw const TAGS).cast_mut().cast()
+}
+
+#[inline(always)]
+pub fn permit(slot: u32) -> Option<*mut Permit> {
+    PERMITS.get_ptr_mut(slot)
 }
 
 #[inline(always)]

@@ -3,7 +3,9 @@
 use authd_common::{
     event::kind,
     syn::syn_key,
-    tables::{FlowKey, IPPROTO_TCP, LocalEntry, Tables, Tag, UNMANAGED, port_flags, role, root_flags, tag_flags},
+    tables::{
+        FlowKey, Grant, IPPROTO_TCP, LocalEntry, Tables, Tag, UNMANAGED, port_flags, role, root_flags, tag_flags,
+    },
     verdict::Action,
 };
 use aya_ebpf::{
@@ -20,6 +22,7 @@ use crate::{
     emit,
     maps::{self, Kernel},
     packet::Scene,
+    permits,
     raw::{self, SockOps},
     speaks,
     stream::{self, Totals},
@@ -139,6 +142,10 @@ fn was_introduced(ops: SockOps, tag: &mut Tag) {
 fn ended(ops: SockOps) {
     let Some(socket) = ops.socket() else { return };
     let Some(tag) = tag::of(socket) else { return };
+    if tag.grant.is_permit() && tag.role == role::CLIENT && tag.flags & tag_flags::ESTABLISHED == 0 {
+        permits::give_back(tag.grant);
+        tag.grant = Grant::NONE;
+    }
     if tag.workload == UNMANAGED || tag.flags & tag_flags::OPENED == 0 {
         return;
     }

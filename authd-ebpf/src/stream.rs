@@ -5,7 +5,7 @@ use authd_common::{
     event::{direction, kind},
     parse::tcp_flags,
     reason::Reason,
-    tables::{IPPROTO_TCP, Tag, UNMANAGED, role, tag_flags},
+    tables::{Grant, IPPROTO_TCP, Tag, UNMANAGED, role, tag_flags},
     verdict::{Action, FarEnd, Verdict},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     judge,
     maps::Kernel,
     packet::Scene,
+    permits,
     raw::{self, Ends, Sock},
     tag,
 };
@@ -50,7 +51,7 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
     let workload = scene.who.workload;
     let mut verdict = Verdict::deny(Reason::Undecided);
     let passes = if tag.role == role::CLIENT {
-        judge::outbound(scene, &mut verdict)
+        judge::outbound(scene, &mut verdict) && on_permit(scene, tag.grant, tag.rule, &mut verdict)
     } else {
         let mut far = FarEnd::default();
         far_end_of(scene, tag, &mut far);
@@ -93,6 +94,23 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
         emit::count(tag.reason, scene.bytes());
     }
     verdict.action
+}
+
+/// A verdict that rests on a permit: the flow took one before, or takes one now.
+#[inline(always)]
+pub fn on_permit(scene: &Scene, before: Grant, rule: u32, verdict: &mut Verdict) -> bool {
+    if !verdict.grant.is_permit() {
+        return true;
+    }
+    let workload = scene.who.workload;
+    let passes = match permits::is_same(before, rule, verdict) {
+        true => permits::goes_on(&scene.root, workload, before, verdict),
+        false => permits::take(&scene.root, workload, verdict),
+    };
+    if verdict.grant.is_permit() {
+        permits::spend(verdict.grant, scene.bytes());
+    }
+    passes
 }
 
 #[inline(never)]

@@ -36,6 +36,7 @@ fn grant(number: usize) -> Grant {
         terms: 0,
         issued: Timestamp::UNIX_EPOCH,
         until: Timestamp::UNIX_EPOCH,
+        permit: None,
     };
     let slot = number as u32;
     Grant { given, rule_number: 0, workload_number: 1, slot, serial: 1, boot: "b".to_owned() }

@@ -198,6 +198,7 @@ impl Daemon {
             terms: terms::digest(rule, model),
             issued: now,
             until,
+            permit: None,
         };
         let key = GrantKey { rule: number, workload: known.workload, scope: known.scope, address: known.address };
         let until = clock::on_monotonic(given.until).min(ends);

@@ -334,6 +334,7 @@ impl Daemon {
                 terms,
                 issued: wall,
                 until: caller.until,
+                permit: None,
             };
             match self.enter(given, key, caller.ends) {
                 Ok(_) => {

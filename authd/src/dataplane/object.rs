@@ -16,7 +16,7 @@ use authd_common::{
     tables::{
         ADDRESS_KEY_BYTES, BANKS, Cell, CellKey, Conversation, ConversationKey, Counter, Denial, DenialKey, DropKey,
         Dropped, Flow, FlowKey, Grant, GrantKey, IdentityEntry, IdentityKey, Listener, MAX_WORKLOADS, PORT_SLOTS,
-        PortEntry, Root, Sequence, Slot, Tag, VouchedKey, WorkloadEntry, names, nic,
+        Permit, PortEntry, Root, Sequence, Slot, Tag, VouchedKey, WorkloadEntry, names, nic,
     },
 };
 use aya::{
@@ -115,6 +115,8 @@ pub struct Maps {
     pub vouched: HashMap<MapData, VouchedKey, Grant>,
     /// Two words each: end, serial number.
     pub slots: MappedArray<u64>,
+    /// Five words each, as [`authd_common::tables::Permit`] has them.
+    pub permits: MappedArray<u64>,
     pub tags: OwnedFd,
     pub nic: MappedArray<u64>,
     pub listeners: HashMap<MapData, FlowKey, Listener>,
@@ -165,6 +167,7 @@ const PINNED: &[&str] = &[
     names::GRANTS,
     names::VOUCHED,
     names::SLOTS,
+    names::PERMITS,
     names::NIC,
     names::LISTENERS,
     names::FLOWS,
@@ -219,6 +222,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
         .map_max_entries(names::GRANTS, sizes.grants)
         .map_max_entries(names::VOUCHED, vouched(sizes))
         .map_max_entries(names::SLOTS, slots(sizes))
+        .map_max_entries(names::PERMITS, slots(sizes))
         .map_max_entries(names::FLOWS, sizes.flows)
         .map_max_entries(names::SPOKEN, sizes.flows)
         .map_max_entries(names::EVENTS, sizes.events);
@@ -366,6 +370,7 @@ fn open(ebpf: &mut Ebpf, sizes: &Sizes) -> Result<Maps, LoadError> {
         grants: typed(ebpf, names::GRANTS)?,
         vouched: typed(ebpf, names::VOUCHED)?,
         slots: mapped(ebpf, names::SLOTS, slots(sizes) as usize * (size_of::<Slot>() / size_of::<u64>()))?,
+        permits: mapped(ebpf, names::PERMITS, slots(sizes) as usize * (size_of::<Permit>() / size_of::<u64>()))?,
         tags: descriptor(&take(ebpf, names::TAGS)).map_err(|error| LoadError::Mapping { name: names::TAGS, error })?,
         nic: mapped(ebpf, names::NIC, nic::WORDS as usize)?,
         listeners: typed(ebpf, names::LISTENERS)?,

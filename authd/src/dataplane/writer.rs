@@ -17,8 +17,8 @@ use authd_common::{
     address::Address,
     tables::{
         ADDRESS_EPOCH_BITS, ADDRESS_KEY_BYTES, BANKS, CellKey, Denial, DenialKey, Grant, GrantKey, IPPROTO_UDP,
-        IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, PortEntry, Root, Slot, Tag, VouchedKey, WorkloadEntry,
-        address_key, nic, root_slot,
+        IdentityEntry, IdentityKey, MAX_WORKLOADS, PORT_SLOTS, Permit, PortEntry, Root, Slot, Tag, VouchedKey,
+        WorkloadEntry, address_key, nic, root_slot,
     },
 };
 use aya::{
@@ -286,6 +286,8 @@ impl Writer {
                     self.set_slot(grant.slot, Slot { until: 0, serial: grant.serial, rule });
                     self.set_end(grant.slot, until);
                 }
+                Command::Permit { slot, permit } => self.set_permit(slot, permit),
+                Command::Next { slot, next } => self.maps.permits.set(slot as usize * PERMIT_WORDS + 4, word(next)),
                 Command::Extend { slot, until } => self.set_end(slot, until),
                 Command::Empty { slot } => self.set_end(slot, 0),
                 Command::Point { key, grant } => self.maps.grants.insert(key, grant, 0).map_err(of)?,
@@ -311,6 +313,31 @@ impl Writer {
             let (serial, rule) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
             Slot { until: self.maps.slots.get(at), serial, rule }
         })
+    }
+
+    /// What a permit has let pass; `None` if the slot has another grant's.
+    pub fn permit(&self, grant: Grant) -> Option<Permit> {
+        let at = grant.slot as usize * PERMIT_WORDS;
+        if at >= self.maps.permits.len() {
+            return None;
+        }
+        let get = |word| self.maps.permits.get(at + word);
+        let [a, b, c, d, e, f, g, h] = get(3).to_ne_bytes();
+        let (most_begun, serial) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+        // Which one comes next is this side's own affair.
+        let permit = Permit { begun: get(0), bytes: get(1), most_bytes: get(2), most_begun, serial, next: Grant::NONE };
+        (serial == grant.serial).then_some(permit)
+    }
+
+    /// Of a slot that nobody has yet.
+    fn set_permit(&mut self, slot: u32, permit: Permit) {
+        let Permit { begun, bytes, most_bytes, most_begun, serial, next } = permit;
+        let [a, b, c, d] = most_begun.to_ne_bytes();
+        let [e, f, g, h] = serial.to_ne_bytes();
+        let whose = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        for (at, value) in [begun, bytes, most_bytes, whose, word(next)].into_iter().enumerate() {
+            self.maps.permits.set(slot as usize * PERMIT_WORDS + at, value);
+        }
     }
 
     /// Every entry of the grants' index.
@@ -499,6 +526,16 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Words of one permit.
+const PERMIT_WORDS: usize = size_of::<Permit>() / size_of::<u64>();
+
+/// A grant as it lies in memory.
+fn word(Grant { slot, serial }: Grant) -> u64 {
+    let [a, b, c, d] = slot.to_ne_bytes();
+    let [e, f, g, h] = serial.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 fn address_prefix(epoch: u32, (address, bits): &(Address, u8)) -> lpm_trie::Key<[u8; ADDRESS_KEY_BYTES]> {

@@ -10,24 +10,25 @@
 //! sets of rules instead: a label's entry in a set names the longest-lived of its grants of any rule there.
 
 pub mod flows;
+pub mod permits;
 pub mod proof;
 pub mod terms;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
 };
 
 use authd_common::{
     address::Address,
-    tables::{Grant, GrantKey, UNMANAGED, VouchedKey},
+    tables::{Grant, GrantKey, PERMIT, Permit, UNMANAGED, VouchedKey},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use self::proof::Shown;
+use self::{permits::Limits, proof::Shown};
 use crate::{policy::image::Sets, proofs::x509::spiffe::SpiffeId};
 
 /// ns that a slot rests. Programs end within microseconds; this is far longer.
@@ -105,6 +106,9 @@ pub struct Given {
     pub issued: Timestamp,
     /// When it ends, on the clock of people; the kernel's end is computed from it.
     pub until: Timestamp,
+    /// What it lets pass, of a permit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<Limits>,
 }
 
 /// One that lives.
@@ -125,6 +129,16 @@ pub enum Command {
         grant: Grant,
         rule: u32,
         until: u64,
+    },
+    /// Of a slot that comes to a grant next: what that one lets pass.
+    Permit {
+        slot: u32,
+        permit: Permit,
+    },
+    /// Which permit is taken after the one that has a slot.
+    Next {
+        slot: u32,
+        next: Grant,
     },
     /// A grant ends at another time.
     Extend {
@@ -197,6 +211,8 @@ pub struct Grants {
     by_key: HashMap<GrantKey, BTreeSet<(u64, Id)>>,
     by_end: BTreeSet<(u64, Id)>,
     by_slot: HashMap<u32, Id>,
+    /// Permits that have let everything begin that they may.
+    used: HashSet<Id>,
     /// Rules of which each label has grants, and how many.
     by_label: HashMap<u32, BTreeMap<u32, usize>>,
     /// Sets of rules that the kernel asks for, and the sets of each rule.
@@ -217,6 +233,7 @@ impl Grants {
             by_key: HashMap::new(),
             by_end: BTreeSet::new(),
             by_slot: HashMap::new(),
+            used: HashSet::new(),
             by_label: HashMap::new(),
             sets: Sets::new(),
             sets_of: HashMap::new(),
@@ -273,9 +290,12 @@ impl Grants {
         }
         let slot = self.free.pop_front().ok_or(GrantError::Full(self.capacity()))?;
         let serial = self.serials.get_mut(slot as usize).ok_or(GrantError::Full(self.slots))?;
-        *serial = serial.wrapping_add(1);
+        let marked = if given.permit.is_some() { PERMIT } else { 0 };
+        *serial = serial.wrapping_add(1) & !PERMIT | marked;
         let grant = Grant { slot, serial: *serial };
-        let mut commands = vec![Command::Fill { grant, rule: key.rule, until }];
+        let permit = given.permit.map(|limits| Command::Permit { slot, permit: limits.permit(grant) });
+        let mut commands: Vec<Command> = permit.into_iter().collect();
+        commands.push(Command::Fill { grant, rule: key.rule, until });
         self.enter(Live { given, key, grant, until });
         commands.extend(self.point(&key));
         Ok(commands)
@@ -390,6 +410,7 @@ impl Grants {
         let live = self.live.remove(id)?;
         self.by_end.remove(&(live.until, *id));
         self.by_slot.remove(&live.grant.slot);
+        self.used.remove(id);
         if let Some(held) = self.by_key.get_mut(&live.key) {
             held.remove(&(live.until, *id));
             if held.is_empty() {
@@ -426,11 +447,13 @@ impl Grants {
             let sets = self.sets_of.get(&key.rule).into_iter().flatten();
             return sets.map(|set| self.vouch(VouchedKey { set: *set, label })).collect();
         }
-        let longest = self.held(key).next();
-        vec![match longest {
+        let mut commands = self.chain(key);
+        let longest = self.held(key).find(|live| !self.used.contains(&live.given.id)).or(self.held(key).next());
+        commands.push(match longest {
             Some(live) => Command::Point { key: *key, grant: live.grant },
             None => Command::Unpoint { key: *key },
-        }]
+        });
+        commands
     }
 
     fn vouch(&self, key: VouchedKey) -> Command {

@@ -3,7 +3,7 @@
 use authd_common::{address::Address, tables::NO_SLOT};
 use proptest::prelude::*;
 
-use super::*;
+use super::{permits::Limits, *};
 
 fn id(n: u8) -> Id {
     Id([n; 16])
@@ -22,6 +22,7 @@ fn given(n: u8) -> Given {
         terms: 0,
         issued: Timestamp::UNIX_EPOCH,
         until: Timestamp::UNIX_EPOCH,
+        permit: None,
     }
 }
 
@@ -31,6 +32,7 @@ struct Kernel {
     index: HashMap<GrantKey, Grant>,
     vouched: HashMap<VouchedKey, Grant>,
     slots: HashMap<u32, (u32, u64)>,
+    permits: HashMap<u32, Permit>,
 }
 
 impl Kernel {
@@ -38,6 +40,8 @@ impl Kernel {
         for command in commands {
             match command {
                 Command::Fill { grant, until, .. } => drop(self.slots.insert(grant.slot, (grant.serial, until))),
+                Command::Permit { slot, permit } => drop(self.permits.insert(slot, permit)),
+                Command::Next { slot, next } => self.permits.get_mut(&slot).expect("it is one").next = next,
                 Command::Extend { slot, until } => self.slots.get_mut(&slot).expect("it was filled").1 = until,
                 Command::Empty { slot } => self.slots.get_mut(&slot).expect("it was filled").1 = 0,
                 Command::Point { key, grant } => drop(self.index.insert(key, grant)),
@@ -300,4 +304,42 @@ proptest! {
             }
         }
     }
+}
+
+/// The slots of the permits that a new flow tries, in turn.
+fn tried(kernel: &Kernel, key: &GrantKey) -> Vec<u32> {
+    let next = |grant: &Grant| kernel.permits.get(&grant.slot).map(|permit| permit.next).filter(Grant::is_some);
+    std::iter::successors(kernel.index.get(key).copied(), next).map(|grant| grant.slot).collect()
+}
+
+#[test]
+fn a_permit_that_is_used_up_makes_room_for_the_next() {
+    let mut grants = Grants::new(vec![0; 9]);
+    let mut kernel = Kernel::default();
+    let permit = |n| Given { permit: Some(Limits { connections: 1, bytes: Some(99) }), ..given(n) };
+    for (n, until) in [(1, 100), (2, 300), (3, 200)] {
+        kernel.follow(grants.give(0, permit(n), key(1), until).unwrap());
+    }
+    let slots: Vec<u32> = grants.iter().map(|live| live.grant.slot).collect();
+    assert!(slots.iter().all(|slot| kernel.slots[slot].0 & PERMIT != 0), "flows tell them by their serial numbers");
+    let slot = |grants: &Grants, n| grants.get(&given(n).id).unwrap().grant.slot;
+    let [one, two, three] = [1, 2, 3].map(|n| slot(&grants, n));
+    assert_eq!(tried(&kernel, &key(1)), [two, three, one]);
+    assert_eq!(kernel.permits[&two].most_bytes, 99);
+    kernel.follow(grants.use_up(&given(2).id));
+    assert_eq!(tried(&kernel, &key(1)), [three, one]);
+    assert!(grants.use_up(&given(2).id).is_empty(), "once is enough");
+    let (_, commands) = grants.end(0, &[given(3).id]);
+    kernel.follow(commands);
+    assert_eq!(tried(&kernel, &key(1)), [one]);
+    // Used up, it says so for as long as it lives.
+    kernel.follow(grants.use_up(&given(1).id));
+    assert_eq!(kernel.index[&key(1)].slot, two);
+    assert!(grants.is_used(&given(1).id) && grants.is_used(&given(2).id));
+    let (_, commands) = grants.expire(300);
+    kernel.follow(commands);
+    assert!(kernel.index.is_empty() && !grants.is_used(&given(1).id));
+    // The slot's next grant is none.
+    kernel.follow(grants.give(10_000_000_000, given(4), key(1), 20_000_000_000).unwrap());
+    assert_eq!(kernel.slots[&slot(&grants, 4)].0 & PERMIT, 0);
 }

@@ -112,6 +112,7 @@ mod tests {
             terms: 7,
             issued: "2026-11-23T12:00:00Z".parse().unwrap(),
             until: "2026-11-23T12:05:00Z".parse().unwrap(),
+            permit: None,
         };
         let slot = u32::from(number);
         Grant { given, rule_number: 3, workload_number: 2, slot, serial: 9, boot: "b".to_owned() }
