@@ -9,6 +9,8 @@ pub mod policy;
 
 pub mod digest;
 pub mod proofs;
+
+pub mod decisions;
 pub mod store;
 
 pub mod dataplane;

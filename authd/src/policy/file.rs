@@ -2,6 +2,8 @@
 //!
 //! Enters: TOML. Leaves: values of the right shape. Never: meaning; names are not resolved here, numbers not checked.
 
+mod tools;
+
 use std::{fmt, ops::Range};
 
 use schemars::JsonSchema;
@@ -11,6 +13,7 @@ use serde::{
 };
 use toml::Spanned;
 
+pub use self::tools::{Approvers, ArgumentShape, Arguments, McpServer, Tool};
 use crate::proofs::x509::crl::CrlPolicy;
 
 /// A policy file. All files of a directory are merged; their order does not matter.
@@ -51,6 +54,18 @@ pub struct File {
     #[serde(default)]
     #[schemars(with = "Vec<Delegation>")]
     pub delegation: Vec<Spanned<Delegation>>,
+    /// What agents may do, as far as action policies (`*.cedar`) allow it.
+    #[serde(default)]
+    #[schemars(with = "Vec<Tool>")]
+    pub tool: Vec<Spanned<Tool>>,
+    /// Who may approve actions.
+    #[serde(default)]
+    #[schemars(with = "Vec<Approvers>")]
+    pub approvers: Vec<Spanned<Approvers>>,
+    /// Who offers tools over MCP.
+    #[serde(default)]
+    #[schemars(with = "Vec<McpServer>")]
+    pub mcp_server: Vec<Spanned<McpServer>>,
     /// Who may call what.
     #[serde(default)]
     #[schemars(with = "Vec<Rule>")]
@@ -99,6 +114,17 @@ pub enum Sensitivity {
     #[default]
     Medium,
     High,
+}
+
+impl Sensitivity {
+    /// As policies write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! Enters: a directory. Leaves: a model and its diagnostics. Never: a half-read policy; one bad file spoils all.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use super::{
     build,
@@ -10,6 +10,7 @@ use super::{
     file,
     model::Model,
 };
+use crate::decisions;
 
 /// No policy file is as long as this; what is, is something else.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -27,7 +28,8 @@ impl Policy {
     }
 }
 
-/// Reads all `*.toml` files of a directory, in the order of their names. Hidden files are left out, as editors make them.
+/// Reads all `*.toml` and `*.cedar` files of a directory, in the order of their names. Hidden files are left out, as editors make
+/// them.
 pub fn directory(path: &Path) -> Policy {
     directory_with_sources(path).1
 }
@@ -59,7 +61,8 @@ pub fn read_sources(path: &Path) -> (Vec<Source>, Vec<Diagnostic>) {
                     Err(error) => unreadable(&path.join(&name), error),
                 }
             }
-            if sources.is_empty() && diagnostics.is_empty() {
+            // Action policies alone say nothing: what they name is defined nowhere.
+            if sources.iter().all(is_cedar) && diagnostics.is_empty() {
                 diagnostics.push(Diagnostic::general(
                     "no_files",
                     format!("{} holds no policy file", path.display()),
@@ -75,7 +78,9 @@ pub fn read_sources(path: &Path) -> (Vec<Source>, Vec<Diagnostic>) {
 pub fn texts(sources: Vec<Source>) -> Policy {
     let mut diagnostics = Vec::new();
     let mut files = Vec::new();
-    for source in sources {
+    let (cedar, toml): (Vec<Source>, Vec<Source>) = sources.into_iter().partition(is_cedar);
+    let (written, of_cedar) = decisions::read(&cedar);
+    for source in toml {
         match toml::from_str::<file::File>(&source.text) {
             Ok(file) => files.push((source, file)),
             Err(error) => {
@@ -88,10 +93,24 @@ pub fn texts(sources: Vec<Source>) -> Policy {
     }
     if !diagnostics.is_empty() {
         // Names in the files that could be read may be defined in the ones that could not.
+        diagnostics.extend(of_cedar);
         return Policy { model: None, diagnostics };
     }
-    let (model, diagnostics) = build::build(files);
+    let (model, mut diagnostics) = build::build(files);
+    let unread = of_cedar.iter().any(Diagnostic::is_error);
+    diagnostics.extend(of_cedar);
+    let Some(mut model) = model.filter(|_| !unread) else { return Policy { model: None, diagnostics } };
+    let (actions, of_actions) = decisions::load(&model, written);
+    diagnostics.extend(of_actions);
+    let model = actions.map(|actions| {
+        model.actions = Arc::new(actions);
+        model
+    });
     Policy { model, diagnostics }
+}
+
+fn is_cedar(source: &Source) -> bool {
+    source.name.ends_with(decisions::SUFFIX)
 }
 
 fn file_names(directory: &Path) -> io::Result<Vec<String>> {
@@ -99,7 +118,8 @@ fn file_names(directory: &Path) -> io::Result<Vec<String>> {
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         let Some(name) = name.to_str() else { continue };
-        if name.ends_with(".toml") && !name.starts_with('.') {
+        let is_policy = name.ends_with(".toml") || name.ends_with(decisions::SUFFIX);
+        if is_policy && !name.starts_with('.') {
             names.push(name.to_owned());
         }
     }

@@ -1,6 +1,6 @@
 //! The policy with every name resolved and every value in range: what the builder makes, and the compiler reads.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use super::{
     diagnostic::Place,
@@ -9,13 +9,16 @@ use super::{
     pattern::{Pattern, Patterns},
     schedule::Schedule,
 };
-use crate::proofs::{
-    claims::{IssuerPolicy, Leeway},
-    jws::Algorithm,
-    x509::{
-        crl::CrlPolicy,
-        identity::{DnsPattern, VerifiedCertificate},
-        spiffe::{SpiffeId, SpiffeIdError, TrustDomain},
+use crate::{
+    decisions::Actions,
+    proofs::{
+        claims::{IssuerPolicy, Leeway},
+        jws::Algorithm,
+        x509::{
+            crl::CrlPolicy,
+            identity::{DnsPattern, VerifiedCertificate},
+            spiffe::{SpiffeId, SpiffeIdError, TrustDomain},
+        },
     },
 };
 
@@ -42,6 +45,12 @@ pub struct Model {
     pub issuers: Vec<Issuer>,
     /// By name: the first that fits is the one that is used.
     pub delegations: Vec<Delegation>,
+    pub mcp_servers: Vec<McpServer>,
+    pub approvers: Vec<Approvers>,
+    /// By name.
+    pub tools: Vec<Tool>,
+    /// What action policies say of the tools.
+    pub actions: Arc<Actions>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -449,4 +458,108 @@ impl Model {
             Subject::Peer(index) => &self.peers[index].name,
         }
     }
+}
+
+/// Something that agents do, and that action policies decide about.
+#[derive(Clone, Debug)]
+pub struct Tool {
+    /// Of the Cedar action and of the Cedar resource.
+    pub name: String,
+    /// Who offers it, by index.
+    pub server: Option<usize>,
+    /// What its server calls it.
+    pub mcp_name: String,
+    /// What it acts on, by index.
+    pub service: Option<usize>,
+    /// Name of the rule for which an allowed call opens a permit.
+    pub permit: Option<String>,
+    pub arguments: Record,
+    /// Calls may have arguments that policies do not see.
+    pub other_arguments: bool,
+    pub place: Place,
+}
+
+/// Arguments and their types, by name.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Record(pub BTreeMap<String, Argument>);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Argument {
+    pub kind: ArgumentType,
+    pub optional: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ArgumentType {
+    String,
+    Long,
+    Bool,
+    Decimal,
+    Ip,
+    Datetime,
+    Duration,
+    Set(Box<ArgumentType>),
+    Record(Record),
+}
+
+impl ArgumentType {
+    /// Those that have a name.
+    pub const NAMED: [(&str, Self); 7] = [
+        ("string", Self::String),
+        ("long", Self::Long),
+        ("bool", Self::Bool),
+        ("decimal", Self::Decimal),
+        ("ip", Self::Ip),
+        ("datetime", Self::Datetime),
+        ("duration", Self::Duration),
+    ];
+
+    /// As policies write it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMED.into_iter().find(|(known, _)| *known == name).map(|(_, kind)| kind)
+    }
+}
+
+/// Who may say yes to a call.
+#[derive(Clone, Debug)]
+pub struct Approvers {
+    pub name: String,
+    /// Unix users, by name or number.
+    pub users: Vec<String>,
+    pub step_up: Option<StepUp>,
+    /// How long a call waits.
+    pub ttl: Duration,
+    /// How long an approval that was given can be used.
+    pub valid: Duration,
+    /// Whether the one for whom the agent acts may approve.
+    pub may_be_subject: bool,
+    pub place: Place,
+}
+
+/// What an approver's token has to say.
+#[derive(Clone, Debug)]
+pub struct StepUp {
+    /// By index.
+    pub issuer: usize,
+    /// One of them.
+    pub subjects: Vec<String>,
+    /// One of them; any, if there are none.
+    pub acr: Vec<String>,
+    pub max_age: Option<Duration>,
+}
+
+/// Who offers tools over MCP.
+#[derive(Clone, Debug)]
+pub struct McpServer {
+    pub name: String,
+    pub reach: Reach,
+    pub audience: Option<String>,
+    pub scopes: Vec<String>,
+    pub place: Place,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reach {
+    Url(String),
+    Command { argv: Vec<String>, user: String, environment: BTreeMap<String, String> },
 }

@@ -216,20 +216,20 @@ impl Builder {
         }
     }
 
-    fn unused_if<T>(&mut self, source: &Source, setting: &Option<Spanned<T>>, key: &str, why: &str) {
+    pub(super) fn unused_if<T>(&mut self, source: &Source, setting: &Option<Spanned<T>>, key: &str, why: &str) {
         if let Some(setting) = setting {
             self.unused(source, setting, key, why);
         }
     }
 
-    fn unused<T>(&mut self, source: &Source, setting: &Spanned<T>, key: &str, why: &str) {
+    pub(super) fn unused<T>(&mut self, source: &Source, setting: &Spanned<T>, key: &str, why: &str) {
         let at = place(source, setting.span());
         self.error("unused_setting", &at, format!("`{key}` has no use here: {why}"), format!("remove `{key}`"));
     }
 }
 
 /// An absolute https URL, or an http one on loopback, without user information and fragment.
-fn is_safe(url: &str) -> bool {
+pub(super) fn is_safe(url: &str) -> bool {
     let Ok(uri) = Uri::parse(url) else { return false };
     let Some(authority) = uri.authority() else { return false };
     let on_loopback = match authority.host_parsed() {

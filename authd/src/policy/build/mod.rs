@@ -8,8 +8,9 @@ mod delegations;
 mod issuers;
 mod nodes;
 mod rules;
+mod tools;
 
-use std::{collections::HashMap, ops::Range, time::Duration};
+use std::{collections::HashMap, ops::Range, sync::Arc, time::Duration};
 
 use toml::Spanned;
 
@@ -30,8 +31,21 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
     let mut builder = Builder::default();
     let mut raw = Raw::default();
     for (source, file) in files {
-        let file::File { trust_domain, mode, workload, peer, node, service, issuer, authority, delegation, rule } =
-            file;
+        let file::File {
+            trust_domain,
+            mode,
+            workload,
+            peer,
+            node,
+            service,
+            issuer,
+            authority,
+            delegation,
+            tool,
+            approvers,
+            mcp_server,
+            rule,
+        } = file;
         builder.once(&source, "trust_domain", trust_domain, &mut raw.trust_domain);
         builder.once(&source, "mode", mode, &mut raw.mode);
         raw.workloads.extend(workload.into_iter().map(|w| (source.clone(), w)));
@@ -41,6 +55,9 @@ pub fn build(files: Vec<(Source, file::File)>) -> (Option<Model>, Vec<Diagnostic
         raw.issuers.extend(issuer.into_iter().map(|i| (source.clone(), i)));
         raw.authorities.extend(authority.into_iter().map(|a| (source.clone(), a)));
         raw.delegations.extend(delegation.into_iter().map(|d| (source.clone(), d)));
+        raw.tools.extend(tool.into_iter().map(|t| (source.clone(), t)));
+        raw.approvers.extend(approvers.into_iter().map(|a| (source.clone(), a)));
+        raw.mcp_servers.extend(mcp_server.into_iter().map(|s| (source.clone(), s)));
         raw.rules.extend(rule.into_iter().map(|r| (source.clone(), r)));
     }
     let model = builder.model(raw);
@@ -59,6 +76,9 @@ struct Raw {
     issuers: Vec<(Source, Spanned<file::Issuer>)>,
     authorities: Vec<(Source, Spanned<file::Authority>)>,
     delegations: Vec<(Source, Spanned<file::Delegation>)>,
+    tools: Vec<(Source, Spanned<file::Tool>)>,
+    approvers: Vec<(Source, Spanned<file::Approvers>)>,
+    mcp_servers: Vec<(Source, Spanned<file::McpServer>)>,
     rules: Vec<(Source, Spanned<file::Rule>)>,
 }
 
@@ -69,12 +89,26 @@ struct Builder {
     services: HashMap<String, (usize, Place)>,
     authorities: HashMap<String, (usize, Place)>,
     issuers: HashMap<String, (usize, Place)>,
+    mcp_servers: HashMap<String, (usize, Place)>,
 }
 
 impl Builder {
     fn model(&mut self, raw: Raw) -> Model {
-        let Raw { trust_domain, mode, workloads, peers, nodes, services, issuers, authorities, delegations, rules } =
-            raw;
+        let Raw {
+            trust_domain,
+            mode,
+            workloads,
+            peers,
+            nodes,
+            services,
+            issuers,
+            authorities,
+            delegations,
+            tools,
+            approvers,
+            mcp_servers,
+            rules,
+        } = raw;
         let trust_domain = self.trust_domain(trust_domain);
         let authorities = self.authorities(authorities);
         let issuers: Vec<Issuer> =
@@ -115,6 +149,10 @@ impl Builder {
             authorities,
             issuers,
             delegations: Vec::new(),
+            mcp_servers: self.mcp_servers(mcp_servers),
+            approvers: self.approvers(approvers),
+            tools: Vec::new(),
+            actions: Arc::default(),
             rules: Vec::new(),
         };
         model.nodes = self.nodes(nodes, &model);
@@ -129,6 +167,7 @@ impl Builder {
             model.rules.push(rule);
         }
         model.rules.sort_by(|a, b| a.name.cmp(&b.name));
+        model.tools = self.tools(tools, &model);
         model
     }
 
@@ -516,11 +555,16 @@ impl Builder {
 
     /// A remedy for a name that nobody has.
     fn similar(&self, name: &str, known: Vec<String>, otherwise: &str) -> String {
-        let nearest = known.into_iter().map(|k| (distance(name, &k), k)).min();
-        match nearest {
-            Some((distance, nearest)) if distance <= 2 => format!("did you mean `{nearest}`?"),
-            _ => otherwise.to_owned(),
-        }
+        similar(name, known.iter().map(String::as_str), otherwise)
+    }
+}
+
+/// A remedy for a name that nobody has.
+pub fn similar<'a>(name: &str, known: impl Iterator<Item = &'a str>, otherwise: &str) -> String {
+    let nearest = known.map(|k| (distance(name, k), k)).min();
+    match nearest {
+        Some((distance, nearest)) if distance <= 2 => format!("did you mean `{nearest}`?"),
+        _ => otherwise.to_owned(),
     }
 }
 

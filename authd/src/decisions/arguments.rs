@@ -1,0 +1,254 @@
+//! Arguments of a call, as Cedar sees them.
+//!
+//! Enters: JSON, and the types that the tool declares. Leaves: values of exactly these types, or what does not fit and where.
+//! Never: a guess. What has no lossless form is refused.
+
+use std::net::IpAddr;
+
+use cedar_policy::{Context, RestrictedExpression};
+use jiff::Timestamp;
+use serde_json::{Map, Number, Value};
+
+use crate::policy::model::{Argument, ArgumentType, Record};
+
+/// Values in the declared arguments of one call.
+const MAX_VALUES: usize = 4_096;
+/// Bytes of text in them.
+const MAX_BYTES: usize = 256 << 10;
+/// Digits that a floating-point number carries through (C's `DBL_DIG`): with more, another number was written.
+const EXACT_DIGITS: usize = 15;
+/// Cedar's `decimal` has that many places.
+const PLACES: usize = 4;
+/// An undeclared name is told so far.
+const MAX_TOLD: usize = 64;
+
+/// Which argument does not fit, and why.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}: {problem}", if .path.is_empty() { "the arguments" } else { .path })]
+pub struct ArgumentError {
+    /// JSON pointer (RFC 6901).
+    pub path: String,
+    pub problem: Problem,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Problem {
+    #[error("is missing")]
+    Missing,
+    #[error("is no argument of this tool")]
+    Undeclared,
+    #[error("is {found}, not {expected}")]
+    Type { expected: &'static str, found: &'static str },
+    #[error("is no whole number from -2^63 to 2^63-1")]
+    Long,
+    #[error("is no number with up to four decimal places that can be told exactly; write it as a string")]
+    Decimal,
+    #[error("is no IP address or network; IPv4 is not written as IPv6")]
+    Ip,
+    #[error("is no RFC 3339 time or date, or finer than a millisecond")]
+    Datetime,
+    #[error("is no duration such as `1d2h30m`")]
+    Duration,
+    #[error("are too many values")]
+    TooMany,
+    #[error("are too long")]
+    TooLong,
+}
+
+/// The `arguments` of the context.
+pub fn read(
+    declared: &Record,
+    others: bool,
+    given: &Map<String, Value>,
+) -> Result<RestrictedExpression, ArgumentError> {
+    let mut reader = Reader { path: Vec::new(), values: 0, bytes: 0 };
+    reader.record(declared, others, given).map_err(|problem| ArgumentError { path: reader.pointer(), problem })
+}
+
+/// A time as Cedar has it: to the millisecond.
+pub fn datetime(time: Timestamp) -> RestrictedExpression {
+    RestrictedExpression::new_datetime(format!("{time:.3}"))
+}
+
+struct Reader<'a> {
+    /// Where the value is that is read now, or that did not fit.
+    path: Vec<Step<'a>>,
+    values: usize,
+    bytes: usize,
+}
+
+enum Step<'a> {
+    Name(&'a str),
+    Index(usize),
+}
+
+impl<'a> Reader<'a> {
+    fn record(
+        &mut self,
+        declared: &'a Record,
+        others: bool,
+        given: &'a Map<String, Value>,
+    ) -> Result<RestrictedExpression, Problem> {
+        let mut fields = Vec::with_capacity(declared.0.len());
+        for (name, Argument { kind, optional }) in &declared.0 {
+            self.path.push(Step::Name(name));
+            match given.get(name) {
+                Some(value) => fields.push((name.clone(), self.value(kind, value)?)),
+                None if *optional => {}
+                None => return Err(Problem::Missing),
+            }
+            self.path.pop();
+        }
+        // As many as were found: there are no others.
+        if !others
+            && fields.len() < given.len()
+            && let Some(name) = given.keys().find(|name| !declared.0.contains_key(*name))
+        {
+            self.path.push(Step::Name(name));
+            return Err(Problem::Undeclared);
+        }
+        // Names of a map differ.
+        RestrictedExpression::new_record(fields).map_err(|_| Problem::TooMany)
+    }
+
+    fn value(&mut self, kind: &'a ArgumentType, value: &'a Value) -> Result<RestrictedExpression, Problem> {
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            self.path.clear();
+            return Err(Problem::TooMany);
+        }
+        if let Value::String(text) = value {
+            self.bytes += text.len();
+            if self.bytes > MAX_BYTES {
+                self.path.clear();
+                return Err(Problem::TooLong);
+            }
+        }
+        let wrong = |expected| Err(Problem::Type { expected, found: name_of(value) });
+        match (kind, value) {
+            (ArgumentType::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
+            (ArgumentType::String, _) => wrong("a string"),
+            (ArgumentType::Bool, Value::Bool(bool)) => Ok(RestrictedExpression::new_bool(*bool)),
+            (ArgumentType::Bool, _) => wrong("true or false"),
+            (ArgumentType::Long, Value::Number(number)) => {
+                number.as_i64().map(RestrictedExpression::new_long).ok_or(Problem::Long)
+            }
+            (ArgumentType::Long, _) => wrong("a whole number"),
+            (ArgumentType::Decimal, Value::Number(number)) => {
+                decimal_of(number).map(RestrictedExpression::new_decimal).ok_or(Problem::Decimal)
+            }
+            (ArgumentType::Decimal, Value::String(text)) => {
+                decimal(text).map(RestrictedExpression::new_decimal).ok_or(Problem::Decimal)
+            }
+            (ArgumentType::Decimal, _) => wrong("a decimal number or a string with one"),
+            (ArgumentType::Ip, Value::String(text)) => {
+                is_ip(text).then(|| RestrictedExpression::new_ip(text)).ok_or(Problem::Ip)
+            }
+            (ArgumentType::Ip, _) => wrong("a string with an IP address"),
+            (ArgumentType::Datetime, Value::String(text)) => time(text).map(datetime).ok_or(Problem::Datetime),
+            (ArgumentType::Datetime, _) => wrong("a string with a time"),
+            (ArgumentType::Duration, Value::String(text)) => {
+                is_duration(text).then(|| RestrictedExpression::new_duration(text)).ok_or(Problem::Duration)
+            }
+            (ArgumentType::Duration, _) => wrong("a string with a duration"),
+            (ArgumentType::Set(element), Value::Array(values)) => {
+                let mut elements = Vec::with_capacity(values.len().min(MAX_VALUES));
+                for (index, value) in values.iter().enumerate() {
+                    self.path.push(Step::Index(index));
+                    elements.push(self.value(element, value)?);
+                    self.path.pop();
+                }
+                Ok(RestrictedExpression::new_set(elements))
+            }
+            (ArgumentType::Set(_), _) => wrong("a list"),
+            (ArgumentType::Record(declared), Value::Object(given)) => self.record(declared, false, given),
+            (ArgumentType::Record(_), _) => wrong("an object"),
+        }
+    }
+
+    fn pointer(&self) -> String {
+        let step = |step: &Step<'_>| match step {
+            Step::Index(index) => format!("/{index}"),
+            Step::Name(name) => {
+                let told: String = name.chars().take(MAX_TOLD).filter(|c| !c.is_control()).collect();
+                format!("/{}", told.replace('~', "~0").replace('/', "~1"))
+            }
+        };
+        self.path.iter().map(step).collect()
+    }
+}
+
+fn name_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// In the form that Cedar reads, if no digit is lost.
+fn decimal(text: &str) -> Option<String> {
+    let (whole, places) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole.strip_prefix('-').unwrap_or(whole)) || !digits(places) || places.len() > PLACES {
+        return None;
+    }
+    // Four places and a sign fit into 64 bits.
+    format!("{whole}{places:0<4}").parse::<i64>().ok()?;
+    Some(format!("{whole}.{places}"))
+}
+
+/// The same of a JSON number.
+fn decimal_of(number: &Number) -> Option<String> {
+    if let Some(whole) = number.as_i64() {
+        return decimal(&whole.to_string());
+    }
+    let text = number.as_f64()?.to_string();
+    let digits = text.trim_start_matches(['-', '0', '.']).bytes().filter(u8::is_ascii_digit).count();
+    if digits > EXACT_DIGITS { None } else { decimal(&text) }
+}
+
+/// What Cedar reads, too; without addresses of which there are two texts that policies would not take for the same.
+fn is_ip(text: &str) -> bool {
+    let (address, length) = match text.split_once('/') {
+        None => (text, None),
+        Some((address, length)) => (address, Some(length)),
+    };
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let plain = |text: &str| text == "0" || !text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit());
+    let length = length.is_none_or(|length| plain(length) && length.parse::<u8>().is_ok_and(|n| n <= most));
+    let hidden = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() || text.contains('.'));
+    length && !hidden
+}
+
+/// A date, or a time with its offset (RFC 3339).
+fn time(text: &str) -> Option<Timestamp> {
+    let shape = |text: &str, shape: &str| {
+        text.len() == shape.len()
+            && text.bytes().zip(shape.bytes()).all(|(b, s)| if s == b'0' { b.is_ascii_digit() } else { b == s })
+    };
+    if shape(text, "0000-00-00") {
+        return format!("{text}T00:00:00Z").parse().ok();
+    }
+    let (clock, rest) = text.split_at_checked(19)?;
+    let (fraction, offset) = rest.split_at(rest.find(['Z', '+', '-'])?);
+    let sound = shape(clock, "0000-00-00T00:00:00")
+        // A leap second is the second before for whoever computes with it.
+        && !clock.ends_with("60")
+        && (offset == "Z" || shape(offset, "+00:00") || shape(offset, "-00:00"))
+        && (fraction.is_empty() || fraction.starts_with('.') && shape(&fraction[1..], &"0".repeat(fraction.len() - 1)))
+        && fraction != "."
+        && fraction.len() <= 10;
+    let time: Timestamp = if sound { text.parse().ok()? } else { return None };
+    (time.subsec_nanosecond() % 1_000_000 == 0).then_some(time)
+}
+
+/// Cedar's own form: days, hours, minutes, seconds and milliseconds, each at most once and in this order.
+fn is_duration(text: &str) -> bool {
+    // The largest unit's count times its milliseconds has to fit as well: Cedar says.
+    !text.is_empty() && Context::from_pairs([(String::new(), RestrictedExpression::new_duration(text))]).is_ok()
+}

@@ -1,0 +1,1 @@
+//! What is allowed in action policies and hardly meant.
