@@ -13,6 +13,7 @@ pub mod store;
 
 pub mod dataplane;
 
+pub mod decisions;
 pub mod grants;
 pub mod ipc;
 

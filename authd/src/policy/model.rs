@@ -37,6 +37,7 @@ pub struct Model {
     pub issuers: Vec<Issuer>,
     /// By name: the first that fits is the one that is used.
     pub delegations: Vec<Delegation>,
+    pub approvers: Vec<Approvers>,
     /// By name: where several decide alike, the first is the one that is named.
     pub rules: Vec<Rule>,
 }
@@ -257,6 +258,35 @@ pub struct Delegation {
     /// Workloads in whose place the actors may come.
     pub hands_on: Vec<usize>,
     pub place: Place,
+}
+
+/// People whose yes lets a call pass.
+#[derive(Clone, Debug)]
+pub struct Approvers {
+    pub name: String,
+    /// Unix users, by name or number.
+    pub users: Vec<String>,
+    pub step_up: Option<StepUp>,
+    /// How long a call waits for them.
+    pub ttl: Duration,
+    /// How long after it was given an approval can be used.
+    pub valid: Duration,
+    /// Whether the one for whom the agent acts may approve.
+    pub may_be_subject: bool,
+    pub place: Place,
+}
+
+/// The fresh token that an approver shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StepUp {
+    /// Whose, by index.
+    pub issuer: usize,
+    /// Of one of these.
+    pub subjects: Vec<String>,
+    /// With one of these `acr` values; with any or none, if there are none.
+    pub acr: Vec<String>,
+    /// How old its `auth_time` may be.
+    pub max_age: Option<Duration>,
 }
 
 /// How tokens of an issuer are checked.

@@ -1,4 +1,4 @@
-//! What must survive a restart: revocations, API keys, grants. One file, transactional, with one owner.
+//! What must survive a restart: revocations, API keys, grants, approvals. One file, transactional, with one owner.
 //!
 //! Enters: entries. Leaves: the same, after a crash too. Never: an empty start instead of lost entries. A file that is damaged,
 //! missing or older than what was acknowledged is an error that names the remedy, and whoever sees it trusts nobody.
@@ -8,6 +8,7 @@
 //! newest state is damage, and never a silent step back to the state before; the mark tells of every other step back, such as
 //! an old copy that was put in place.
 
+pub mod approvals;
 mod file;
 pub mod grants;
 pub mod keys;
@@ -35,10 +36,10 @@ const SCHEMA_KEY: &str = "schema";
 /// Key of [`META`]: how many changes were committed that had to be on disk.
 const CHANGES_KEY: &str = "changes";
 /// Raised with every change of the tables or of what is in them.
-const SCHEMA: u64 = 1;
+const SCHEMA: u64 = 2;
 type Migration = fn(&WriteTransaction) -> Result<(), Fault>;
 /// The n-th makes schema n + 1 of schema n, inside the transaction in which the version is raised.
-const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [];
+const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [approvals::add_table];
 
 /// Entries are small and read once, at the start: redb's own default is a gigabyte.
 const CACHE_BYTES: usize = 8 << 20;
@@ -122,6 +123,7 @@ impl Store {
         store.revocations()?;
         store.api_keys()?;
         store.grants()?;
+        store.approvals()?;
         Ok(store)
     }
 
@@ -279,7 +281,7 @@ fn initialize(transaction: &WriteTransaction) -> Result<(), Fault> {
     transaction.open_table(keys::TABLE)?;
     transaction.open_table(keys::USED)?;
     transaction.open_table(grants::TABLE)?;
-    Ok(())
+    approvals::add_table(transaction)
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Fault> {
@@ -296,7 +298,7 @@ fn row(table: &impl TableHandle, key: impl Display, problem: impl Display) -> Fa
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         fs,
         os::unix::fs::PermissionsExt,

@@ -114,6 +114,7 @@ impl Builder {
             authorities,
             issuers,
             delegations: self.delegations(delegations),
+            approvers: Vec::new(),
             rules: Vec::new(),
         };
         model.nodes = self.nodes(nodes, &model);
