@@ -2,6 +2,8 @@
 //!
 //! Enters: a file, or nothing. Leaves: settings in range. Never: policy.
 
+pub mod approvals;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -13,6 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use self::approvals::{Approvals, ApprovalsFile};
 use crate::{
     dataplane::object::Sizes,
     policy::{
@@ -53,6 +56,7 @@ pub struct Config {
     /// A connection waits for its proofs for this long.
     pub hold: Duration,
     pub control: Control,
+    pub approvals: Approvals,
     pub options: Options,
     pub sizes: Sizes,
 }
@@ -107,6 +111,8 @@ pub struct File {
     /// Whether loopback DNS and DHCP are allowed unless a rule denies them.
     builtin_rules: Option<bool>,
     control: ControlFile,
+    /// How people are told that a call waits for their approval.
+    approvals: ApprovalsFile,
     limits: Limits,
 }
 
@@ -242,6 +248,7 @@ impl Config {
             failsafe,
             builtin_rules,
             control,
+            approvals,
             limits,
         } = file;
         let idle = match conversation_idle_seconds {
@@ -300,6 +307,7 @@ impl Config {
             conversation_idle: Duration::from_secs(idle.into()),
             hold: Duration::from_secs(hold.into()),
             control: control.control(&at)?,
+            approvals: approvals.approvals(&at)?,
             options,
             sizes: limits.sizes(&at)?,
         })

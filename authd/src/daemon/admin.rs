@@ -26,6 +26,7 @@ use super::{
     trust::{ListedKey, NewKey},
 };
 use crate::{
+    decisions::asked,
     policy::explain::Explanation,
     proofs::api_key::text::KeyId,
     store::{revocations::Revocation, revoked::Revoked},
@@ -72,6 +73,8 @@ pub enum Request {
         what: Revoked,
     },
     Revocations,
+    /// About calls of agents that wait for a person's yes.
+    Approvals(asked::Question),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,6 +101,7 @@ pub enum Answer {
     Revocations {
         revocations: Vec<Revocation>,
     },
+    Approvals(asked::Answer),
     /// The request could not be met.
     Error {
         message: String,

@@ -514,6 +514,7 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
         }
         Request::Reinstate { what } => Reply::One(daemon.reinstate(&what, uid)),
         Request::Revocations => Reply::One(daemon.revocations()),
+        Request::Approvals(question) => Reply::One(daemon.approvals(uid, question)),
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);

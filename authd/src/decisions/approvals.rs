@@ -203,6 +203,11 @@ impl Approvals {
         self.entries.get(id)
     }
 
+    /// Of the policy that it knows to be in force.
+    pub fn policy(&self) -> Option<Digest> {
+        self.policy
+    }
+
     pub fn group(&self, name: &str) -> Option<&Group> {
         self.groups.get(name)
     }
