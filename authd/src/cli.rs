@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::{SignedDuration, Span, Timestamp, tz::TimeZone};
 
 use crate::{
+    decisions::approvals::Id as ApprovalId,
     policy::{
         explain::{To, ToError},
         network::Network,
@@ -134,6 +135,9 @@ pub enum Command {
     },
     /// Revoke a credential, a caller or a grant: at once, to the packet
     Revoke(RevokeQuestion),
+    /// Decide calls of agents that the policy lets pass only with a person's approval
+    #[command(subcommand)]
+    Approve(ApproveCommand),
     /// The process that talks to callers; the daemon starts it by itself
     #[command(hide = true)]
     Control {
@@ -186,6 +190,48 @@ pub enum KeyCommand {
     Revoke {
         /// As `authd key list` shows it: the first 10 characters behind `authd_`
         id: KeyId,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ApproveCommand {
+    /// Show what waits, and what became of the calls of the last day
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one call: what would happen, for whom, until when, and who can approve it
+    Show {
+        /// As `authd approve list` shows it
+        id: ApprovalId,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the agent make this one call, once
+    Grant {
+        /// As `authd approve list` shows it
+        id: ApprovalId,
+        /// The `[[approvers]]` in whose name [default: the first whose terms are met]
+        #[arg(long, value_name = "NAME")]
+        approvers: Option<String>,
+        /// File with a fresh token, for approvers who show one
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Refuse a call, or take an approval back that was not used
+    Deny {
+        /// As `authd approve list` shows it
+        id: ApprovalId,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Enters: a file, or nothing. Leaves: settings in range. Never: policy.
 
+pub mod approvals;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -13,6 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use self::approvals::{Approvals, ApprovalsFile};
 use crate::{
     dataplane::object::Sizes,
     policy::{
@@ -55,6 +58,7 @@ pub struct Config {
     pub control: Control,
     /// This node as an issuer of tokens; `None`: it is none.
     pub issuer: Option<Issuer>,
+    pub approvals: Approvals,
     pub options: Options,
     pub sizes: Sizes,
 }
@@ -119,6 +123,8 @@ pub struct File {
     builtin_rules: Option<bool>,
     control: ControlFile,
     issuer: Option<IssuerFile>,
+    /// How people are told that a call waits for their approval.
+    approvals: ApprovalsFile,
     limits: Limits,
 }
 
@@ -296,6 +302,7 @@ impl Config {
             builtin_rules,
             control,
             issuer,
+            approvals,
             limits,
         } = file;
         let idle = match conversation_idle_seconds {
@@ -355,6 +362,7 @@ impl Config {
             hold: Duration::from_secs(hold.into()),
             control: control.control(&at)?,
             issuer: issuer.map(|issuer| issuer.issuer(&at)).transpose()?,
+            approvals: approvals.approvals(&at)?,
             options,
             sizes: limits.sizes(&at)?,
         })

@@ -1,6 +1,7 @@
 //! Commands, one verb per file. Each returns an exit code; what goes wrong besides is an error for people.
 
 pub mod apply;
+pub mod approve;
 mod capture;
 pub mod cert;
 pub mod check;

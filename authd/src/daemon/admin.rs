@@ -26,6 +26,7 @@ use super::{
     trust::{ListedKey, NewKey},
 };
 use crate::{
+    decisions::asked,
     policy::explain::Explanation,
     proofs::api_key::text::KeyId,
     store::{revocations::Revocation, revoked::Revoked},
@@ -76,6 +77,8 @@ pub enum Request {
     SigningKeys,
     /// Another key signs from now on.
     SigningKeyRotate,
+    /// About calls of agents that wait for a person's yes.
+    Approvals(asked::Question),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,6 +111,7 @@ pub enum Answer {
         /// Tokens that live.
         tokens: usize,
     },
+    Approvals(asked::Answer),
     /// The request could not be met.
     Error {
         message: String,

@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod applying;
+mod approving;
 mod callers;
 pub mod candidate;
 pub mod cgroupfs;

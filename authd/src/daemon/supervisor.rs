@@ -527,6 +527,7 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
         Request::Revocations => Reply::One(daemon.revocations()),
         Request::SigningKeys => Reply::One(daemon.signing_keys()),
         Request::SigningKeyRotate => Reply::One(daemon.rotate_signing_key()),
+        Request::Approvals(question) => Reply::One(daemon.approvals(uid, question)),
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);

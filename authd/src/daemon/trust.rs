@@ -1,4 +1,4 @@
-//! What the daemon keeps about proofs: API keys, and the store under all of it.
+//! What the daemon keeps about proofs: API keys, approvals, and the store under all of it.
 //!
 //! Enters: what operators ask for. Leaves: changes that are on disk. Never: a secret; whoever makes a key sends its hash.
 
@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    decisions::kept::Kept,
     digest::Digest,
     grants::proof,
     ipc::{PresentedKey, Refusal},
@@ -86,6 +87,7 @@ pub struct Trust {
     store: Store,
     keys: ApiKeys,
     revocations: Revocations,
+    approvals: Kept,
 }
 
 impl Trust {
@@ -100,11 +102,17 @@ impl Trust {
             }
         }
         let revocations = Revocations::load(&store)?;
-        Ok(Self { store, keys, revocations })
+        let approvals = Kept::load(&store)?;
+        Ok(Self { store, keys, revocations, approvals })
     }
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Calls that wait for a person's yes, with where their changes are kept.
+    pub fn approvals(&mut self) -> (&mut Kept, &Store) {
+        (&mut self.approvals, &self.store)
     }
 
     /// Whether something that exists since a time was revoked.

@@ -4,10 +4,15 @@
 //! denied, each with the policies that say so. Never: the approval itself, a permit, or an effect.
 
 mod actions;
+pub mod approvals;
 mod arguments;
+pub mod asked;
+pub mod call;
 mod check;
 mod entities;
+pub mod kept;
 pub mod lint;
+pub mod notify;
 mod policies;
 mod scan;
 pub mod schema;

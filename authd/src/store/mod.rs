@@ -1,4 +1,5 @@
-//! What must survive a restart: revocations, API keys, grants, what this node signs with. One file, transactional, with one owner.
+//! What must survive a restart: revocations, API keys, grants, approvals, what this node signs with. One file, transactional,
+//! with one owner.
 //!
 //! Enters: entries. Leaves: the same, after a crash too. Never: an empty start instead of lost entries. A file that is damaged,
 //! missing or older than what was acknowledged is an error that names the remedy, and whoever sees it trusts nobody.
@@ -8,6 +9,7 @@
 //! newest state is damage, and never a silent step back to the state before; the mark tells of every other step back, such as
 //! an old copy that was put in place.
 
+pub mod approvals;
 mod file;
 pub mod grants;
 pub mod issuing;
@@ -39,7 +41,7 @@ const CHANGES_KEY: &str = "changes";
 const SCHEMA: u64 = 2;
 type Migration = fn(&WriteTransaction) -> Result<(), Fault>;
 /// The n-th makes schema n + 1 of schema n, inside the transaction in which the version is raised.
-const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [issuing_tables];
+const MIGRATIONS: [Migration; SCHEMA as usize - 1] = [add_tables];
 
 /// Entries are small and read once, at the start: redb's own default is a gigabyte.
 const CACHE_BYTES: usize = 8 << 20;
@@ -125,6 +127,7 @@ impl Store {
         store.grants()?;
         store.signing_keys()?;
         store.issued_tokens()?;
+        store.approvals()?;
         Ok(store)
     }
 
@@ -282,13 +285,14 @@ fn initialize(transaction: &WriteTransaction) -> Result<(), Fault> {
     transaction.open_table(keys::TABLE)?;
     transaction.open_table(keys::USED)?;
     transaction.open_table(grants::TABLE)?;
-    issuing_tables(transaction)
+    add_tables(transaction)
 }
 
-fn issuing_tables(transaction: &WriteTransaction) -> Result<(), Fault> {
+/// What schema 1 did not have.
+fn add_tables(transaction: &WriteTransaction) -> Result<(), Fault> {
     transaction.open_table(issuing::KEYS)?;
     transaction.open_table(issuing::ISSUED)?;
-    Ok(())
+    approvals::add_table(transaction)
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Fault> {
@@ -305,7 +309,7 @@ fn row(table: &impl TableHandle, key: impl Display, problem: impl Display) -> Fa
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         fs,
         os::unix::fs::PermissionsExt,

@@ -1,0 +1,313 @@
+//! What operators ask about approvals, and the records that it leaves.
+//!
+//! Enters: questions of users whom the kernel names; the policy in force. Leaves: answers, when what they say is on disk. Never: a
+//! user's word about who he is, and no tokens: who has to show one is refused here.
+
+use jiff::{SignedDuration, Timestamp};
+use nix::unistd::User;
+
+use super::{Daemon, admin::Answer, trust::Trust};
+use crate::{
+    audit::record::{Record, format_time},
+    decisions::{
+        approvals::{Approver, By, Group, Id, StepUp, Told},
+        asked::{self, Listed, Question, Shown},
+        kept::KeptError,
+    },
+    digest::Digest,
+    policy::{
+        diagnostic::Source,
+        model::{Approvers, Model},
+    },
+    store::StoreError,
+};
+
+impl Daemon {
+    /// Answers a user whose number the kernel says.
+    pub fn approvals(&mut self, uid: u32, question: Question) -> Answer {
+        self.follow_policy();
+        self.expire_approvals();
+        let trust = match &mut self.trust {
+            Ok(trust) => trust,
+            Err(error) => {
+                let message = format!("the daemon started without its store, and nothing can be approved: {error}");
+                return Answer::Error { message };
+            }
+        };
+        let now = Timestamp::now();
+        let answered = match question {
+            Question::List => Ok(asked::Answer::Listed { approvals: listed(trust) }),
+            Question::Show { id } => shown(trust, &id).map(asked::Answer::Shown).ok_or_else(|| unknown(&id)),
+            Question::Grant { id, approvers, text } => {
+                let approver = Approver { approvers, uid, token: None, text };
+                let (kept, store) = trust.approvals();
+                let told = kept.grant(store, now, &id, approver);
+                self.decided(uid, &id, told, asked::Answer::Granted)
+            }
+            Question::Deny { id, text } => {
+                let approver = Approver { approvers: None, uid, token: None, text };
+                let (kept, store) = trust.approvals();
+                let told = kept.deny(store, now, &id, approver);
+                self.decided(uid, &id, told, asked::Answer::Denied)
+            }
+        };
+        Answer::Approvals(answered.unwrap_or_else(|refused| refused))
+    }
+
+    /// Ends what was asked under another policy. Whoever asks or uses an approval comes here first; after the policy in force was
+    /// replaced, it ends what nobody asks about.
+    pub(super) fn follow_policy(&mut self) {
+        let prepared = &self.active.prepared;
+        let Ok(trust) = &mut self.trust else { return };
+        let policy = digest(&prepared.sources);
+        let (kept, store) = trust.approvals();
+        if kept.approvals().policy() == Some(policy) {
+            return;
+        }
+        let groups = groups(&prepared.model, uid_of);
+        let (told, kept) = kept.policy_changed(store, Timestamp::now(), policy, groups);
+        self.ended(told, kept);
+    }
+
+    /// What is due every second.
+    pub(super) fn expire_approvals(&mut self) {
+        let Ok(trust) = &mut self.trust else { return };
+        let (kept, store) = trust.approvals();
+        let (told, kept) = kept.expire(store, Timestamp::now());
+        self.ended(told, kept);
+    }
+
+    /// Records of what ended, which has ended even if the store does not know it.
+    fn ended(&mut self, told: Vec<Told>, kept: Result<(), StoreError>) {
+        if let Err(error) = kept {
+            tracing::error!(%error, "approvals that ended would come back with a restart");
+        }
+        for told in told {
+            self.report(record(told));
+        }
+    }
+
+    fn decided(
+        &mut self,
+        uid: u32,
+        id: &Id,
+        told: Result<Told, KeptError>,
+        answer: fn(Box<Shown>) -> asked::Answer,
+    ) -> Result<asked::Answer, asked::Answer> {
+        let Ok(trust) = &mut self.trust else { return Err(unknown(id)) };
+        match told {
+            Ok(told) => {
+                let shown = shown(trust, id).ok_or_else(|| unknown(id));
+                self.report(record(told));
+                shown.map(answer)
+            }
+            Err(error) => {
+                let entry = trust.approvals().0.approvals().get(id);
+                let told = match (&error, entry) {
+                    (KeptError::Approval(error), Some(entry)) => Some(entry.told_refused(uid, error)),
+                    _ => None,
+                };
+                if let Some(told) = told {
+                    self.report(record(told));
+                }
+                Err(refused(&error))
+            }
+        }
+    }
+}
+
+fn listed(trust: &mut Trust) -> Vec<Listed> {
+    trust.approvals().0.approvals().list().into_iter().map(Listed::new).collect()
+}
+
+fn shown(trust: &mut Trust, id: &Id) -> Option<Box<Shown>> {
+    let approvals = trust.approvals().0.approvals();
+    approvals.get(id).map(|entry| Box::new(Shown::new(entry, approvals)))
+}
+
+fn refused(error: &KeptError) -> asked::Answer {
+    asked::Answer::Refused { reason: error.reason().to_owned(), message: error.to_string() }
+}
+
+fn unknown(id: &Id) -> asked::Answer {
+    let message = format!("there is no approval {id}: see `authd approve list`");
+    asked::Answer::Refused { reason: "approval_unknown".to_owned(), message }
+}
+
+/// Of all that a policy says. A change of one character is another policy.
+fn digest(sources: &[Source]) -> Digest {
+    let mut text = Vec::from(*b"authd policy 1\0");
+    for Source { name, text: content } in sources {
+        for part in [&**name, &**content] {
+            text.extend((part.len() as u64).to_be_bytes());
+            text.extend(part.as_bytes());
+        }
+    }
+    Digest::of(&text)
+}
+
+/// The policy's approvers, with this node's users in the place of their names.
+fn groups(model: &Model, uid_of: impl Fn(&str) -> Option<u32>) -> Vec<Group> {
+    let issuer = |index: usize| model.issuers.get(index).map(|issuer| issuer.name.clone()).unwrap_or_default();
+    let group = |approvers: &Approvers| {
+        let Approvers { name, users, step_up, ttl, valid, may_be_subject, place: _ } = approvers;
+        let known = users.iter().filter_map(|user| match uid_of(user) {
+            Some(uid) => Some((uid, user.clone())),
+            None => {
+                tracing::warn!(user, approvers = name, "this node has no such user, who so approves nothing here");
+                None
+            }
+        });
+        Group {
+            name: name.clone(),
+            users: known.collect(),
+            step_up: step_up.as_ref().map(|step_up| StepUp {
+                issuer: issuer(step_up.issuer),
+                subjects: step_up.subjects.clone(),
+                acr: step_up.acr.clone(),
+                max_age: step_up.max_age.map(signed),
+            }),
+            ttl: signed(*ttl),
+            valid: signed(*valid),
+            may_be_subject: *may_be_subject,
+        }
+    };
+    model.approvers.iter().map(group).collect()
+}
+
+fn signed(duration: std::time::Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+/// A number is itself, and is looked up nowhere.
+fn uid_of(user: &str) -> Option<u32> {
+    if !user.is_empty() && user.bytes().all(|byte| byte.is_ascii_digit()) {
+        return user.parse().ok();
+    }
+    User::from_name(user).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+fn record(told: Told) -> Record {
+    let Told { event, id, hash, tool, agent, delegation, policies, approvers, by, uid, reason, until } = told;
+    let of = match delegation {
+        Some(delegation) => format!(" for {} of {}", delegation.subject, delegation.issuer),
+        None => String::new(),
+    };
+    let decided = match by {
+        Some(By { approvers, user, token, text, .. }) => {
+            let shown = token.map(|token| format!(", as {} of {}", token.subject, token.issuer)).unwrap_or_default();
+            format!("; decided by {user} ({approvers}){shown}: {text}")
+        }
+        None => String::new(),
+    };
+    let (policies, approvers) = (policies.join(", "), approvers.join(", "));
+    let message = format!("{id}: `{tool}`{of}, call {hash}, policies {policies}, approvers {approvers}{decided}");
+    let mut record = Record::about(event, message);
+    record.workload = Some(agent.workload);
+    record.spiffe_id = Some(agent.spiffe_id);
+    record.cgroup = Some(agent.cgroup);
+    record.uid = uid;
+    record.reason = reason.map(str::to_owned);
+    record.until = until.map(format_time);
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        daemon::admin::Request,
+        decisions::approvals::{
+            ApprovalError,
+            tests::{entry, id, later},
+        },
+        policy::{diagnostic::Place, model},
+    };
+
+    #[test]
+    fn every_character_of_a_policy_is_in_its_digest() {
+        let source = |name: &str, text: &str| Source { name: name.into(), text: text.into() };
+        let one = digest(&[source("a", "b"), source("c", "d")]);
+        assert_eq!(one, digest(&[source("a", "b"), source("c", "d")]));
+        for other in [
+            vec![source("a", "b")],
+            vec![source("a", "b"), source("c", "D")],
+            vec![source("ab", ""), source("c", "d")],
+            vec![source("c", "d"), source("a", "b")],
+            vec![],
+        ] {
+            assert_ne!(one, digest(&other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn names_become_users_and_unknown_ones_nobody() {
+        let step_up = model::StepUp {
+            issuer: 7,
+            subjects: vec!["alice".to_owned()],
+            acr: vec!["phr".to_owned()],
+            max_age: Some(Duration::from_secs(300)),
+        };
+        let approvers = Approvers {
+            name: "leads".to_owned(),
+            users: ["root", "1001", "no-such-user", "-1", "+5", "", "99999999999"].map(str::to_owned).to_vec(),
+            step_up: Some(step_up),
+            ttl: Duration::from_secs(900),
+            valid: Duration::from_secs(300),
+            may_be_subject: true,
+            place: Place::nowhere(),
+        };
+        let model = Model { approvers: vec![approvers], ..Model::default() };
+        let [group] = &groups(&model, uid_of)[..] else { panic!() };
+        let users: Vec<(u32, &str)> = group.users.iter().map(|(uid, name)| (*uid, name.as_str())).collect();
+        assert_eq!(users, [(0, "root"), (1001, "1001")]);
+        // An issuer that is not there is one that no token is of.
+        let step_up = group.step_up.as_ref().unwrap();
+        assert_eq!((step_up.issuer.as_str(), step_up.max_age), ("", Some(SignedDuration::from_mins(5))));
+        assert_eq!(
+            (group.ttl, group.valid, group.may_be_subject),
+            (signed(Duration::from_secs(900)), signed(Duration::from_secs(300)), true)
+        );
+    }
+
+    #[test]
+    fn records_say_who_asked_for_whom_and_who_decided() {
+        let asked = record(entry(1).told());
+        assert_eq!(
+            (asked.event.as_str(), asked.uid, asked.workload.as_deref()),
+            ("approval_requested", Some(2001), Some("support"))
+        );
+        assert_eq!(asked.until, Some(format_time(later(900))));
+        let message = asked.message.unwrap();
+        for part in [
+            "000000000001",
+            "`refund`",
+            "carol of https://idp.example.org",
+            "large-refunds",
+            "leads",
+            &entry(1).call.hash().to_string(),
+        ] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+        let refused = record(entry(1).told_refused(1002, &ApprovalError::NotApprover));
+        assert_eq!(
+            (refused.event.as_str(), refused.uid, refused.reason.as_deref()),
+            ("approval_refused", Some(1002), Some("approval_not_approver"))
+        );
+    }
+
+    #[test]
+    fn questions_travel_on_the_operators_socket() {
+        let request = Request::Approvals(Question::Deny { id: id(1), text: "no".to_owned() });
+        let text = serde_json::to_string(&request).unwrap();
+        assert_eq!(text, r#"{"command":"approvals","approve":"deny","id":"000000000001","text":"no"}"#);
+        assert!(matches!(serde_json::from_str(&text), Ok(Request::Approvals(Question::Deny { .. }))));
+        let answer = Answer::Approvals(asked::Answer::Listed { approvals: vec![Listed::new(&entry(1))] });
+        let text = serde_json::to_string(&answer).unwrap();
+        assert!(
+            matches!(serde_json::from_str(&text), Ok(Answer::Approvals(asked::Answer::Listed { approvals })) if approvals.len() == 1)
+        );
+    }
+}
