@@ -22,6 +22,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
+    decisions::{
+        approvals,
+        call::{Arguments, CallHash},
+    },
     daemon::{
         granting::Effect,
         metrics::results::{Checked, Fetched},
@@ -124,6 +128,11 @@ pub enum ToControl {
         question: Question,
         token: Box<ExchangedToken>,
     },
+    /// What became of a call.
+    Acted {
+        question: Question,
+        acted: Box<Acted>,
+    },
     /// SPIFFE IDs of this node's workloads, for which it speaks to other nodes. The descriptor holds them: [`Identities`].
     Identities,
     /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
@@ -185,6 +194,13 @@ pub enum FromControl {
         question: Question,
         connection: Connection,
         exchange: Box<Exchange>,
+    },
+    /// A caller wants to call a tool, and the action policy decided. Answered by [`ToControl::Acted`] or
+    /// [`ToControl::NotGranted`].
+    Act {
+        question: Question,
+        connection: Connection,
+        act: Box<Act>,
     },
     /// An operator revokes something.
     Revoke {
@@ -272,6 +288,47 @@ pub struct Wanted {
     pub api_key: Option<PresentedKey>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<u32>,
+}
+
+/// A call of a tool, as control decided about it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Act {
+    /// As the policy calls it.
+    pub tool: String,
+    pub arguments: Arguments,
+    pub ruling: Ruling,
+    /// Names of the action policies that decided.
+    pub policies: Vec<String>,
+    /// By what the caller acts for somebody, and what else its permit asks for.
+    pub proofs: Vec<Shown>,
+}
+
+/// What the action policy says of a call.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "ruling", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ruling {
+    Allowed,
+    /// If one of these approves it.
+    Pending { approvers: Vec<String> },
+    Denied { reason: String },
+}
+
+/// What became of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acted {
+    pub call: CallHash,
+    pub outcome: ActOutcome,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ActOutcome {
+    Allowed { approval: Option<approvals::Id>, permit: Option<Granted> },
+    /// Nobody has said yes yet.
+    Pending { approval: approvals::Id, until: Timestamp },
+    Denied { refusal: Refusal },
 }
 
 /// What was verified of a request for a token (RFC 8693).

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, forward, listed, nodes, problem::Problem, prove, token, verifier::Share};
+use super::{Answer, Shared, actions, forward, listed, nodes, problem::Problem, prove, token, verifier::Share};
 use crate::{
     daemon::granting::Effect,
     grants::Id,
@@ -78,7 +78,7 @@ struct RevocationRequest {
 }
 
 #[derive(Serialize, ToSchema)]
-struct GrantAnswer {
+pub struct GrantAnswer {
     id: String,
     rule: String,
     /// RFC 3339.
@@ -128,6 +128,7 @@ struct WhoAmI {
         delete_grant,
         get_grants,
         post_revocation,
+        actions::post_action,
         token::post_token,
         token::jwks,
         token::metadata,
@@ -152,6 +153,7 @@ pub fn router() -> Router {
         .route("/v1/grants", post(post_grant).get(get_grants))
         .route("/v1/grants/{id}", delete(delete_grant))
         .route("/v1/revocations", post(post_revocation))
+        .route("/v1/actions", post(actions::post_action))
         .route("/v1/token", post(token::post_token))
         .route("/v1/jwks", get(token::jwks))
         .route("/.well-known/oauth-authorization-server", get(token::metadata))
@@ -206,12 +208,17 @@ fn too_long() -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request_oversize", detail)
 }
 
-/// The whole body, as JSON.
-pub fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<T, Problem> {
-    let body = body.map_err(|rejection| match rejection.status() {
+/// The whole body.
+pub fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => too_long(),
         _ => Problem::bad_request("bad_request", rejection.body_text()),
-    })?;
+    })
+}
+
+/// The same as JSON.
+pub fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<T, Problem> {
+    let body = whole(body)?;
     let bad = |error| Problem::bad_request("bad_request", format!("the body is no request for {what}: {error}"));
     serde_json::from_slice(&body).map_err(bad)
 }

@@ -256,8 +256,8 @@ fn identity(rule: &str, shown: &[Shown]) -> HeaderMap {
                 put("x-authd-certificate-subject", &certificate.subject);
             }
             Shown::ApiKey(key) => put("x-authd-api-key", &key.id.to_string()),
-            // Connections have it, and no requests.
-            Shown::Node(_) => {}
+            // Connections have it, and no requests; calls of tools are not asked about here.
+            Shown::Node(_) | Shown::Action(_) | Shown::Approval(_) => {}
         }
     }
     headers

@@ -43,7 +43,7 @@ impl Name {
     pub fn of(shown: &[Shown]) -> Option<Self> {
         shown.iter().find_map(|shown| match shown {
             Shown::Mtls(found) => Some(Self::of_certificate(found)),
-            Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
+            _ => None,
         })
     }
 }

@@ -3,6 +3,7 @@
 //! Enters: connections and settings from dataplane, bytes from callers, key sets and introspection answers from issuers.
 //! Leaves: proofs that were verified, as requests to dataplane, and answers to callers. Never: a grant by its own power.
 
+pub mod actions;
 pub mod api;
 pub mod client_certificate;
 pub mod counts;
@@ -36,7 +37,7 @@ use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
     ipc::{
-        Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed,
+        Acted, Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed,
         Settings, ToControl,
     },
     proofs::x509::spiffe::SpiffeId,
@@ -56,6 +57,7 @@ pub enum Answer {
     Revoked(Effect),
     Admitted { key_id: u8, seconds: u32, labels: Vec<Option<u32>> },
     Exchanged(Box<ExchangedToken>),
+    Acted(Box<Acted>),
 }
 
 /// What all connections share.
@@ -170,6 +172,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
                 shared.answer(question, Answer::Admitted { key_id, seconds, labels });
             }
             ToControl::Exchanged { question, token } => shared.answer(question, Answer::Exchanged(token)),
+            ToControl::Acted { question, acted } => shared.answer(question, Answer::Acted(acted)),
             ToControl::Identities => {
                 let identities = Identities::open(attached.ok_or(ControlError::NoFile)?)?;
                 shared.identities.send_replace(Some(Arc::new(nodes::speaks_for(identities))));

@@ -125,7 +125,7 @@ async fn required(
                 }
                 Err(problem) => Err((Checked::ApiKey, problem)),
             },
-            Proof::Cgroup | Proof::Node | Proof::Approval => Ok(None),
+            Proof::Cgroup | Proof::Node | Proof::Action | Proof::Approval => Ok(None),
         };
         match result {
             Ok(proven) => shown.extend(proven),
@@ -146,7 +146,7 @@ impl From<Problem> for Failed {
 
 type Refused = Box<Problem>;
 
-fn certificate(
+pub fn certificate(
     verifier: &Verifier,
     rule: &Rule,
     chain: &[CertificateDer<'static>],
@@ -193,12 +193,28 @@ async fn token(
     let misconfigured =
         || refused(Problem::forbidden("rule_not_grantable", "the rule does not say which token").into());
     let requirement = rule.token.as_ref().ok_or_else(misconfigured)?;
+    presented(verifier, requirement, &rule.name, chain, asked, target, now).await
+}
+
+/// The token of the `Authorization` header, in the right hands.
+pub async fn presented(
+    verifier: &Verifier,
+    requirement: &TokenRequirement,
+    rule: &str,
+    chain: &[CertificateDer<'static>],
+    asked: &Asked<'_>,
+    target: Option<&Target>,
+    now: Timestamp,
+) -> Result<Shown, (Checked, Refused)> {
+    let refused = |problem: Refused| (Checked::Token, problem);
+    let misconfigured =
+        || refused(Problem::forbidden("rule_not_grantable", "the rule does not say which token").into());
     let issuer = verifier.issuers.get(requirement.issuer).ok_or_else(misconfigured)?;
     let values: Vec<&[u8]> = asked.headers.get_all(header::AUTHORIZATION).iter().map(|v| v.as_bytes()).collect();
     let challenge = |problem: Problem| refused(Box::new(problem.with(header::WWW_AUTHENTICATE, &bearer(None))));
     let credentials =
         scheme::parse(&values).map_err(|error| challenge(Problem::unauthorized(error.reason(), error.to_string())))?;
-    let verified = verify(verifier, issuer, requirement, &rule.name, credentials.token, now).await.map_err(refused)?;
+    let verified = verify(verifier, issuer, requirement, rule, credentials.token, now).await.map_err(refused)?;
     let met = in_right_hands(verifier, &verified, credentials, chain, asked, target, requirement.bound, now).map_err(
         |error| {
             let oauth = error.oauth_error();

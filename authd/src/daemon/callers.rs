@@ -182,7 +182,7 @@ pub(super) fn holder_names(holder: &Holder, proofs: &[Shown], model: &Model) -> 
 pub(super) fn peer_names(address: Option<IpAddr>, proofs: &[Shown], model: &Model) -> Vec<Revoked> {
     let certificate: Option<&VerifiedCertificate> = proofs.iter().find_map(|shown| match shown {
         Shown::Mtls(certificate) => Some(&**certificate),
-        Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
+        _ => None,
     });
     let is_meant = |peer: &&Peer| {
         let calls_from = |address: IpAddr| peer.networks.iter().any(|network| network.contains(&from_ip(address)));

@@ -165,6 +165,9 @@ impl Daemon {
         };
         self.complete_all(proofs, own)?;
         let number = registry.rules.number(&rule.name).ok_or_else(|| unknown_rule(&wanted.rule))?;
+        if !rule.is_grantable() {
+            return Err(refusal("rule_not_grantable", "the rule asks for no proof that could be shown here"));
+        }
         if !terms::may_ask(rule, model, known.claimant.borrow()) {
             return Err(refusal("rule_not_for_caller", "the rule is not about this caller"));
         }
@@ -344,7 +347,7 @@ impl Daemon {
         let is_vouched_for = |shown: &Shown| match shown {
             Shown::Mtls(found) => is_meant(found),
             Shown::Node(vouched) => is_meant(&vouched.certificate),
-            Shown::Token(_) | Shown::ApiKey(_) => false,
+            Shown::Token(_) | Shown::ApiKey(_) | Shown::Action(_) | Shown::Approval(_) => false,
         };
         let rests =
             |id: &&Id| self.ledger.grants.get(id).is_some_and(|live| live.given.proofs.iter().any(is_vouched_for));
@@ -604,11 +607,15 @@ impl Daemon {
 
 /// Control cannot vouch for an API key, nor for what another node said: that is found out here.
 fn believed(wanted: &Wanted) -> Vec<Shown> {
-    let is_its = |shown: &&Shown| !matches!(shown.kind(), Proof::ApiKey | Proof::Node);
-    wanted.proofs.iter().filter(is_its).cloned().collect()
+    verified_by_control(&wanted.proofs)
 }
 
-fn rule_named<'a>(model: &'a Model, name: &str) -> Result<&'a Rule, Refusal> {
+/// Of all proofs, those that control verifies.
+pub(super) fn verified_by_control(proofs: &[Shown]) -> Vec<Shown> {
+    proofs.iter().filter(|shown| matches!(shown.kind(), Proof::Mtls | Proof::Token)).cloned().collect()
+}
+
+pub(super) fn rule_named<'a>(model: &'a Model, name: &str) -> Result<&'a Rule, Refusal> {
     model.rules.iter().find(|rule| rule.name == name).ok_or_else(|| unknown_rule(name))
 }
 

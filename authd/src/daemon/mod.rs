@@ -2,6 +2,7 @@
 //!
 //! Enters: policies, changes of the cgroup tree, kernel events, questions. Leaves: generations, records, answers.
 
+mod acting;
 pub mod admin;
 mod applying;
 mod approving;
@@ -363,6 +364,7 @@ impl Daemon {
         let clock = clock::clock();
         for event in &events {
             self.ledger.flows.told(event);
+            self.permit_told(event);
             let record = Record::of_event(event, &clock, &mut self.resolver());
             self.count(&record);
             self.report(record);

@@ -427,6 +427,17 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
                 daemon.forwarded(&who, rule, reason, &proofs, request);
             }
         }
+        FromControl::Act { question, connection, act } => {
+            let who = control.who(connection).cloned();
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.act(&who, *act));
+            control.tell(
+                &match result {
+                    Ok(acted) => ToControl::Acted { question, acted: Box::new(acted) },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
         FromControl::Exchange { question, connection, exchange } => {
             let who = control.who(connection).cloned();
             let result = who.ok_or_else(unknown).and_then(|who| daemon.exchange(&who, &exchange));

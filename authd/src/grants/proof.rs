@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    decisions::{approvals, call::CallHash},
     digest::Digest,
     policy::file::Proof,
     proofs::{
@@ -28,6 +29,10 @@ pub enum Shown {
     ApiKey(ApiKey),
     /// Another node's word.
     Node(Box<Vouched>),
+    /// A call of a tool that the action policy allowed.
+    Action(Box<Acted>),
+    /// A person's yes to it.
+    Approval(Box<Approved>),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -70,6 +75,24 @@ pub struct Vouched {
     pub node: String,
     pub spiffe_id: SpiffeId,
     pub certificate: VerifiedCertificate,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Acted {
+    /// As the policy calls it.
+    pub tool: String,
+    pub call: CallHash,
+    /// Names of the action policies that decided.
+    pub policies: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approved {
+    pub id: approvals::Id,
+    pub call: CallHash,
+    pub by: approvals::By,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -123,6 +146,18 @@ pub struct Told {
     pub audience: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
+    /// Of the whole call: docs/ACTIONS.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_sha256: Option<CallHash>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub policies: Vec<String>,
+    /// Its id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<approvals::Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 impl Token {
@@ -166,6 +201,8 @@ impl Shown {
             Self::Token(_) => Proof::Token,
             Self::ApiKey(_) => Proof::ApiKey,
             Self::Node(_) => Proof::Node,
+            Self::Action(_) => Proof::Action,
+            Self::Approval(_) => Proof::Approval,
         }
     }
 
@@ -176,6 +213,8 @@ impl Shown {
             Self::Token(token) => token.not_after,
             Self::ApiKey(key) => key.not_after,
             Self::Node(vouched) => vouched.certificate.valid_until,
+            // Each is for the permit that is given at once.
+            Self::Action(_) | Self::Approval(_) => Timestamp::MAX,
         }
     }
 
@@ -197,6 +236,8 @@ impl Shown {
                 names.push((Revoked::SpiffeId(vouched.spiffe_id.as_str().to_owned()), None));
                 names
             }
+            // The agent is revoked, or the token by which it acts.
+            Self::Action(_) | Self::Approval(_) => Vec::new(),
         }
     }
 
@@ -227,6 +268,21 @@ impl Shown {
             Self::ApiKey(key) => {
                 Told { proof, subject: Some(key.name.clone()), key_id: Some(key.id.to_string()), ..Told::default() }
             }
+            Self::Action(acted) => Told {
+                proof,
+                tool: Some(acted.tool.clone()),
+                call_sha256: Some(acted.call),
+                policies: acted.policies.clone(),
+                ..Told::default()
+            },
+            Self::Approval(approved) => Told {
+                proof,
+                subject: Some(approved.by.user.clone()),
+                uid: Some(approved.by.uid),
+                call_sha256: Some(approved.call),
+                approval: Some(approved.id),
+                ..Told::default()
+            },
             Self::Node(vouched) => Told {
                 proof,
                 spiffe_id: Some(vouched.spiffe_id.as_str().to_owned()),

@@ -71,6 +71,7 @@ impl Unmet {
             Self::Missing(Proof::Token) => "authorization_missing",
             Self::Missing(Proof::ApiKey) => "api_key_missing",
             Self::Missing(Proof::Node) => "node_identity_missing",
+            Self::Missing(Proof::Approval) => "approval_missing",
             Self::Missing(_) => "proof_missing",
             Self::Over(_) => "proof_over",
             Self::Certificate => "certificate_not_allowed",
@@ -91,7 +92,7 @@ pub fn check(
     proofs: &[Shown],
     now: Timestamp,
 ) -> Result<Timestamp, Unmet> {
-    if !rule.is_grantable() {
+    if !rule.is_opened() {
         return Err(Unmet::NotGrantable);
     }
     if !is_in_force(rule, now) {
@@ -114,7 +115,7 @@ pub fn check(
     }
     let certificate = proofs.iter().find_map(|shown| match shown {
         Shown::Mtls(certificate) => Some(&**certificate),
-        Shown::Token(_) | Shown::ApiKey(_) | Shown::Node(_) => None,
+        _ => None,
     });
     let word = proofs.iter().find_map(|shown| match shown {
         Shown::Node(vouched) if rule.is_vouched() => Some(&vouched.spiffe_id),
@@ -246,6 +247,9 @@ pub fn digest(rule: &Rule, model: &Model) -> u64 {
         let TokenRequirement { issuer, audience, scopes, bound, subjects } = token;
         let issuer = model.issuers.get(*issuer).map(|issuer| (&issuer.name, &issuer.issuer, &issuer.check));
         let _ = write!(text, "token {issuer:?} {audience:?} {scopes:?} {bound} {subjects:?} ");
+    }
+    if let Some(permit) = &rule.permit {
+        let _ = write!(text, "permit {permit:?} ");
     }
     if let Some(mtls) = &rule.mtls {
         let MtlsRequirement { authority, spiffe_ids, dns, subjects } = mtls;

@@ -670,7 +670,7 @@ pub fn combine<'a>(rules: impl Iterator<Item = &'a Rule>, attested: bool) -> Com
             *slot = Some(rule);
         }
         // No other node vouches for callers of this one.
-        if if rule.is_vouched() { !attested } else { rule.is_grantable() } {
+        if if rule.is_vouched() { !attested } else { rule.is_grantable() || attested && rule.is_permitted() } {
             open_to.push(rule);
         }
     }

@@ -154,6 +154,9 @@ pub enum Proof {
     Mtls,
     Token,
     ApiKey,
+    /// A call of a tool that the action policy allows. It opens a permit, and nothing else does.
+    Action,
+    /// A person's yes to that call.
     Approval,
 }
 
@@ -166,6 +169,7 @@ impl Proof {
             Self::Mtls => "mtls",
             Self::Token => "token",
             Self::ApiKey => "api-key",
+            Self::Action => "action",
             Self::Approval => "approval",
         }
     }
@@ -412,7 +416,10 @@ pub struct Rule {
     pub token: Option<Spanned<Token>>,
     #[schemars(with = "Option<Mtls>")]
     pub mtls: Option<Spanned<Mtls>>,
-    /// How long a grant lives, such as `5m`. Default: 5m.
+    /// What an allowed action lets pass, where `require` has `action`.
+    #[schemars(with = "Option<PermitTerms>")]
+    pub permit: Option<Spanned<PermitTerms>>,
+    /// How long a grant lives, such as `5m`. Default: 5m; of a permit: 30s.
     #[schemars(with = "Option<String>")]
     pub grant_ttl: Option<Spanned<String>>,
     /// What becomes of a TCP connection whose proofs have not been shown. Default: `refuse`.
@@ -424,6 +431,18 @@ pub struct Rule {
     pub across_environments: bool,
     #[schemars(with = "Option<When>")]
     pub when: Option<Spanned<When>>,
+}
+
+/// What one permit lets pass.
+#[derive(Deserialize, JsonSchema, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct PermitTerms {
+    /// Connections, and exchanges of datagrams, that may begin. Default: 1.
+    #[schemars(with = "Option<u32>")]
+    pub connections: Option<Spanned<u32>>,
+    /// Bytes of IP packets, both ways together, such as `64KiB` or `10MiB`. Default: any number.
+    #[schemars(with = "Option<String>")]
+    pub bytes: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq, Debug)]

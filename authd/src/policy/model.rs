@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     decisions::Actions,
+    grants::permits::Limits,
     proofs::{
         claims::{IssuerPolicy, Leeway},
         jws::Algorithm,
@@ -385,6 +386,8 @@ pub struct Rule {
     pub mtls: Option<MtlsRequirement>,
     /// There exactly if a token is required.
     pub token: Option<TokenRequirement>,
+    /// What an allowed action lets pass; there exactly if one is required.
+    pub permit: Option<Limits>,
     pub grant_ttl: Option<Duration>,
     /// Connections wait for their proofs, instead of being refused at once.
     pub hold: bool,
@@ -404,6 +407,7 @@ impl Rule {
             require: Vec::new(),
             mtls: None,
             token: None,
+            permit: None,
             grant_ttl: None,
             hold: false,
             when: None,
@@ -426,7 +430,17 @@ impl Rule {
         !self.deny && self.require == [Proof::Node]
     }
 
-    /// Whether a caller can get a grant for it: it asks for proofs, and for none that nobody can show.
+    /// Whether an allowed action opens it, by a permit.
+    pub fn is_permitted(&self) -> bool {
+        !self.deny && self.require.contains(&Proof::Action)
+    }
+
+    /// Whether somebody of this node can come to pass by it, who shows what it asks for.
+    pub fn is_opened(&self) -> bool {
+        self.is_grantable() || self.is_permitted()
+    }
+
+    /// Whether a caller can get a grant for it by asking: it asks for proofs, and for none that nobody can show.
     pub fn is_grantable(&self) -> bool {
         let shown = |proof: &Proof| matches!(proof, Proof::Mtls | Proof::Token | Proof::ApiKey);
         !self.deny

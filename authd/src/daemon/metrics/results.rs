@@ -194,7 +194,7 @@ impl Checked {
             Shown::Token(token) if token.bound_to.contains(&Binding::Dpop) => &[Self::Token, Self::Dpop],
             Shown::Token(_) => &[Self::Token],
             Shown::ApiKey(_) => &[Self::ApiKey],
-            Shown::Node(_) => &[],
+            Shown::Node(_) | Shown::Action(_) | Shown::Approval(_) => &[],
         }
     }
 

@@ -7,6 +7,7 @@ mod certificates;
 mod delegations;
 mod issuers;
 mod nodes;
+mod permits;
 mod rules;
 mod tools;
 

@@ -14,6 +14,7 @@ use crate::policy::{
 };
 
 const MAX_GRANT_TTL: Duration = Duration::from_secs(24 * 3600);
+const MAX_PERMIT_TTL: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy)]
 enum Label {
@@ -32,6 +33,7 @@ impl Builder {
             require,
             token,
             mtls,
+            permit,
             grant_ttl,
             pending,
             across_tenants,
@@ -59,7 +61,12 @@ impl Builder {
         }
         let mtls_at = self.mtls_place(source, &require);
         let node_at = self.node_place(source, &require);
+        let action_at = require.iter().find(|proof| *proof.as_ref() == Proof::Action).map(|p| place(source, p.span()));
         let proofs = self.require(source, require, deny, token.as_ref(), &at);
+        let permit = self.permit(source, permit, action_at.filter(|_| !deny), &proofs, &at);
+        if permit.is_some() {
+            self.permittable(&at, &proofs, &subjects, model);
+        }
         match node_at.filter(|_| !deny) {
             Some(node_at) => self.vouchable(&at, &node_at, &proofs, &subjects, &objects, model),
             None => {
@@ -73,6 +80,10 @@ impl Builder {
         let grant_ttl = grant_ttl.and_then(|ttl| {
             let at = place(source, ttl.span());
             let duration = self.duration(source, &ttl)?;
+            if permit.is_some() && duration > MAX_PERMIT_TTL {
+                let help = "choose a shorter `grant_ttl`: the connection ends with the permit";
+                self.error("long_permit", &at, "a permit lives for an hour at most", help);
+            }
             if duration > MAX_GRANT_TTL {
                 self.error("long_grant", &at, "a grant lives for a day at most", "choose a shorter `grant_ttl`");
             }
@@ -88,6 +99,7 @@ impl Builder {
             require: proofs,
             mtls,
             token,
+            permit,
             grant_ttl,
             when: when.and_then(|when| self.when(source, when.into_inner())),
             place: at,
