@@ -57,7 +57,10 @@ pub enum Command {
         strict: bool,
     },
     /// Say whether a flow is allowed, by which rule, and why the other rules did not decide
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Explain {
+        #[command(subcommand)]
+        command: Option<ExplainCommand>,
         /// A workload, a peer, `unmanaged`, or an address
         #[arg(long, required_unless_present = "pcap")]
         from: Option<String>,
@@ -87,10 +90,13 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the JSON Schema of policy files, or of the settings
+    /// Print the JSON Schema of policy files or of the settings, or what action policies see
     Schema {
         #[arg(value_enum, default_value_t = SchemaOf::Policy)]
         of: SchemaOf,
+        /// With `cedar`: together with the actions of this policy directory's tools
+        #[arg(long, value_name = "DIR")]
+        policy: Option<PathBuf>,
     },
     /// Show generation, programs, workloads and counters
     Status {
@@ -154,6 +160,51 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Subcommand)]
+pub enum ExplainCommand {
+    /// Say what action policies decide about a call of a tool, and who would have to approve it; without the daemon
+    Action(ActionQuestion),
+}
+
+#[derive(Args)]
+pub struct ActionQuestion {
+    /// The workload that calls
+    #[arg(long, value_name = "WORKLOAD")]
+    pub from: String,
+    /// What it calls: a `[[tool]]`
+    #[arg(long, value_name = "NAME")]
+    pub tool: String,
+    /// A JSON object; `-` is standard input
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub arguments: String,
+    /// For whom it acts: name of an `[[issuer]]`, and `sub` of its token
+    #[arg(long, num_args = 2, value_names = ["ISSUER", "SUB"])]
+    pub subject: Vec<String>,
+    /// A scope of that token; may be repeated
+    #[arg(long = "scope", value_name = "SCOPE", requires = "subject")]
+    pub scopes: Vec<String>,
+    /// An audience of that token; may be repeated
+    #[arg(long = "audience", value_name = "AUDIENCE", requires = "subject")]
+    pub audience: Vec<String>,
+    /// `client_id` of that token
+    #[arg(long, value_name = "CLIENT", requires = "subject")]
+    pub client: Option<String>,
+    /// SPIFFE ID of one who acts for the subject; may be repeated [default: the caller, with `--subject`]
+    #[arg(long = "actor", value_name = "SPIFFE_ID", requires = "subject")]
+    pub actors: Vec<String>,
+    /// The caller's cgroup [default: the workload's pattern]
+    #[arg(long, value_name = "CGROUP")]
+    pub instance: Option<String>,
+    /// RFC 3339 time, such as 2026-11-23T09:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<Timestamp>,
+    /// Policy directory [default: the daemon's]
+    #[arg(long, value_name = "DIR")]
+    pub policy: Option<PathBuf>,
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Subcommand)]
@@ -345,12 +396,14 @@ pub struct TokenQuestion {
     pub url: Option<String>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum SchemaOf {
     Policy,
     Config,
     /// The HTTP interface, as OpenAPI
     Api,
+    /// What action policies see, as a Cedar schema
+    Cedar,
 }
 
 /// What is shown, and where.

@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use authd::{
-    cli::{Cli, Command, TokenCommand},
+    cli::{Cli, Command, ExplainCommand, TokenCommand},
     cmd,
 };
 use clap::Parser;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Apply { confirm, json } => cmd::apply::run(config, confirm, json),
         Command::Confirm => cmd::apply::confirm(config),
         Command::Check { directory, json, strict } => cmd::check::run(config, directory, json, strict),
+        Command::Explain { command: Some(ExplainCommand::Action(question)), .. } => cmd::action::run(config, question),
         Command::Explain { pcap: Some(capture), json, .. } => cmd::explain::frames(config, &capture, json),
         Command::Explain { from, to, at, policy, json, .. } => {
             let question =
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
             cmd::explain::run(config, question, json)
         }
         Command::Diff { old, new, json } => cmd::diff::run(config, &old, &new, json),
-        Command::Schema { of } => cmd::schema::run(of),
+        Command::Schema { of, policy } => cmd::schema::run(of, policy.as_deref()),
         Command::Status { json, prometheus } => cmd::status::run(config, json, prometheus),
         Command::Flows { follow, last, json } => cmd::flows::run(config, follow, last, json),
         Command::Key { command } => cmd::key::run(config, command),

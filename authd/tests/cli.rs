@@ -99,7 +99,10 @@ fn check_takes_a_good_policy_and_warns_of_what_is_hardly_meant() {
     let scratch = Scratch::new(GOOD);
     let ran = scratch.run(&["check"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.out.contains("1 workloads, 0 peers, 1 services, 2 rules; 0 errors, "), "{ran:?}");
+    assert!(
+        ran.out.contains("1 workloads, 0 peers, 1 services, 2 rules, 0 tools, 0 action policies; 0 errors, "),
+        "{ran:?}"
+    );
     assert!(ran.err.contains("warning[no_cgroup_now]") && ran.err.contains("p.toml:3:8"), "{ran:?}");
     assert!(ran.err.contains("warning[pointless]"), "{ran:?}");
     assert_eq!(scratch.run(&["check", "--strict"]).code, Some(1));

@@ -40,12 +40,14 @@ pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict
         print_diagnostics(&diagnostics);
         if let Some(model) = &policy.model {
             println!(
-                "{}: {} workloads, {} peers, {} services, {} rules; {errors} errors, {warnings} warnings",
+                "{}: {} workloads, {} peers, {} services, {} rules, {} tools, {} action policies; {errors} errors, {warnings} warnings",
                 directory.display(),
                 model.workloads.len(),
                 model.peers.len(),
                 model.services.len(),
-                model.rules.len()
+                model.rules.len(),
+                model.tools.len(),
+                model.actions.policies().len()
             );
         } else {
             println!("{}: {errors} errors, {warnings} warnings", directory.display());

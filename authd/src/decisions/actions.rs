@@ -297,6 +297,13 @@ impl Actions {
         groups.iter().flat_map(|group| &self.groups[*group].members).map(|index| &self.policies[*index])
     }
 
+    /// Policies that match no tool, by their heads.
+    pub fn idle(&self) -> impl Iterator<Item = &Policy> {
+        let used: HashSet<usize> = self.tools.iter().flat_map(|tool| tool.groups.iter().copied()).collect();
+        let groups = self.groups.iter().enumerate().filter(move |(index, _)| !used.contains(index));
+        groups.flat_map(|(_, group)| &group.members).map(|index| &self.policies[*index])
+    }
+
     /// All policies in one set, as who knows nothing of tools would ask them.
     pub fn policy_set(&self) -> PolicySet {
         let policies = self.groups.iter().flat_map(|group| group.set.policies().cloned());

@@ -9,12 +9,9 @@ use cedar_policy::{Context, RestrictedExpression};
 use jiff::Timestamp;
 use serde_json::{Map, Number, Value};
 
+use super::ARGUMENTS;
 use crate::policy::model::{Argument, ArgumentType, Record};
 
-/// Values in the declared arguments of one call.
-const MAX_VALUES: usize = 4_096;
-/// Bytes of text in them.
-const MAX_BYTES: usize = 256 << 10;
 /// Digits that a floating-point number carries through (C's `DBL_DIG`): with more, another number was written.
 const EXACT_DIGITS: usize = 15;
 /// Cedar's `decimal` has that many places.
@@ -73,7 +70,7 @@ pub fn datetime(time: Timestamp) -> RestrictedExpression {
 struct Reader<'a> {
     /// Where the value is that is read now, or that did not fit.
     path: Vec<Step<'a>>,
-    values: usize,
+    values: u32,
     bytes: usize,
 }
 
@@ -113,13 +110,13 @@ impl<'a> Reader<'a> {
 
     fn value(&mut self, kind: &'a ArgumentType, value: &'a Value) -> Result<RestrictedExpression, Problem> {
         self.values += 1;
-        if self.values > MAX_VALUES {
+        if self.values > ARGUMENTS.members {
             self.path.clear();
             return Err(Problem::TooMany);
         }
         if let Value::String(text) = value {
             self.bytes += text.len();
-            if self.bytes > MAX_BYTES {
+            if self.bytes > ARGUMENTS.bytes {
                 self.path.clear();
                 return Err(Problem::TooLong);
             }
@@ -152,7 +149,7 @@ impl<'a> Reader<'a> {
             }
             (ArgumentType::Duration, _) => wrong("a string with a duration"),
             (ArgumentType::Set(element), Value::Array(values)) => {
-                let mut elements = Vec::with_capacity(values.len().min(MAX_VALUES));
+                let mut elements = Vec::with_capacity(values.len());
                 for (index, value) in values.iter().enumerate() {
                     self.path.push(Step::Index(index));
                     elements.push(self.value(element, value)?);

@@ -81,8 +81,8 @@ impl Checker<'_> {
         let at =
             |finding: &Diagnostic| finding.place.as_ref().map(|place| (place.source.name.clone(), place.span.start));
         findings.sort_by_key(|finding| (at(finding), finding.message.clone()));
-        // A policy is checked once for each action; the same fault is found each time.
-        findings.dedup_by(|a, b| at(a) == at(b) && a.code == b.code && a.message == b.message);
+        // A policy is checked once for each action; the same fault is found each time. One warning of a kind is enough.
+        findings.dedup_by(|a, b| at(a) == at(b) && a.code == b.code && (a.message == b.message || !a.is_error()));
         self.diagnostics.extend(findings);
     }
 

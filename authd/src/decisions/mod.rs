@@ -20,6 +20,8 @@ pub mod schema;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::proofs::json::Limits;
+
 pub use self::{
     actions::{Actions, Policy, Prepared},
     arguments::{ArgumentError, Problem},
@@ -29,6 +31,8 @@ pub use self::{
 
 /// The end of names of files with action policies.
 pub const SUFFIX: &str = ".cedar";
+/// Of the arguments of a call, for whoever parses them.
+pub const ARGUMENTS: Limits = Limits { bytes: 256 << 10, depth: 32, members: 4_096 };
 
 /// One call of a tool, as it is decided about.
 #[derive(Clone, Copy, Debug)]

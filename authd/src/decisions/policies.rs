@@ -165,14 +165,14 @@ pub(super) fn help(error: &dyn miette::Diagnostic) -> Option<String> {
 /// The annotation of a policy, or the policy's first word if it has none.
 fn annotation(policy: &Place, key: &str) -> Place {
     let text = policy.source.text.get(policy.span.clone()).unwrap_or_default();
-    let blank = without_comments(text);
-    let start = blank.match_indices('@').find_map(|(at, _)| {
-        let (name, _) =
-            blank.get(at + 1..)?.trim_start().split_once(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
-        (name == key).then_some(at)
+    let bare = blanked(text, true);
+    let start = bare.match_indices('@').find_map(|(at, _)| {
+        let rest = bare.get(at + 1..)?.trim_start();
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        (rest.get(..end)? == key).then_some(at)
     });
     let start = start.unwrap_or(0);
-    let length = blank.get(start..).map_or(0, |rest| rest.find([')', '(', '\n']).unwrap_or(rest.len()));
+    let length = bare.get(start..).map_or(0, |rest| rest.find([')', '(', '\n']).unwrap_or(rest.len()));
     Place { source: policy.source.clone(), span: policy.span.start + start..policy.span.start + start + length }
 }
 
@@ -184,18 +184,23 @@ fn number(id: &PolicyId) -> usize {
 
 /// The same text with blanks for comments: a policy that was commented out is not to be found.
 pub(super) fn without_comments(text: &str) -> String {
+    blanked(text, false)
+}
+
+/// The same without what stands between quotes, if that is asked for.
+fn blanked(text: &str, quoted: bool) -> String {
     let mut blank = String::with_capacity(text.len());
     let (mut in_text, mut in_comment, mut escaped) = (false, false, false);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         let line_end = matches!(c, '\n' | '\r');
         in_comment = in_comment && !line_end || !in_text && c == '/' && chars.peek() == Some(&'/');
-        if in_comment {
+        let quote = c == '"' && !escaped && !in_comment;
+        if in_comment || quoted && in_text && !quote {
             blank.extend(std::iter::repeat_n(' ', c.len_utf8()));
-            continue;
+        } else {
+            blank.push(c);
         }
-        blank.push(c);
-        let quote = c == '"' && !escaped;
         escaped = in_text && c == '\\' && !escaped;
         in_text ^= quote;
     }

@@ -85,7 +85,7 @@ impl Asked {
         Self { workload: 0, tool, arguments: map(arguments), subject: None, actors: Vec::new() }
     }
 
-    fn of(self, actions: &Actions) -> Decision {
+    fn of(&self, actions: &Actions) -> Decision {
         actions.decide(&self.call())
     }
 
@@ -182,47 +182,394 @@ fn a_policy_that_fails_denies_whatever_others_say() {
 }
 
 #[test]
-fn timing() {
-    let mut cedar = POLICIES.to_owned();
-    let n: usize = std::env::var("N").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    for i in 0..n {
-        cedar += &format!(
-            "permit (principal == Workload::\"coder\", action == Action::\"read\", resource) when {{ context.arguments.path == \"/{i}\" }};\n"
-        );
-    }
-    let actions = actions(&cedar);
-    let mut asked = refund("50");
-    asked.subject = Some(Subject {
-        issuer: "corp".into(),
-        id: "alice".into(),
-        scopes: vec!["a".into(), "b".into()],
-        audience: vec!["x".into()],
-        client: None,
-    });
-    let call = asked.call();
-    let time = |what: &str, f: &mut dyn FnMut()| {
-        for _ in 0..2000 {
-            f()
-        }
-        let start = std::time::Instant::now();
-        for _ in 0..5000 {
-            f()
-        }
-        println!("{what}: {:?}", start.elapsed() / 5000);
+fn an_action_that_several_files_speak_of_is_decided_by_all_of_them() {
+    let source = |name: &str, text: &str| Source { name: name.into(), text: text.into() };
+    let policy = texts(vec![
+        source("b.cedar", "@id(\"no\") forbid (principal, action, resource) when { context.depth > 1 };"),
+        source("p.toml", MODEL),
+        source("a.cedar", "\npermit (principal, action == Action::\"refund\", resource);"),
+    ]);
+    let actions = policy.model.unwrap().actions;
+    assert_eq!(told(&refund("1").of(&actions)), ("action_permitted", vec!["a.cedar:2"]));
+    let chain = vec!["spiffe://example.org/a".to_owned(), "spiffe://example.org/b".to_owned()];
+    assert_eq!(told(&Asked { actors: chain, ..refund("1") }.of(&actions)), ("action_forbidden", vec!["no"]));
+    let place = &actions.policy("a.cedar:2").unwrap().place;
+    assert_eq!(place.describe(), "a.cedar:2:1");
+}
+
+#[test]
+fn policies_see_for_whom_the_caller_acts() {
+    let actions = actions(
+        "@id(\"own\") permit (principal, action == Action::\"refund\", resource) when {
+           context has subject && context.subject.issuer == \"corp\" && context.subject.id == \"alice\"
+           && context.subject.scopes.containsAll([\"a\", \"b\"]) && context.subject.audience.contains(\"x\")
+           && context.subject has client && context.subject.client == \"app\"
+           && context.actors == [principal.spiffe_id] && context.depth == 1
+           && context.now == datetime(\"2026-11-23T09:00:00Z\")
+         };",
+    );
+    let alice = Subject {
+        issuer: "corp".to_owned(),
+        id: "alice".to_owned(),
+        scopes: vec!["b".to_owned(), "a".to_owned(), "c".to_owned()],
+        audience: vec!["x".to_owned()],
+        client: Some("app".to_owned()),
     };
-    time("decide", &mut || {
-        std::hint::black_box(actions.decide(&call));
-    });
-    time("prepare", &mut || {
-        std::hint::black_box(actions.prepare(&call).is_ok());
-    });
-    let prepared = actions.prepare(&call).unwrap();
-    let set = actions.policy_set();
-    let a = cedar_policy::Authorizer::new();
-    time("bare", &mut || {
-        std::hint::black_box(a.is_authorized(&prepared.request, &set, &prepared.entities));
-    });
-    time("may_call", &mut || {
-        std::hint::black_box(actions.may_call(0));
-    });
+    let actors = vec!["spiffe://example.org/support/support-1".to_owned()];
+    let asked = |subject: Option<Subject>| Asked { subject, actors: actors.clone(), ..refund("1") };
+    assert_eq!(told(&asked(Some(alice.clone())).of(&actions)).0, "action_permitted");
+    assert_eq!(told(&asked(None).of(&actions)).0, "action_not_permitted");
+    for other in [
+        Subject { issuer: "other".to_owned(), ..alice.clone() },
+        Subject { id: "bob".to_owned(), ..alice.clone() },
+        Subject { scopes: vec!["a".to_owned()], ..alice.clone() },
+        Subject { audience: Vec::new(), ..alice.clone() },
+        Subject { client: None, ..alice.clone() },
+    ] {
+        assert_eq!(told(&asked(Some(other)).of(&actions)).0, "action_not_permitted");
+    }
+    assert_eq!(told(&Asked { actors: Vec::new(), ..asked(Some(alice)) }.of(&actions)).0, "action_not_permitted");
+}
+
+#[test]
+fn policies_see_what_a_tool_acts_on() {
+    for (condition, tools) in [
+        ("resource.sensitivity == Sensitivity::\"high\"", &["refund"][..]),
+        ("resource.sensitivity == Sensitivity::\"low\"", &["read", "idle"]),
+        ("resource in Tenant::\"acme\"", &["refund"]),
+        ("resource has tenant && principal has tenant && resource.tenant == principal.tenant", &["refund"]),
+        ("resource has server && resource.server.name == \"files\"", &["read"]),
+        ("resource in McpServer::\"files\"", &["read"]),
+        ("resource has service && resource.service.sensitivity == Sensitivity::\"high\"", &["refund"]),
+        ("resource has service && resource.service.tenant == Tenant::\"acme\"", &[]),
+        ("resource.name like \"re*\"", &["refund", "read"]),
+        ("principal.kind == Kind::\"agent\" && principal in Tenant::\"acme\"", &["refund", "read", "idle"]),
+        ("Tool::\"refund\".service.sensitivity == resource.sensitivity", &[]),
+        (
+            "Service::\"payments\".name == \"payments\" && McpServer::\"files\".name == \"files\"",
+            &["refund", "read", "idle"],
+        ),
+    ] {
+        let text = format!("permit (principal, action, resource) when {{ {condition} }};");
+        let source = |name: &str, text: &str| Source { name: name.into(), text: text.into() };
+        let Some(model) = texts(vec![source("p.toml", MODEL), source("p.cedar", &text)]).model else {
+            // What may be missing has to be asked for.
+            assert!(tools.is_empty(), "{condition}");
+            continue;
+        };
+        let given = [refund("1"), Asked::new("read", json!({ "path": "/" })), Asked::new("idle", json!({}))];
+        let allowed: Vec<&str> =
+            given.iter().filter(|a| model.actions.decide(&a.call()).is_allowed()).map(|a| a.tool).collect();
+        assert_eq!(allowed, tools, "{condition}");
+        let mut listed = model.actions.may_call(0);
+        listed.sort_by_key(|name| ["refund", "read", "idle"].iter().position(|other| other == name));
+        assert_eq!(listed, tools, "nothing of it depends on the call: {condition}");
+    }
+}
+
+/// What does not fit, where and why. `""`: it fits.
+const REFUND: &[(&str, &str, &str)] = &[
+    (r#"{"amount": "1.5", "order": "x"}"#, "", ""),
+    (r#"{"amount": 1.5, "order": ""}"#, "", ""),
+    (r#"{"amount": 1, "order": "x"}"#, "", ""),
+    (r#"{"amount": "1", "order": "x"}"#, "", ""),
+    (r#"{"amount": "-0.0001", "order": "x"}"#, "", ""),
+    (r#"{"amount": "922337203685477.5807", "order": "x"}"#, "", ""),
+    (r#"{"amount": -922337203685477, "order": "x"}"#, "", ""),
+    (
+        r#"{"amount": 123456789.1234, "order": "x", "note": "n", "lines": ["a", "a", ""], "address": {"city": "x", "zip": 1}}"#,
+        "",
+        "",
+    ),
+    (r#"{"order": "x"}"#, "/amount", "is missing"),
+    (r#"{"amount": null, "order": "x"}"#, "/amount", "is null"),
+    (r#"{"amount": true, "order": "x"}"#, "/amount", "is true or false"),
+    (r#"{"amount": "1.00000", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": 0.00001, "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": "922337203685477.5808", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": 922337203685478, "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": 1e300, "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": 1234567890123.4567, "order": "x"}"#, "/amount", "write it as a string"),
+    (r#"{"amount": 18446744073709551615, "order": "x"}"#, "/amount", "write it as a string"),
+    (r#"{"amount": "1e2", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": "1.", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": ".5", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": "+1", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": " 1", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": "١", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": "", "order": "x"}"#, "/amount", "four decimal places"),
+    (r#"{"amount": "1", "order": 7}"#, "/order", "is a number, not a string"),
+    (r#"{"amount": "1", "order": "x", "note": null}"#, "/note", "is null, not a string"),
+    (r#"{"amount": "1", "order": "x", "lines": "a"}"#, "/lines", "is a string, not a list"),
+    (r#"{"amount": "1", "order": "x", "lines": ["a", 1]}"#, "/lines/1", "is a number, not a string"),
+    (r#"{"amount": "1", "order": "x", "address": []}"#, "/address", "is a list, not an object"),
+    (r#"{"amount": "1", "order": "x", "address": {}}"#, "/address/city", "is missing"),
+    (r#"{"amount": "1", "order": "x", "address": {"city": "x", "zip": 1.0}}"#, "/address/zip", "no whole number"),
+    (
+        r#"{"amount": "1", "order": "x", "address": {"city": "x", "zip": 9223372036854775808}}"#,
+        "/address/zip",
+        "no whole number",
+    ),
+    (r#"{"amount": "1", "order": "x", "address": {"city": "x", "street": "y"}}"#, "/address/street", "is no argument"),
+    (r#"{"amount": "1", "order": "x", "a/~b": 1}"#, "/a~1~0b", "is no argument"),
+];
+
+const READ: &[(&str, &str, &str)] = &[
+    (r#"{"path": "", "whatever": {"is": [null, 1.5]}}"#, "", ""),
+    (r#"{"path": "", "size": -9223372036854775808, "all": false}"#, "", ""),
+    (r#"{"path": "", "size": "1"}"#, "/size", "is a string, not a whole number"),
+    (r#"{"path": "", "all": 1}"#, "/all", "is a number, not true or false"),
+    (r#"{"path": "", "from": "10.0.0.1"}"#, "", ""),
+    (r#"{"path": "", "from": "10.0.0.0/8"}"#, "", ""),
+    (r#"{"path": "", "from": "2001:db8::/32"}"#, "", ""),
+    (r#"{"path": "", "from": "::ffff:a00:1"}"#, "/from", "IPv4 is not written as IPv6"),
+    (r#"{"path": "", "from": "::ffff:10.0.0.1"}"#, "/from", "IPv4 is not written as IPv6"),
+    (r#"{"path": "", "from": "10.0.0.1/33"}"#, "/from", "no IP address"),
+    (r#"{"path": "", "from": "10.0.0.1/08"}"#, "/from", "no IP address"),
+    (r#"{"path": "", "from": "10.0.0.1/+8"}"#, "/from", "no IP address"),
+    (r#"{"path": "", "from": "010.0.0.1"}"#, "/from", "no IP address"),
+    (r#"{"path": "", "from": "10.1"}"#, "/from", "no IP address"),
+    (r#"{"path": "", "from": 1}"#, "/from", "is a number"),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00Z"}"#, "", ""),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00.120+05:30"}"#, "", ""),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00.123000000-00:00"}"#, "", ""),
+    (r#"{"path": "", "since": "2026-11-23"}"#, "", ""),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00.1234Z"}"#, "/since", "finer than a millisecond"),
+    (r#"{"path": "", "since": "2026-11-23T09:00:60Z"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "since": "2026-02-29T09:00:00Z"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "since": "2026-11-23 09:00:00Z"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00.Z"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "since": "2026-11-23T09:00:00Z[UTC]"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "since": "ä026-11-23T09:00:00Z"}"#, "/since", "RFC 3339"),
+    (r#"{"path": "", "within": "1d2h3m4s5ms"}"#, "", ""),
+    (r#"{"path": "", "within": "-5m"}"#, "", ""),
+    (r#"{"path": "", "within": ""}"#, "/within", "no duration"),
+    (r#"{"path": "", "within": "5m1h"}"#, "/within", "no duration"),
+    (r#"{"path": "", "within": "PT5M"}"#, "/within", "no duration"),
+    (r#"{"path": "", "within": "99999999999999d"}"#, "/within", "no duration"),
+];
+
+#[test]
+fn arguments_that_do_not_fit_are_refused_with_their_path() {
+    let model = model("permit (principal, action, resource);");
+    let (schema, _) = cedar_policy::Schema::from_cedarschema_str(&schema::generate(&model)).unwrap();
+    let cases = REFUND.iter().map(|case| ("refund", case)).chain(READ.iter().map(|case| ("read", case)));
+    for (tool, (text, path, why)) in cases {
+        let asked = Asked::new(tool, serde_json::from_str(text).unwrap());
+        let decision = asked.of(&model.actions);
+        match decision.outcome {
+            Outcome::Allowed => {
+                assert_eq!(*path, "", "{text} was taken");
+                // Cedar agrees that it is what the schema says.
+                let prepared = model.actions.prepare(&asked.call()).unwrap();
+                let (request, entities) = (prepared.request, prepared.entities);
+                let context = request.context().unwrap().clone();
+                context.validate(&schema, request.action().unwrap()).unwrap_or_else(|error| panic!("{text}: {error}"));
+                assert!(cedar_policy::Entities::from_entities(entities, Some(&schema)).is_ok());
+            }
+            Outcome::Denied(Denial::BadArguments(error)) => {
+                assert!(error.path == *path && error.to_string().contains(why) && !path.is_empty(), "{text}: {error}");
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn decimals_are_compared_as_they_were_written() {
+    let actions = actions(
+        "permit (principal, action == Action::\"refund\", resource) when { context.arguments.amount == decimal(\"50.1\") };",
+    );
+    for (amount, same) in [
+        (json!("50.1"), true),
+        (json!(50.1), true),
+        (json!("50.1000"), true),
+        (json!("50.1001"), false),
+        (json!(50), false),
+    ] {
+        let asked = Asked::new("refund", json!({ "amount": amount, "order": "x" }));
+        assert_eq!(asked.of(&actions).is_allowed(), same, "{amount}");
+    }
+}
+
+#[test]
+fn arguments_without_a_bound_are_refused() {
+    let actions = actions("permit (principal, action, resource);");
+    let lines = |count: usize, length: usize| {
+        let lines: Vec<String> = (0..count).map(|_| "x".repeat(length)).collect();
+        let decision = Asked::new("refund", json!({ "amount": 1, "order": "x", "lines": lines })).of(&actions);
+        match decision.outcome {
+            Outcome::Denied(Denial::BadArguments(error)) => Some((error.path.clone(), error.to_string())),
+            _ => None,
+        }
+    };
+    assert_eq!(lines(4_000, 60), None);
+    assert_eq!(lines(4_100, 1), Some((String::new(), "the arguments: are too many values".to_owned())));
+    assert_eq!(lines(10, 30_000), Some((String::new(), "the arguments: are too long".to_owned())));
+    // A name that nobody declared is not repeated at any length.
+    let name = format!("a\u{1b}{}", "x".repeat(10_000));
+    let decision = Asked::new("idle", json!({ name: 1 })).of(&actions);
+    let Outcome::Denied(Denial::BadArguments(error)) = decision.outcome else { panic!() };
+    assert!(error.path.len() <= 65 && !error.path.contains('\u{1b}'), "{error}");
+}
+
+#[test]
+fn policies_that_cannot_match_a_tool_are_not_asked() {
+    let mut text = POLICIES.to_owned();
+    for number in 0..100 {
+        text += &format!("@id(\"other-{number}\") permit (principal, action == Action::\"read\", resource);");
+    }
+    let actions = actions(&text);
+    let of = |tool: &str| actions.policies_of(tool).count();
+    assert_eq!((of("refund"), of("read"), of("idle"), of("no-such")), (5, 101, 1, 0));
+    assert_eq!(actions.policy_set().num_of_policies(), 105);
+}
+
+#[test]
+fn an_entity_that_policies_look_into_is_there_for_every_tool_they_are_about() {
+    let actions =
+        actions("permit (principal, action, resource) when { Tool::\"refund\".sensitivity == Sensitivity::\"high\" };");
+    assert!(Asked::new("idle", json!({})).of(&actions).is_allowed());
+}
+
+mod random {
+    //! Random policies and calls: what Cedar says of all policies at once is what is decided, and whatever is decided is listed.
+
+    use cedar_policy::{Authorizer, Entities};
+    use proptest::prelude::*;
+
+    use super::{super::entities::Types, *};
+
+    const PRINCIPALS: &[&str] = &[
+        "principal",
+        "principal == Workload::\"support\"",
+        "principal in Kind::\"agent\"",
+        "principal in Tenant::\"acme\"",
+        "principal is Workload",
+        "principal is Workload in Kind::\"service\"",
+    ];
+    const ACTIONS: &[&str] = &[
+        "action",
+        "action == Action::\"refund\"",
+        "action == Action::\"read\"",
+        "action in [Action::\"read\", Action::\"idle\"]",
+        "action in Action::\"tools\"",
+    ];
+    const RESOURCES: &[&str] = &[
+        "resource",
+        "resource == Tool::\"refund\"",
+        "resource in Service::\"payments\"",
+        "resource in McpServer::\"files\"",
+        "resource in Tenant::\"acme\"",
+        "resource is Tool",
+        "resource is Tool in Service::\"payments\"",
+    ];
+    const CONDITIONS: &[&str] = &[
+        "",
+        "when { true }",
+        "unless { false }",
+        "when { context.depth == 1 }",
+        "unless { context has subject }",
+        "when { context has subject && context.subject.id == \"alice\" }",
+        "when { context.now < datetime(\"2026-01-01\") }",
+        "when { principal has tenant && principal.tenant == Tenant::\"acme\" }",
+        "when { principal has environment }",
+        "when { resource.sensitivity == Sensitivity::\"high\" }",
+        "when { principal.name like \"s*\" }",
+        "when { principal.instance like \"*-1\" }",
+        "unless { principal.spiffe_id like \"*/support-1\" }",
+        "when { Service::\"payments\".sensitivity == Sensitivity::\"high\" }",
+        "when { Tool::\"read\" in McpServer::\"files\" && principal.kind == Kind::\"agent\" }",
+        "when { principal == Workload::\"web\" || context.depth > 0 }",
+        // These fail: always, and with some calls.
+        "when { 9223372036854775807 + 1 > 0 }",
+        "when { principal.name == \"web\" && 9223372036854775807 + 1 > 0 }",
+        "when { 9223372036854775807 + context.depth > 0 }",
+    ];
+
+    fn policy() -> impl Strategy<Value = String> {
+        let one = |of: &'static [&'static str]| proptest::sample::select(of);
+        let effect = prop_oneof![
+            4 => Just("permit"),
+            2 => Just("@approval(\"finance\") permit"),
+            1 => Just("@approval(\"heads\") permit"),
+            2 => Just("forbid"),
+        ];
+        (effect, one(PRINCIPALS), one(ACTIONS), one(RESOURCES), one(CONDITIONS))
+            .prop_map(|(effect, p, a, r, when)| format!("{effect} ({p}, {a}, {r}) {when};\n"))
+    }
+
+    /// As the words have it, of all policies and entities at once.
+    fn naive(model: &Model, all: &Entities, call: &Call<'_>) -> &'static str {
+        let prepared = model.actions.prepare(call).unwrap();
+        let caller = prepared.entities.iter().find(|e| e.uid() == *prepared.request.principal().unwrap()).unwrap();
+        let entities = all.clone().add_entities([caller.clone()], None).unwrap();
+        let response = Authorizer::new().is_authorized(&prepared.request, &model.actions.policy_set(), &entities);
+        let said: Vec<_> =
+            response.diagnostics().reason().map(|id| model.actions.policy(id.as_ref()).unwrap()).collect();
+        match response.decision() {
+            _ if response.diagnostics().errors().next().is_some() => "action_policy_error",
+            cedar_policy::Decision::Allow if said.iter().any(|policy| policy.approval.is_none()) => "action_permitted",
+            cedar_policy::Decision::Allow => "action_needs_approval",
+            cedar_policy::Decision::Deny if said.is_empty() => "action_not_permitted",
+            cedar_policy::Decision::Deny => "action_forbidden",
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn decisions_are_cedars_and_whatever_is_allowed_is_listed(policies in prop::collection::vec(policy(), 0..6)) {
+            let model = model(&policies.concat());
+            let types = Types::new().unwrap();
+            let tools = model.tools.iter().flat_map(|tool| types.tool_with_all(tool, &model).unwrap());
+            let mut seen = std::collections::HashSet::new();
+            let all = Entities::from_entities(tools.filter(|entity| seen.insert(entity.uid())), None).unwrap();
+            for workload in 0..model.workloads.len() {
+                let listed = model.actions.may_call(workload);
+                for asked in [refund("1"), Asked::new("read", json!({ "path": "/" })), Asked::new("idle", json!({}))] {
+                    for (depth, subject, instance) in [(0, None, "x"), (1, Some("alice"), "support-1"), (2, Some("bob"), "support-1")] {
+                        let subject = subject.map(|id| Subject { id: id.to_owned(), ..Subject::default() });
+                        let actors = vec!["spiffe://example.org/a".to_owned(); depth];
+                        let asked = Asked { workload, subject, actors, arguments: asked.arguments.clone(), ..asked };
+                        let spiffe_id = format!("spiffe://example.org/support/{instance}");
+                        let call = Call { instance, spiffe_id: &spiffe_id, ..asked.call() };
+                        let decision = model.actions.decide(&call);
+                        prop_assert_eq!(decision.reason(), naive(&model, &all, &call));
+                        let refused = matches!(decision.outcome, Outcome::Denied(_));
+                        prop_assert!(refused || listed.contains(&asked.tool), "{} is not listed", asked.tool);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tool_that_cannot_be_allowed_is_not_listed() {
+    let listed = |cedar: &str| {
+        let model = model(cedar);
+        (0..3).map(|workload| model.actions.may_call(workload).len()).collect::<Vec<_>>()
+    };
+    let varies = "permit (principal, action, resource) when { context.depth == 1 };";
+    assert_eq!(listed(""), [0, 0, 0]);
+    assert_eq!(listed(varies), [3, 3, 3]);
+    assert_eq!(listed("permit (principal in Tenant::\"acme\", action == Action::\"read\", resource);"), [1, 0, 1]);
+    assert_eq!(
+        listed("@approval(\"finance\") permit (principal == Workload::\"coder\", action, resource);"),
+        [0, 3, 0]
+    );
+    assert_eq!(listed(&format!("{varies} forbid (principal in Kind::\"agent\", action, resource);")), [0, 0, 3]);
+    assert_eq!(
+        listed(&format!("{varies} forbid (principal, action, resource) when {{ principal.name == \"web\" }};")),
+        [3, 3, 0]
+    );
+    assert_eq!(
+        listed(&format!("{varies} forbid (principal, action, resource) when {{ context.depth == 1 }};")),
+        [3, 3, 3]
+    );
+    assert_eq!(listed("permit (principal, action, resource) when { principal.name == \"web\" };"), [0, 0, 3]);
+    assert_eq!(listed("permit (principal, action, resource) when { principal.spiffe_id == \"x\" };"), [3, 3, 3]);
+    assert_eq!(model("").actions.may_call(17), Vec::<&str>::new());
 }

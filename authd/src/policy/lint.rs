@@ -21,6 +21,7 @@ pub fn lint(model: &Model) -> Vec<Diagnostic> {
     any_audience(model, &mut warnings);
     unvouched(model, &mut warnings);
     unused(model, &mut warnings);
+    warnings.extend(crate::decisions::lint::lint(model));
     warnings
 }
 

@@ -3,6 +3,7 @@
 
 mod bad;
 mod bad_nodes;
+mod bad_tools;
 mod decisions;
 
 use std::time::Duration;
@@ -18,7 +19,12 @@ use authd::policy::{
 use authd::proofs::jws::Algorithm;
 use proptest::prelude::*;
 
-use self::{bad::ADDED, bad_nodes::OF_NODES, decisions::OFFICE_HOURS};
+use self::{
+    bad::ADDED,
+    bad_nodes::OF_NODES,
+    bad_tools::{OF_TOOLS, TOOLS},
+    decisions::OFFICE_HOURS,
+};
 
 /// A policy without a fault, to which cases add theirs.
 const BASE: &str = r#"trust_domain = "example.org"
@@ -112,6 +118,22 @@ fn directories_that_say_nothing_or_cannot_be_trusted_are_refused() {
     std::fs::remove_dir(directory.join("b.toml")).unwrap();
     std::fs::write(directory.join("c.toml"), [0xff, 0xfe]).unwrap();
     assert_eq!(codes(&load::directory(&directory).diagnostics)[0].0, "unreadable");
+    std::fs::remove_file(directory.join("c.toml")).unwrap();
+    // Action policies are no less.
+    let actions = directory.join("a.cedar");
+    std::fs::write(&actions, "permit (principal, action, resource);").unwrap();
+    std::fs::write(directory.join(".a.cedar.swp"), "nonsense").unwrap();
+    let policies = |policy: load::Policy| policy.model.map(|model| model.actions.policies().len());
+    assert_eq!(policies(load::directory(&directory)), Some(1));
+    let names: Vec<String> = load::read_sources(&directory).0.iter().map(|s| s.name.to_string()).collect();
+    assert_eq!(names, ["a.cedar", "a.toml"]);
+    std::fs::set_permissions(&actions, std::fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(codes(&load::directory(&directory).diagnostics)[0].1.contains("chmod o-w"));
+    std::fs::set_permissions(&actions, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&actions, "permit").unwrap();
+    assert_eq!(codes(&load::directory(&directory).diagnostics)[0].0, "syntax");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(codes(&load::directory(&directory).diagnostics)[0].0, "no_files");
     std::fs::remove_dir_all(&directory).unwrap();
 }
 
@@ -234,14 +256,16 @@ fn schema_accepts_the_base_and_the_samples() {
     let schema = serde_json::to_value(schemars::schema_for!(authd::policy::file::File)).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/policy.d/example.toml");
-    for text in [BASE.to_owned(), format!("{BASE}{NODES}"), std::fs::read_to_string(sample).unwrap()] {
+    for text in
+        [BASE.to_owned(), format!("{BASE}{NODES}"), format!("{BASE}{TOOLS}"), std::fs::read_to_string(sample).unwrap()]
+    {
         let value: serde_json::Value = toml::from_str(&text).unwrap();
         let errors: Vec<String> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{errors:?}");
         model(&text);
     }
     // The schema refuses what the reader refuses for its shape.
-    for (added, ..) in ADDED.iter().chain(OF_NODES).filter(|case| case.1 == "syntax") {
+    for (added, ..) in ADDED.iter().chain(OF_NODES).chain(OF_TOOLS).filter(|case| case.1 == "syntax") {
         if let Ok(value) = toml::from_str::<serde_json::Value>(&format!("{BASE}{added}")) {
             assert!(!validator.is_valid(&value), "the schema takes\n{added}");
         }
@@ -254,6 +278,27 @@ fn the_readmes_policy_is_good() {
     let (_, rest) = readme.split_once("```toml\n").expect("the README shows a policy");
     let (text, _) = rest.split_once("```").expect("a fence ends");
     assert_eq!(read(text).diagnostics.len(), 0);
+}
+
+#[test]
+fn the_sample_of_action_policies_and_the_manuals_are_good() {
+    let tables = [
+        source("example.toml", include_str!("../../../packaging/policy.d/example.toml")),
+        source("agents.toml", include_str!("../../../packaging/policy.d/agents.toml.example")),
+    ];
+    let with = |cedar: &str| {
+        let read = texts(tables.iter().cloned().chain([source("agents.cedar", cedar)]).collect());
+        let shown: Vec<String> = read.diagnostics.iter().map(|d| d.render(false)).collect();
+        assert_eq!(shown.concat(), "");
+        read.model.unwrap()
+    };
+    let sample = with(include_str!("../../../packaging/policy.d/agents.cedar.example"));
+    let warnings: Vec<String> = lint(&sample).iter().map(|d| d.render(false)).collect();
+    assert_eq!(warnings.concat(), "");
+    let manual = include_str!("../../../docs/ACTIONS.md");
+    let (_, rest) = manual.split_once("```cedar\n").expect("the manual shows policies");
+    let (text, _) = rest.split_once("```").expect("a fence ends");
+    assert_eq!(with(text).actions.policies().len(), 3);
 }
 
 /// Everything that a policy can say of certificates.
