@@ -132,6 +132,9 @@ pub enum Command {
     Token(TokenCommand),
     /// Show proofs for a rule, and get a grant: connections that it allows pass until the grant ends
     Grant(GrantQuestion),
+    /// Ask whether a tool may be called; what the call needs passes from then on, as far as the tool's rule says. Exit code 75: it
+    /// waits for an approval
+    Act(Box<ActQuestion>),
     /// Say who the daemon takes the caller for, and which grants it holds
     Whoami {
         #[command(flatten)]
@@ -445,6 +448,29 @@ pub struct GrantQuestion {
     /// Go on, and show the proofs again before the grant ends; files are read anew each time
     #[arg(long)]
     pub keep: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ActQuestion {
+    /// As the policy calls it
+    #[arg(long)]
+    pub tool: String,
+    /// What the tool gets: a JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    pub arguments: String,
+    /// File with the token by which the caller acts for somebody: see `authd token exchange`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Key (PKCS#8 PEM, P-256) that the token is bound to by DPoP
+    #[arg(long, value_name = "PEM", requires = "token_file")]
+    pub dpop_key: Option<PathBuf>,
+    /// How many seconds to wait for an approval, if the call needs one [default: not at all]
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u32>,
+    #[command(flatten)]
+    pub caller: CallerArgs,
     #[arg(long)]
     pub json: bool,
 }

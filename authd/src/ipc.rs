@@ -23,7 +23,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     decisions::{
-        approvals,
+        approvals::{self, TokenFacts},
+        asked,
         call::{Arguments, CallHash},
     },
     daemon::{
@@ -133,6 +134,10 @@ pub enum ToControl {
         question: Question,
         acted: Box<Acted>,
     },
+    /// What became of approvals. The descriptor holds the answer.
+    Approvals {
+        question: Question,
+    },
     /// SPIFFE IDs of this node's workloads, for which it speaks to other nodes. The descriptor holds them: [`Identities`].
     Identities,
     /// Something was revoked: whatever was accepted before is checked anew. Answered by [`FromControl::Forgotten`].
@@ -201,6 +206,13 @@ pub enum FromControl {
         question: Question,
         connection: Connection,
         act: Box<Act>,
+    },
+    /// Somebody of this node asks about calls that wait for approval, or decides one. Answered by [`ToControl::Approvals`].
+    Approve {
+        question: Question,
+        connection: Connection,
+        asked: asked::Question,
+        token: Option<Box<TokenFacts>>,
     },
     /// An operator revokes something.
     Revoke {
@@ -468,6 +480,7 @@ pub trait Sealed: Serialize + DeserializeOwned {
     }
 }
 
+impl Sealed for asked::Answer {}
 impl Sealed for Settings {}
 impl Sealed for Identities {}
 

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Command::Token(TokenCommand::Exchange(question)) => cmd::exchange::run(config, &question),
         Command::Token(TokenCommand::Keys { rotate, json }) => cmd::exchange::keys(config, rotate, json),
         Command::Grant(question) => cmd::grant::run(config, question),
+        Command::Act(question) => cmd::act::run(config, &question),
         Command::Whoami { caller, json } => cmd::whoami::run(config, &caller, json),
         Command::Revoke(question) => cmd::revoke::run(config, question),
         Command::Approve(command) => cmd::approve::run(config, command),

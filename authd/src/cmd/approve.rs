@@ -4,12 +4,20 @@
 
 use std::{fmt::Write, path::Path, process::ExitCode};
 
-use anyhow::bail;
+use anyhow::Context;
+use hyper::{HeaderMap, Method, header::AUTHORIZATION};
 use jiff::Timestamp;
+use serde_json::{Value, json};
 
-use super::{ask, settings, unexpected};
+use super::{
+    ask,
+    grant::{secret, text_of},
+    settings, unexpected,
+};
 use crate::{
     cli::ApproveCommand,
+    client::{self, Target},
+    config::Config,
     daemon::admin::{Answer, Request},
     decisions::{
         approvals::By,
@@ -26,20 +34,24 @@ pub fn run(config: Option<&Path>, command: ApproveCommand) -> anyhow::Result<Exi
         Ok(config) => config,
         Err(code) => return Ok(code),
     };
+    let mut token = None;
     let (question, json) = match command {
         ApproveCommand::List { json } => (Question::List, json),
         ApproveCommand::Show { id, json } => (Question::Show { id }, json),
-        ApproveCommand::Grant { token_file: Some(_), .. } => {
-            bail!("the operators' socket takes no tokens: approvers who show one cannot approve with this command yet")
-        }
-        ApproveCommand::Grant { id, approvers, token_file: None, reason, json } => {
+        ApproveCommand::Grant { id, approvers, token_file, reason, json } => {
+            token = token_file;
             (Question::Grant { id, approvers, text: reason }, json)
         }
         ApproveCommand::Deny { id, reason, json } => (Question::Deny { id, text: reason }, json),
     };
-    let answer = match ask(&config, &Request::Approvals(question))? {
-        Answer::Approvals(answer) => answer,
-        other => return Err(unexpected(other)),
+    // Root asks on the operators' socket, which works without the control process; everybody else, and whoever shows a token, on
+    // the workloads'.
+    let answer = match &token {
+        None if nix::unistd::geteuid().is_root() => match ask(&config, &Request::Approvals(question))? {
+            Answer::Approvals(answer) => answer,
+            other => return Err(unexpected(other)),
+        },
+        _ => over_http(&config, question, token.as_deref())?,
     };
     let now = Timestamp::now();
     match answer {
@@ -65,6 +77,35 @@ pub fn run(config: Option<&Path>, command: ApproveCommand) -> anyhow::Result<Exi
         asked::Answer::Denied(shown) => println!("{} is denied", shown.listed.id),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The same question on the workloads' socket, which everybody can reach.
+fn over_http(config: &Config, question: Question, token: Option<&Path>) -> anyhow::Result<asked::Answer> {
+    let (method, path, body) = match question {
+        Question::List => (Method::GET, "/v1/approvals".to_owned(), Value::Null),
+        Question::Show { id } => (Method::GET, format!("/v1/approvals/{id}"), Value::Null),
+        Question::Grant { id, approvers, text } => {
+            let body = json!({ "approvers": approvers, "reason": text });
+            (Method::POST, format!("/v1/approvals/{id}/grant"), body)
+        }
+        Question::Deny { id, text } => {
+            (Method::POST, format!("/v1/approvals/{id}/deny"), json!({ "reason": text }))
+        }
+    };
+    let mut headers = HeaderMap::new();
+    if let Some(file) = token {
+        headers.insert(AUTHORIZATION, secret(&format!("Bearer {}", text_of(file)?))?);
+    }
+    let target = Target::Socket(config.control.socket.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(&body)? };
+    let answer = runtime.block_on(client::ask(&target, None, method, &path, headers, body))?;
+    let value: Value = serde_json::from_slice(&answer.body).context("the answer is no JSON")?;
+    if answer.status.is_success() {
+        return Ok(serde_json::from_value(value)?);
+    }
+    let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    Ok(asked::Answer::Refused { reason: text("reason"), message: text("detail") })
 }
 
 fn table(approvals: &[Listed], now: Timestamp) -> String {

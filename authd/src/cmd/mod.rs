@@ -1,5 +1,6 @@
 //! Commands, one verb per file. Each returns an exit code; what goes wrong besides is an error for people.
 
+pub mod act;
 pub mod action;
 pub mod apply;
 pub mod approve;

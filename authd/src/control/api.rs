@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, actions, forward, listed, nodes, problem::Problem, prove, token, verifier::Share};
+use super::{Answer, Shared, actions, approvals, forward, listed, nodes, problem::Problem, prove, token, verifier::Share};
 use crate::{
     daemon::granting::Effect,
     grants::Id,
@@ -129,6 +129,10 @@ struct WhoAmI {
         get_grants,
         post_revocation,
         actions::post_action,
+        approvals::get_approvals,
+        approvals::get_approval,
+        approvals::grant,
+        approvals::deny,
         token::post_token,
         token::jwks,
         token::metadata,
@@ -154,6 +158,10 @@ pub fn router() -> Router {
         .route("/v1/grants/{id}", delete(delete_grant))
         .route("/v1/revocations", post(post_revocation))
         .route("/v1/actions", post(actions::post_action))
+        .route("/v1/approvals", get(approvals::get_approvals))
+        .route("/v1/approvals/{id}", get(approvals::get_approval))
+        .route("/v1/approvals/{id}/grant", post(approvals::grant))
+        .route("/v1/approvals/{id}/deny", post(approvals::deny))
         .route("/v1/token", post(token::post_token))
         .route("/v1/jwks", get(token::jwks))
         .route("/.well-known/oauth-authorization-server", get(token::metadata))

@@ -5,6 +5,7 @@
 
 pub mod actions;
 pub mod api;
+pub mod approvals;
 pub mod client_certificate;
 pub mod counts;
 pub mod fetch;
@@ -36,6 +37,7 @@ use tokio::{
 use self::{counts::Counts, verifier::Verifier};
 use crate::{
     daemon::granting::Effect,
+    decisions::asked,
     ipc::{
         Acted, Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed,
         Settings, ToControl,
@@ -58,6 +60,7 @@ pub enum Answer {
     Admitted { key_id: u8, seconds: u32, labels: Vec<Option<u32>> },
     Exchanged(Box<ExchangedToken>),
     Acted(Box<Acted>),
+    Approvals(Box<asked::Answer>),
 }
 
 /// What all connections share.
@@ -173,6 +176,10 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             }
             ToControl::Exchanged { question, token } => shared.answer(question, Answer::Exchanged(token)),
             ToControl::Acted { question, acted } => shared.answer(question, Answer::Acted(acted)),
+            ToControl::Approvals { question } => {
+                let answer = asked::Answer::open(attached.ok_or(ControlError::NoFile)?)?;
+                shared.answer(question, Answer::Approvals(Box::new(answer)));
+            }
             ToControl::Identities => {
                 let identities = Identities::open(attached.ok_or(ControlError::NoFile)?)?;
                 shared.identities.send_replace(Some(Arc::new(nodes::speaks_for(identities))));

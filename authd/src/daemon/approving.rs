@@ -6,16 +6,18 @@
 use jiff::{SignedDuration, Timestamp};
 use nix::unistd::User;
 
-use super::{Daemon, admin::Answer, trust::Trust};
+use super::{Daemon, callers::Owned, control::Who, granting::refusal, trust::Trust};
 use crate::{
     audit::record::{Record, format_time},
     decisions::{
-        approvals::{Approver, By, Group, Id, StepUp, Told},
+        approvals::{Approvals, Approver, By, Entry, Group, Id, StepUp, Told, TokenFacts},
         asked::{self, Listed, Question, Shown},
         kept::KeptError,
     },
     digest::Digest,
+    ipc::Refusal,
     policy::{
+        file::Kind,
         diagnostic::Source,
         model::{Approvers, Model},
     },
@@ -24,34 +26,66 @@ use crate::{
 
 impl Daemon {
     /// Answers a user whose number the kernel says.
-    pub fn approvals(&mut self, uid: u32, question: Question) -> Answer {
+    pub fn approvals(
+        &mut self,
+        uid: u32,
+        question: Question,
+        token: Option<TokenFacts>,
+    ) -> Result<asked::Answer, Refusal> {
         self.follow_policy();
         self.expire_approvals();
         let trust = match &mut self.trust {
             Ok(trust) => trust,
             Err(error) => {
                 let message = format!("the daemon started without its store, and nothing can be approved: {error}");
-                return Answer::Error { message };
+                return Err(refusal("store_unusable", message));
             }
         };
         let now = Timestamp::now();
         let answered = match question {
-            Question::List => Ok(asked::Answer::Listed { approvals: listed(trust) }),
+            Question::List => Ok(asked::Answer::Listed { approvals: listed(trust, uid) }),
+            Question::Show { id } if !concerns(trust, &id, uid) => Err(unknown(&id)),
             Question::Show { id } => shown(trust, &id).map(asked::Answer::Shown).ok_or_else(|| unknown(&id)),
             Question::Grant { id, approvers, text } => {
-                let approver = Approver { approvers, uid, token: None, text };
+                let approver = Approver { approvers, uid, token, text };
                 let (kept, store) = trust.approvals();
                 let told = kept.grant(store, now, &id, approver);
                 self.decided(uid, &id, told, asked::Answer::Granted)
             }
             Question::Deny { id, text } => {
-                let approver = Approver { approvers: None, uid, token: None, text };
+                let approver = Approver { approvers: None, uid, token, text };
                 let (kept, store) = trust.approvals();
                 let told = kept.deny(store, now, &id, approver);
                 self.decided(uid, &id, told, asked::Answer::Denied)
             }
         };
-        Answer::Approvals(answered.unwrap_or_else(|refused| refused))
+        Ok(answered.unwrap_or_else(|refused| refused))
+    }
+
+    /// The same of somebody who is connected to the workloads' socket: a person, and never one who acts for people.
+    pub fn approve(
+        &mut self,
+        who: &Who,
+        question: Question,
+        token: Option<TokenFacts>,
+    ) -> Result<asked::Answer, Refusal> {
+        let uid = match who {
+            Who::Admin { uid } => *uid,
+            Who::Local(attested) => {
+                let model = &self.active.prepared.model;
+                let is_person = match self.known(who).map(|known| known.claimant) {
+                    Ok(Owned::Workload { index, .. }) => model.workloads[index].kind == Kind::Person,
+                    Ok(Owned::Address(_)) => false,
+                    Err(_) => true,
+                };
+                if !is_person {
+                    return Err(refusal("approval_by_workload", "people approve calls, and workloads do not"));
+                }
+                attested.uid
+            }
+            Who::Remote { .. } => return Err(refusal("caller_not_local", "calls are approved on their own node")),
+        };
+        self.approvals(uid, question, token)
     }
 
     /// Ends what was asked under another policy. Whoever asks or uses an approval comes here first; after the policy in force was
@@ -130,8 +164,20 @@ impl Daemon {
     }
 }
 
-fn listed(trust: &mut Trust) -> Vec<Listed> {
-    trust.approvals().0.approvals().list().into_iter().map(Listed::new).collect()
+/// Root sees all of them, everybody else what they may decide.
+fn listed(trust: &mut Trust, uid: u32) -> Vec<Listed> {
+    let approvals = trust.approvals().0.approvals();
+    approvals.list().into_iter().filter(|entry| is_concerned(approvals, entry, uid)).map(Listed::new).collect()
+}
+
+fn concerns(trust: &mut Trust, id: &Id, uid: u32) -> bool {
+    let approvals = trust.approvals().0.approvals();
+    approvals.get(id).is_some_and(|entry| is_concerned(approvals, entry, uid))
+}
+
+fn is_concerned(approvals: &Approvals, entry: &Entry, uid: u32) -> bool {
+    let mut groups = entry.approvers.iter().filter_map(|name| approvals.group(name));
+    uid == 0 || groups.any(|group| group.users.contains_key(&uid))
 }
 
 fn shown(trust: &mut Trust, id: &Id) -> Option<Box<Shown>> {
@@ -232,7 +278,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        daemon::admin::Request,
+        daemon::admin::{Answer, Request},
         decisions::approvals::{
             ApprovalError,
             tests::{entry, id, later},

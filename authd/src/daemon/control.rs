@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     config::Config,
+    decisions::asked,
     dataplane::{
         attestation::{AttestError, Attested, attest},
         introductions,
@@ -187,6 +188,14 @@ impl Control {
         match settings.seal() {
             Ok(fd) => self.tell(&ToControl::Settings, Some(fd.as_fd())),
             Err(error) => tracing::error!(%error, "the control process does not get its settings"),
+        }
+    }
+
+    /// What became of approvals.
+    pub fn tell_approvals(&mut self, question: ipc::Question, answer: &asked::Answer) {
+        match answer.seal() {
+            Ok(fd) => self.tell(&ToControl::Approvals { question }, Some(fd.as_fd())),
+            Err(error) => tracing::error!(%error, "an answer about approvals is lost"),
         }
     }
 

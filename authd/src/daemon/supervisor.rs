@@ -438,6 +438,14 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
                 None,
             );
         }
+        FromControl::Approve { question, connection, asked, token } => {
+            let who = control.who(connection).cloned();
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.approve(&who, asked, token.map(|token| *token)));
+            match result {
+                Ok(answer) => control.tell_approvals(question, &answer),
+                Err(refusal) => control.tell(&ToControl::NotGranted { question, refusal }, None),
+            }
+        }
         FromControl::Exchange { question, connection, exchange } => {
             let who = control.who(connection).cloned();
             let result = who.ok_or_else(unknown).and_then(|who| daemon.exchange(&who, &exchange));
@@ -538,7 +546,10 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
         Request::Revocations => Reply::One(daemon.revocations()),
         Request::SigningKeys => Reply::One(daemon.signing_keys()),
         Request::SigningKeyRotate => Reply::One(daemon.rotate_signing_key()),
-        Request::Approvals(question) => Reply::One(daemon.approvals(uid, question)),
+        Request::Approvals(question) => Reply::One(match daemon.approvals(uid, question, None) {
+            Ok(answer) => Answer::Approvals(answer),
+            Err(refusal) => Answer::Error { message: refusal.message },
+        }),
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);

@@ -113,6 +113,9 @@ pub struct VerifiedToken {
     pub may_act: Option<Map<String, Value>>,
     /// Of whoever acts; only tokens of nodes say so.
     pub tenant: Option<String>,
+    /// How, and when, the subject showed the issuer who it is (OpenID Connect Core 1.0, 2; RFC 9470, 6).
+    pub acr: Option<String>,
+    pub auth_time: Option<Timestamp>,
 }
 
 impl VerifiedToken {
@@ -185,6 +188,8 @@ pub struct Claims {
     pub act: Option<Map<String, Value>>,
     pub may_act: Option<Map<String, Value>>,
     pub tenant: Option<String>,
+    pub acr: Option<String>,
+    pub auth_time: Option<Timestamp>,
 }
 
 impl Claims {
@@ -204,6 +209,8 @@ impl Claims {
             act: object(claims, "act")?,
             may_act: object(claims, "may_act")?,
             tenant: text(claims, TENANT)?,
+            acr: text(claims, "acr")?,
+            auth_time: date(claims, "auth_time")?,
         })
     }
 
@@ -272,6 +279,8 @@ impl Claims {
             act: self.act,
             may_act: self.may_act,
             tenant: self.tenant,
+            acr: self.acr,
+            auth_time: self.auth_time,
         }
     }
 }

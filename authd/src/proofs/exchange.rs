@@ -299,6 +299,8 @@ mod tests {
             act: None,
             may_act: None,
             tenant: None,
+            acr: None,
+            auth_time: None,
         }
     }
 
