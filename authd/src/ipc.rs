@@ -22,14 +22,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
+    daemon::{
+        granting::Effect,
+        metrics::results::{Checked, Fetched},
+    },
     decisions::{
         approvals::{self, TokenFacts},
         asked,
         call::{Arguments, CallHash},
-    },
-    daemon::{
-        granting::Effect,
-        metrics::results::{Checked, Fetched},
     },
     digest::Digest,
     grants::{Id, proof::Shown},
@@ -134,6 +134,8 @@ pub enum ToControl {
         question: Question,
         acted: Box<Acted>,
     },
+    /// A call waits for people: the webhook is told. The descriptor holds the message: [`Message`].
+    Notify,
     /// What became of approvals. The descriptor holds the answer.
     Approvals {
         question: Question,
@@ -322,8 +324,12 @@ pub struct Act {
 pub enum Ruling {
     Allowed,
     /// If one of these approves it.
-    Pending { approvers: Vec<String> },
-    Denied { reason: String },
+    Pending {
+        approvers: Vec<String>,
+    },
+    Denied {
+        reason: String,
+    },
 }
 
 /// What became of it.
@@ -337,10 +343,18 @@ pub struct Acted {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ActOutcome {
-    Allowed { approval: Option<approvals::Id>, permit: Option<Granted> },
+    Allowed {
+        approval: Option<approvals::Id>,
+        permit: Option<Granted>,
+    },
     /// Nobody has said yes yet.
-    Pending { approval: approvals::Id, until: Timestamp },
-    Denied { refusal: Refusal },
+    Pending {
+        approval: approvals::Id,
+        until: Timestamp,
+    },
+    Denied {
+        refusal: Refusal,
+    },
 }
 
 /// What was verified of a request for a token (RFC 8693).
@@ -435,6 +449,31 @@ pub struct Settings {
     /// This node as an issuer of tokens, if it is one.
     #[serde(default)]
     pub issuer: Option<OwnIssuer>,
+    #[serde(default)]
+    pub webhook: Option<Webhook>,
+}
+
+/// Who is told of calls that wait for approval.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhook {
+    pub url: String,
+    /// As its file has it.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Webhook")
+    }
+}
+
+/// What [`ToControl::Notify`] comes with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    pub id: approvals::Id,
+    pub body: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -481,6 +520,7 @@ pub trait Sealed: Serialize + DeserializeOwned {
 }
 
 impl Sealed for asked::Answer {}
+impl Sealed for Message {}
 impl Sealed for Settings {}
 impl Sealed for Identities {}
 

@@ -88,9 +88,7 @@ fn over_http(config: &Config, question: Question, token: Option<&Path>) -> anyho
             let body = json!({ "approvers": approvers, "reason": text });
             (Method::POST, format!("/v1/approvals/{id}/grant"), body)
         }
-        Question::Deny { id, text } => {
-            (Method::POST, format!("/v1/approvals/{id}/deny"), json!({ "reason": text }))
-        }
+        Question::Deny { id, text } => (Method::POST, format!("/v1/approvals/{id}/deny"), json!({ "reason": text })),
     };
     let mut headers = HeaderMap::new();
     if let Some(file) = token {

@@ -260,10 +260,8 @@ fn answer(acted: Acted, policies: Vec<String>, why: Option<&Denial>) -> ActionAn
             until: Some(until.to_string()),
             ..base
         },
-        ActOutcome::Denied { refusal } => ActionAnswer {
-            reason: refusal.reason,
-            message: why.map_or(refusal.message, ToString::to_string),
-            ..base
-        },
+        ActOutcome::Denied { refusal } => {
+            ActionAnswer { reason: refusal.reason, message: why.map_or(refusal.message, ToString::to_string), ..base }
+        }
     }
 }

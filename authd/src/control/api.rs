@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
-use super::{Answer, Shared, actions, approvals, forward, listed, nodes, problem::Problem, prove, token, verifier::Share};
+use super::{
+    Answer, Shared, actions, approvals, forward, listed, nodes, problem::Problem, prove, token, verifier::Share,
+};
 use crate::{
     daemon::granting::Effect,
     grants::Id,

@@ -95,17 +95,12 @@ pub async fn deny(
     ask(&session, asked::Question::Deny { id: parsed(&id)?, text: reason.unwrap_or_default() }, None).await
 }
 
-async fn ask(
-    session: &Session,
-    asked: asked::Question,
-    token: Option<TokenFacts>,
-) -> Result<Json<Value>, Problem> {
+async fn ask(session: &Session, asked: asked::Question, token: Option<TokenFacts>) -> Result<Json<Value>, Problem> {
     let (connection, token) = (session.connection, token.map(Box::new));
     match session.shared.ask(|question| FromControl::Approve { question, connection, asked, token }).await {
         Answer::Approvals(answer) => match *answer {
             asked::Answer::Refused { reason, message } => {
-                let status =
-                    if reason == "approval_unknown" { StatusCode::NOT_FOUND } else { StatusCode::FORBIDDEN };
+                let status = if reason == "approval_unknown" { StatusCode::NOT_FOUND } else { StatusCode::FORBIDDEN };
                 Err(Problem::new(status, &reason, message))
             }
             answer => serde_json::to_value(answer).map(Json).map_err(|_| confused()),

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod forward;
 pub mod listed;
 pub mod nodes;
+pub mod notify;
 pub mod problem;
 pub mod prove;
 pub mod sandbox;
@@ -39,8 +40,8 @@ use crate::{
     daemon::granting::Effect,
     decisions::asked,
     ipc::{
-        Acted, Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Question, Refusal, Sealed,
-        Settings, ToControl,
+        Acted, Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Message, Question,
+        Refusal, Sealed, Settings, ToControl,
     },
     proofs::x509::spiffe::SpiffeId,
 };
@@ -176,6 +177,10 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             }
             ToControl::Exchanged { question, token } => shared.answer(question, Answer::Exchanged(token)),
             ToControl::Acted { question, acted } => shared.answer(question, Answer::Acted(acted)),
+            ToControl::Notify => {
+                let message = Message::open(attached.ok_or(ControlError::NoFile)?)?;
+                notify::send(&shared, message);
+            }
             ToControl::Approvals { question } => {
                 let answer = asked::Answer::open(attached.ok_or(ControlError::NoFile)?)?;
                 shared.answer(question, Answer::Approvals(Box::new(answer)));

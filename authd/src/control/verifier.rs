@@ -20,6 +20,7 @@ use super::{
     counts::Counts,
     fetch::{self, Published},
     listed::Chains,
+    notify::Hook,
 };
 use crate::{
     daemon::{control::network_of, settings::SERVER_AUTHORITIES},
@@ -113,6 +114,8 @@ pub struct Verifier {
     own: Option<CertificateDer<'static>>,
     /// When the first certificate of the listener's configured chain ends.
     own_end: Option<Timestamp>,
+    /// Who is told of calls that wait for approval.
+    pub hook: Option<Arc<Hook>>,
     /// This node as an issuer of tokens.
     pub own_issuer: Option<OwnIssuer>,
     /// The listener's configured chain and key, if they are any: what this node shows to other nodes.
@@ -149,7 +152,13 @@ impl Verifier {
         let own_end = settings.identity.as_ref().and_then(|identity| first_end(&identity.certificates));
         let identity = settings.identity.filter(|_| tls.is_some());
         let own_issuer = settings.issuer;
-        Self { model, authorities, issuers, tls, own, own_end, own_issuer, identity, memory, counts }
+        let hook = settings.webhook.and_then(|webhook| {
+            Hook::new(&webhook, roots.as_deref())
+                .map_err(|error| tracing::error!(%error, "nobody is told by the webhook"))
+                .ok()
+                .map(Arc::new)
+        });
+        Self { model, authorities, issuers, tls, own, own_end, hook, own_issuer, identity, memory, counts }
     }
 
     /// When certificates and lists end, of which somebody has to bring the next one in time.

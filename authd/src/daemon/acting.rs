@@ -48,12 +48,8 @@ impl Daemon {
             return Err(refusal("caller_not_local", "workloads ask on their own node's socket"));
         };
         let Act { tool, arguments, ruling, policies, proofs } = act;
-        let agent = Agent {
-            workload: name.clone(),
-            cgroup: cgroup.clone(),
-            instance: *instance,
-            spiffe_id: spiffe_id.clone(),
-        };
+        let agent =
+            Agent { workload: name.clone(), cgroup: cgroup.clone(), instance: *instance, spiffe_id: spiffe_id.clone() };
         let mut proofs = verified_by_control(&proofs);
         let completed = self.complete_all(&mut proofs, Some(spiffe_id));
         let call = Call { tool, arguments, agent, delegation: delegation(&proofs), policy: self.policy_digest() };

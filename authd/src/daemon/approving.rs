@@ -4,24 +4,24 @@
 //! user's word about who he is, and no tokens: who has to show one is refused here.
 
 use jiff::{SignedDuration, Timestamp};
-use nix::unistd::User;
+use nix::unistd::{User, gethostname};
 
 use super::{Daemon, callers::Owned, control::Who, granting::refusal, trust::Trust};
 use crate::{
     audit::record::{Record, format_time},
     decisions::{
-        approvals::{Approvals, Approver, By, Entry, Group, Id, StepUp, Told, TokenFacts},
+        approvals::{Approvals, Approver, By, Entry, Group, Id, StepUp, TokenFacts, Told},
         asked::{self, Listed, Question, Shown},
         kept::KeptError,
+        notify::Notice,
     },
     digest::Digest,
-    ipc::Refusal,
+    ipc::{Message, Refusal},
     policy::{
         file::Kind,
-        diagnostic::Source,
         model::{Approvers, Model},
     },
-    store::StoreError,
+    store::{StoreError, revoked::Revoked},
 };
 
 impl Daemon {
@@ -93,7 +93,7 @@ impl Daemon {
     pub(super) fn follow_policy(&mut self) {
         let prepared = &self.active.prepared;
         let Ok(trust) = &mut self.trust else { return };
-        let policy = digest(&prepared.sources);
+        let policy = prepared.digest;
         let (kept, store) = trust.approvals();
         if kept.approvals().policy() == Some(policy) {
             return;
@@ -105,7 +105,7 @@ impl Daemon {
 
     /// Of the policy in force, as calls are bound to it.
     pub(super) fn policy_digest(&self) -> Digest {
-        digest(&self.active.prepared.sources)
+        self.active.prepared.digest
     }
 
     pub(super) fn report_approval(&mut self, told: Told) {
@@ -114,7 +114,21 @@ impl Daemon {
 
     /// Tells people that a call waits for them.
     pub(super) fn notify_approvers(&mut self, id: &Id) {
-        let _ = id;
+        let Ok(trust) = &mut self.trust else { return };
+        let Some(entry) = trust.approvals().0.approvals().get(id) else { return };
+        let node = gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let body = Notice::new(entry, &node).body();
+        if let Some(hook) = &self.hook {
+            hook.tell(body.clone());
+        }
+        if self.config.approvals.webhook.is_some() {
+            self.messages.push(Message { id: *id, body: String::from_utf8_lossy(&body).into_owned() });
+        }
+    }
+
+    /// What the webhook has to be told.
+    pub fn take_messages(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.messages)
     }
 
     /// What is due every second.
@@ -122,6 +136,14 @@ impl Daemon {
         let Ok(trust) = &mut self.trust else { return };
         let (kept, store) = trust.approvals();
         let (told, kept) = kept.expire(store, Timestamp::now());
+        self.ended(told, kept);
+    }
+
+    /// Calls end that wait, or were approved, of whoever was revoked.
+    pub(super) fn cancel_approvals(&mut self, what: &Revoked) {
+        let Ok(trust) = &mut self.trust else { return };
+        let (kept, store) = trust.approvals();
+        let (told, kept) = kept.revoked(store, Timestamp::now(), what);
         self.ended(told, kept);
     }
 
@@ -192,18 +214,6 @@ fn refused(error: &KeptError) -> asked::Answer {
 fn unknown(id: &Id) -> asked::Answer {
     let message = format!("there is no approval {id}: see `authd approve list`");
     asked::Answer::Refused { reason: "approval_unknown".to_owned(), message }
-}
-
-/// Of all that a policy says. A change of one character is another policy.
-fn digest(sources: &[Source]) -> Digest {
-    let mut text = Vec::from(*b"authd policy 1\0");
-    for Source { name, text: content } in sources {
-        for part in [&**name, &**content] {
-            text.extend((part.len() as u64).to_be_bytes());
-            text.extend(part.as_bytes());
-        }
-    }
-    Digest::of(&text)
 }
 
 /// The policy's approvers, with this node's users in the place of their names.
@@ -285,22 +295,6 @@ mod tests {
         },
         policy::{diagnostic::Place, model},
     };
-
-    #[test]
-    fn every_character_of_a_policy_is_in_its_digest() {
-        let source = |name: &str, text: &str| Source { name: name.into(), text: text.into() };
-        let one = digest(&[source("a", "b"), source("c", "d")]);
-        assert_eq!(one, digest(&[source("a", "b"), source("c", "d")]));
-        for other in [
-            vec![source("a", "b")],
-            vec![source("a", "b"), source("c", "D")],
-            vec![source("ab", ""), source("c", "d")],
-            vec![source("c", "d"), source("a", "b")],
-            vec![],
-        ] {
-            assert_ne!(one, digest(&other), "{other:?}");
-        }
-    }
 
     #[test]
     fn names_become_users_and_unknown_ones_nobody() {

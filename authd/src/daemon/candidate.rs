@@ -2,19 +2,24 @@
 
 use std::path::Path;
 
-use crate::policy::{
-    compile::{CompileError, Moment, Options, Registry, compile},
-    diagnostic::{Diagnostic, Source},
-    image::Image,
-    lint, load,
-    model::Model,
-    pattern::Patterns,
+use crate::{
+    digest::Digest,
+    policy::{
+        compile::{CompileError, Moment, Options, Registry, compile},
+        diagnostic::{Diagnostic, Source},
+        image::Image,
+        lint, load,
+        model::Model,
+        pattern::Patterns,
+    },
 };
 
 /// A policy that can be put into force.
 #[derive(Clone)]
 pub struct Prepared {
     pub sources: Vec<Source>,
+    /// Of all that they say.
+    pub digest: Digest,
     pub model: Model,
     pub registry: Registry,
     pub image: Image,
@@ -38,9 +43,9 @@ impl Candidate {
 
     /// The same policy at another moment.
     pub fn again(prepared: &Prepared, options: &Options, moment: Moment) -> Self {
-        let Prepared { sources, model, mut registry, .. } = prepared.clone();
+        let Prepared { sources, digest, model, mut registry, .. } = prepared.clone();
         let result = compile(&model, &mut registry, options, moment)
-            .map(|image| Prepared { sources, model, registry, image })
+            .map(|image| Prepared { sources, digest, model, registry, image })
             .map_err(too_much);
         Self { result, warnings: 0 }
     }
@@ -65,7 +70,7 @@ impl Candidate {
         let warnings = policy.diagnostics.len() + lint::lint(&model).len();
         registry.assign(&model, options);
         let result = compile(&model, &mut registry, options, moment)
-            .map(|image| Prepared { sources, model, registry, image })
+            .map(|image| Prepared { digest: digest(&sources), sources, model, registry, image })
             .map_err(too_much);
         Self { result, warnings }
     }
@@ -82,6 +87,39 @@ impl Prepared {
     }
 }
 
+/// A change of one character is another policy.
+fn digest(sources: &[Source]) -> Digest {
+    let mut text = Vec::from(*b"authd policy 1\0");
+    for Source { name, text: content } in sources {
+        for part in [&**name, &**content] {
+            text.extend((part.len() as u64).to_be_bytes());
+            text.extend(part.as_bytes());
+        }
+    }
+    Digest::of(&text)
+}
+
 fn too_much(error: CompileError) -> Vec<Diagnostic> {
     vec![Diagnostic::general("capacity", error.to_string(), "shorten the policy")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_character_of_a_policy_is_in_its_digest() {
+        let source = |name: &str, text: &str| Source { name: name.into(), text: text.into() };
+        let one = digest(&[source("a", "b"), source("c", "d")]);
+        assert_eq!(one, digest(&[source("a", "b"), source("c", "d")]));
+        for other in [
+            vec![source("a", "b")],
+            vec![source("a", "b"), source("c", "D")],
+            vec![source("ab", ""), source("c", "d")],
+            vec![source("c", "d"), source("a", "b")],
+            vec![],
+        ] {
+            assert_ne!(one, digest(&other), "{other:?}");
+        }
+    }
 }

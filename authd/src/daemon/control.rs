@@ -24,11 +24,11 @@ use tokio::{
 
 use crate::{
     config::Config,
-    decisions::asked,
     dataplane::{
         attestation::{AttestError, Attested, attest},
         introductions,
     },
+    decisions::asked,
     ipc::{self, Caller, Channel, Connection, FromControl, Identities, IpcError, Sealed, Settings, ToControl},
 };
 
@@ -196,6 +196,14 @@ impl Control {
         match answer.seal() {
             Ok(fd) => self.tell(&ToControl::Approvals { question }, Some(fd.as_fd())),
             Err(error) => tracing::error!(%error, "an answer about approvals is lost"),
+        }
+    }
+
+    /// What the webhook is to be told.
+    pub fn tell_message(&mut self, message: &ipc::Message) {
+        match message.seal() {
+            Ok(fd) => self.tell(&ToControl::Notify, Some(fd.as_fd())),
+            Err(error) => tracing::error!(%error, "the webhook is not told of a call that waits"),
         }
     }
 

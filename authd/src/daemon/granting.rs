@@ -320,6 +320,7 @@ impl Daemon {
         if what.is_of_certificates() {
             self.end_node_keys(|found| certificate_names(found).iter().any(|(name, _)| *name == what));
         }
+        self.cancel_approvals(&what);
         self.metrics.revoked(&effect);
         let mut record = Record::about("revoked", format!("{what}: {text}"));
         record.uid = Some(by);

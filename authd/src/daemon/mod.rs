@@ -70,6 +70,8 @@ use crate::{
         sockets::SocketError,
         writer::{WriteError, Writer},
     },
+    decisions::notify::command::Hook,
+    ipc::Message,
     policy::{
         diagnostic::{Diagnostic, Source},
         load::read_sources,
@@ -133,6 +135,10 @@ pub struct Daemon {
     /// A store that cannot be read ends nothing that the kernel enforces; but no proof is believed without it.
     trust: Result<Trust, StoreError>,
     ledger: Ledger,
+    /// The operators' program that is told of calls that wait for approval.
+    hook: Option<Hook>,
+    /// What the webhook is to be told.
+    messages: Vec<Message>,
     /// `None`: no tokens are exchanged here.
     issuing: Option<issuing::Issuing>,
     nodes: nodes::Nodes,
@@ -202,6 +208,7 @@ impl Daemon {
         directory.learn(&prepared.model, &prepared.registry);
         let (follow, _) = broadcast::channel(RECENT);
         let now = Timestamp::now();
+        let hook = Hook::new(&config.approvals.command);
         let mut daemon = Self {
             refused: object.refused.clone(),
             config,
@@ -209,6 +216,8 @@ impl Daemon {
             persistent,
             trust,
             ledger,
+            hook,
+            messages: Vec::new(),
             issuing: None,
             nodes: nodes::Nodes::default(),
             totals: GrantTotals::default(),
@@ -378,6 +387,8 @@ impl Daemon {
         self.retry_unwritten();
         self.expire_grants();
         self.tend_issuing();
+        self.follow_policy();
+        self.expire_approvals();
         self.sweep_nodes()?;
         self.save_grants();
         if self.ledger.grants.iter().next().is_some() {

@@ -11,7 +11,7 @@ use std::{
 
 use super::Daemon;
 use crate::{
-    ipc::{Identity, Settings},
+    ipc::{Identity, Settings, Webhook},
     policy::model::{Keys, Model, TokenCheck},
 };
 
@@ -54,6 +54,10 @@ impl Files {
         let pem = |files: &mut Self, path: &Option<PathBuf>| {
             path.as_ref().and_then(|path| files.read(path)).and_then(|bytes| String::from_utf8(bytes).ok())
         };
+        let webhook = config.approvals.webhook.as_ref().and_then(|webhook| {
+            let secret = pem(self, &Some(webhook.secret_file.clone()))?;
+            Some(Webhook { url: webhook.url.to_string(), secret })
+        });
         let (certificates, key) = (pem(self, &config.control.certificate), pem(self, &config.control.key));
         Settings {
             generation: daemon.generation(),
@@ -62,6 +66,7 @@ impl Files {
             identity: certificates.zip(key).map(|(certificates, key)| Identity { certificates, key }),
             tls12: config.control.tls12,
             issuer: daemon.own_issuer(),
+            webhook,
         }
     }
 

@@ -430,6 +430,9 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
         FromControl::Act { question, connection, act } => {
             let who = control.who(connection).cloned();
             let result = who.ok_or_else(unknown).and_then(|who| daemon.act(&who, *act));
+            for message in daemon.take_messages() {
+                control.tell_message(&message);
+            }
             control.tell(
                 &match result {
                     Ok(acted) => ToControl::Acted { question, acted: Box::new(acted) },

@@ -15,8 +15,15 @@ use crate::{
 /// Connections that one permit lets begin at most.
 const MAX_CONNECTIONS: u32 = 1024;
 /// Units of bytes, the longest name first.
-const UNITS: [(&str, u64); 7] =
-    [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("B", 1)];
+const UNITS: [(&str, u64); 7] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("B", 1),
+];
 
 impl Builder {
     /// `None` if the rule asks for no action, or after an error.
@@ -72,7 +79,8 @@ impl Builder {
     pub(super) fn permittable(&mut self, rule: &Place, proofs: &[Proof], subjects: &[(Subject, Place)], model: &Model) {
         for (subject, at) in subjects {
             if !matches!(subject, Subject::Workload(_)) {
-                let message = format!("`{}` is no workload of this node, and holds no permits", model.subject_name(*subject));
+                let message =
+                    format!("`{}` is no workload of this node, and holds no permits", model.subject_name(*subject));
                 self.error("permit_of_nobody", at, message, "name workloads in `from`");
             }
         }
@@ -97,10 +105,14 @@ mod tests {
 
     #[test]
     fn bytes_have_a_unit() {
-        for (text, bytes) in [("1B", 1), ("64KiB", 65_536), ("10 MiB", 10 << 20), ("2GB", 2_000_000_000), ("3kB", 3_000)] {
+        for (text, bytes) in
+            [("1B", 1), ("64KiB", 65_536), ("10 MiB", 10 << 20), ("2GB", 2_000_000_000), ("3kB", 3_000)]
+        {
             assert_eq!(parse(text), Some(bytes), "{text}");
         }
-        for text in ["", "64", "B", "0B", "-1B", "1.5KiB", "1 K", "1KB", "99999999999999999999B", "18446744073709551615GiB"] {
+        for text in
+            ["", "64", "B", "0B", "-1B", "1.5KiB", "1 K", "1KB", "99999999999999999999B", "18446744073709551615GiB"]
+        {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -1,9 +1,10 @@
 //! Agents: acting for somebody, and only as far as that one's token and the policy go.
 
+mod actions;
 mod exchange;
 
 use libtest_mimic::Trial;
 
 pub fn trials() -> Vec<Trial> {
-    exchange::trials()
+    [exchange::trials(), actions::trials()].into_iter().flatten().collect()
 }
