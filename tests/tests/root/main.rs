@@ -1,6 +1,7 @@
 //! Tests of the real daemon with real processes, as root. `cargo xtask test root` runs them; so does `cargo xtask test vm`,
 //! on other kernels.
 
+mod approvals;
 mod basics;
 mod bypass;
 mod frames;
@@ -62,6 +63,7 @@ fn main() {
         reload::trials(),
         lifecycle::trials(),
         keys::trials(),
+        approvals::trials(),
         grants::trials(),
         takeover::trials(),
         sockets::trials(),
