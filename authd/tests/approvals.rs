@@ -114,11 +114,12 @@ fn a_yes_is_used_once_whatever_is_killed_when() {
     let directory = std::env::temp_dir().join(format!("authd-approvals-kill-{}", std::process::id()));
     let _ = fs::remove_dir_all(&directory);
     fs::DirBuilder::new().mode(0o700).create(&directory).unwrap();
-    let (mut used, mut approved, mut left) = (HashSet::new(), HashSet::new(), 0);
+    let (mut used, mut approved, mut answered, mut left) = (HashSet::new(), HashSet::new(), 0, 0);
     for kill in 0..KILLS {
         for line in work_until_killed(&directory, Duration::from_micros(kill * 7919 % 40_000)) {
             let number: usize = line[1..].parse().unwrap();
             let known = if line.starts_with('+') { &mut approved } else { &mut used };
+            answered += usize::from(line.starts_with('*'));
             assert!(known.insert(number), "kill {kill}: {line} for the second time");
         }
         let (store, mut kept) = open(&directory);
@@ -140,6 +141,6 @@ fn a_yes_is_used_once_whatever_is_killed_when() {
         }
     }
     fs::remove_dir_all(&directory).unwrap();
-    assert!(used.len() as u64 > KILLS * 2, "only {} uses: the kills came too early to prove anything", used.len());
+    assert!(answered > 0, "every kill came too early to prove anything");
     assert!(left > 0, "no kill came between a yes and its use");
 }

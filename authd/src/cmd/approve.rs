@@ -347,6 +347,7 @@ authd approve deny 000000000001 --reason '...'
         assert!(unseen.is_empty(), "{unseen:?}");
         assert_eq!(plain("\u{301}é漢\u{1f600} ~"), "\u{301}é漢\u{1f600} ~", "what can be seen stays");
         assert_eq!(plain("\n\u{202e}\u{e0041}"), "\\u000a\\u202e\\udb40\\udc41");
+        assert_eq!(plain("\u{9b}\u{7f}\u{3164}\u{fe0f}\u{200b}"), "\\u009b\\u007f\\u3164\\ufe0f\\u200b");
         // What is shown of the arguments is JSON of the same meaning.
         let again: serde_json::Value = serde_json::from_str(&whole(&shown.arguments)).unwrap();
         assert_eq!(again, json);

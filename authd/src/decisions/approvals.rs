@@ -183,12 +183,8 @@ pub struct Approvals {
 impl Approvals {
     /// Takes up what an earlier daemon kept.
     pub fn load(entries: impl IntoIterator<Item = Entry>) -> Self {
-        let mut entries: Vec<Entry> = entries.into_iter().collect();
-        entries.sort_by_key(|entry| (entry.requested, entry.id));
         let mut approvals = Self::default();
-        for entry in entries {
-            approvals.put(entry);
-        }
+        entries.into_iter().for_each(|entry| approvals.put(entry));
         approvals
     }
 
@@ -352,7 +348,9 @@ impl Approvals {
     pub fn put(&mut self, entry: Entry) {
         let hash = entry.call.hash();
         let newest = self.by_hash.get(&hash).and_then(|id| self.entries.get(id));
-        if newest.is_none_or(|newest| newest.requested <= entry.requested) {
+        // Of two of one moment, the one that lives came when the other one had ended.
+        let rank = |entry: &Entry| (entry.requested, entry.is_live());
+        if newest.is_none_or(|newest| rank(newest) <= rank(&entry)) {
             self.by_hash.insert(hash, entry.id);
         }
         self.entries.insert(entry.id, entry);

@@ -236,14 +236,12 @@ fn numbers(json: &[u8]) -> impl Iterator<Item = &str> {
 
 /// Whether the canonical spelling of a number is of the number that is written.
 fn is_exact(written: &str) -> bool {
-    let Ok(double) = written.parse::<f64>() else { return false };
-    let below_zero = double == 0.0 && written.starts_with('-');
-    let canonical = serde_json_canonicalizer::to_string(&double);
-    !below_zero && canonical.is_ok_and(|canonical| decimal(&canonical) == decimal(written))
+    let canonical = written.parse::<f64>().ok().and_then(|double| serde_json_canonicalizer::to_string(&double).ok());
+    canonical.is_some_and(|canonical| decimal(&canonical) == decimal(written))
 }
 
-/// A JSON number as sign, digits without zeros at either end, and the power of ten of the last one. `None` if it is out of all
-/// range; that is no double either.
+/// A JSON number as sign, digits without zeros at either end, and the power of ten of the last one; zero has a sign too. `None` if
+/// it is out of all range.
 fn decimal(number: &str) -> Option<(bool, String, i64)> {
     let (negative, number) = number.strip_prefix('-').map_or((false, number), |number| (true, number));
     let (mantissa, power) = number.split_once(['e', 'E']).unwrap_or((number, "0"));

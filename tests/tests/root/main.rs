@@ -2,6 +2,7 @@
 //! on other kernels.
 
 mod agents;
+mod approvals;
 mod basics;
 mod bypass;
 mod frames;
@@ -63,6 +64,7 @@ fn main() {
         reload::trials(),
         lifecycle::trials(),
         keys::trials(),
+        approvals::trials(),
         grants::trials(),
         takeover::trials(),
         sockets::trials(),

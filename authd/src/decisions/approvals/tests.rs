@@ -83,7 +83,7 @@ pub fn group(name: &str, users: &[(u32, &str)]) -> Group {
 fn strong() -> Group {
     let step_up = StepUp {
         issuer: "corp".to_owned(),
-        subjects: names(&["alice", "carol", "spiffe://example.org/router"]),
+        subjects: names(&["alice", "carol", "spiffe://example.org/router", "spiffe://example.org/support/support-1"]),
         acr: names(&["phr", "phrh"]),
         max_age: Some(SignedDuration::from_secs(300)),
     };
@@ -201,6 +201,33 @@ fn time_ends_questions_and_answers() {
 }
 
 #[test]
+fn what_is_over_is_asked_anew_even_if_nobody_swept() {
+    let mut approvals = waiting();
+    assert_eq!(approvals.request(later(899), asked(2, call(1))).unwrap().id, id(1));
+    assert_eq!(approvals.request(later(900), asked(2, call(1))).unwrap().id, id(2));
+    let mut approvals = granted();
+    let known = approvals.request(later(359), asked(2, call(1))).unwrap();
+    assert_eq!((known.id, known.granted, known.until), (id(1), true, later(360)));
+    let new = approvals.request(later(360), asked(2, call(1))).unwrap();
+    assert_eq!((new.id, new.granted), (id(2), false));
+    // Approvers to whom the policy gives more time meanwhile do not wake it up.
+    let mut approvals = waiting();
+    let patient = Group { ttl: SignedDuration::from_hours(1), ..group("leads", &[(ALICE, "alice")]) };
+    approvals.policy_changed(noon(), policy(), [patient]);
+    assert_eq!(approvals.grant(later(900), &id(1), approver(ALICE)).unwrap_err().reason(), "approval_expired");
+}
+
+#[test]
+fn who_is_asked_is_who_the_policy_asked_last() {
+    let mut approvals = waiting();
+    let night = Asked { approvers: names(&["unknown", "night"]), ..asked(2, call(1)) };
+    assert!(approvals.request(later(1), night).unwrap().changed);
+    assert_eq!(approvals.get(&id(1)).unwrap().approvers, ["night"]);
+    assert_eq!(approvals.grant(later(2), &id(1), approver(ALICE)).unwrap_err().reason(), "approval_not_approver");
+    assert!(approvals.grant(later(2), &id(1), approver(BOB)).is_ok());
+}
+
+#[test]
 fn approvers_with_a_shorter_time_have_only_that() {
     let mut approvals = fresh();
     let hasty = Group { ttl: SignedDuration::from_secs(60), ..group("hasty", &[(ALICE, "alice")]) };
@@ -297,6 +324,7 @@ fn strong_approvers_show_a_token_that_says_enough() {
     assert_eq!(refused(|t| t.auth_time = Some(later(31))), "approval_auth_time");
     assert_eq!(refused(|t| t.subject = "carol".to_owned()), "approval_by_subject");
     assert_eq!(refused(|t| t.subject = "spiffe://example.org/router".to_owned()), "approval_by_agent");
+    assert_eq!(refused(|t| t.subject = call(1).agent.spiffe_id), "approval_by_agent");
     assert_eq!(approvals.grant(noon(), &id(1), approver(ALICE)).unwrap_err().reason(), "approval_step_up_required");
     let shown = Approver { token: Some(token()), ..approver(ALICE) };
     let stranger = Approver { uid: BOB, ..shown.clone() };
@@ -487,6 +515,13 @@ fn what_ended_can_be_looked_up_for_a_day() {
     assert_eq!(use_up(&mut approvals, later(62 + day)), Err("approval_unknown"));
     let mut approvals = waiting();
     assert!(approvals.prune(later(62 + day)).is_empty(), "what waits is not over");
+    // An old entry takes nothing along.
+    let mut approvals = granted();
+    use_up(&mut approvals, later(61)).unwrap();
+    approvals.request(later(day), asked(2, call(1))).unwrap();
+    approvals.grant(later(day), &id(2), approver(ALICE)).unwrap();
+    assert_eq!(approvals.prune(later(62 + day)), [id(1)]);
+    assert_eq!(use_up(&mut approvals, later(62 + day)).unwrap().id, id(2));
 }
 
 #[test]
