@@ -433,9 +433,7 @@ fn check_counts_tools_and_action_policies_and_shows_the_lines_of_their_faults() 
     let scratch = with_actions(&ACTIONS.replace("arguments.amount", "arguments.amuont"));
     let ran = scratch.run(&["check"]);
     assert_eq!(ran.code, Some(64), "{ran:?}");
-    for expected in
-        ["error[unknown_attribute]", "--> a.cedar:4:8", "arguments.amuont", "did you mean `amount`?"]
-    {
+    for expected in ["error[unknown_attribute]", "--> a.cedar:4:8", "arguments.amuont", "did you mean `amount`?"] {
         assert!(ran.err.contains(expected), "{expected:?} in {ran:?}");
     }
     let found = scratch.run(&["check", "--json"]).json();

@@ -602,4 +602,10 @@ fn what_no_policy_looks_at_is_not_made_and_checked_all_the_same() {
     assert_eq!(everything["arguments"].as_object().unwrap().len(), 2);
     assert!(everything.get("now").is_some() && everything["depth"] == 0);
     assert_eq!(told(&refund("much").of(&actions)).0, "action_bad_arguments");
+    // Where they are looked at together, all are there.
+    let actions = super::tests::actions(
+        "permit (principal, action == Action::\"refund\", resource) when { [context.arguments].contains(context.arguments) };",
+    );
+    let shown = actions.prepare(&asked.call()).unwrap().request.context().unwrap().to_json_value().unwrap();
+    assert_eq!((shown["arguments"].as_object().unwrap().len(), shown.as_object().unwrap().len()), (2, 1));
 }
