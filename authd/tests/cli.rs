@@ -391,3 +391,124 @@ fn inspecting_a_token_says_that_nothing_was_checked() {
     let ran = scratch.run(&["token", "inspect", "/dev/null"]);
     assert!(ran.code == Some(1) && ran.err.contains("holds no token"), "{ran:?}");
 }
+
+/// Beside [`GOOD`].
+const TOOLS: &str = r#"
+[[issuer]]
+name = "corp"
+kind = "jwt"
+issuer = "https://idp.example.org"
+jwks_file = "jwks.json"
+algorithms = ["ES256"]
+[[approvers]]
+name = "leads"
+users = ["alice"]
+issuer = "corp"
+subjects = ["bob"]
+[[tool]]
+name = "refund"
+service = "tickets"
+arguments = { amount = "decimal" }
+"#;
+
+const ACTIONS: &str = r#"// What agents may do.
+@id("small")
+permit (principal, action == Action::"refund", resource)
+when { context.arguments.amount.lessThan(decimal("50.0")) };
+@approval("leads") permit (principal, action, resource) when { context has subject && context.subject.id == "eve" };
+@id("late") forbid (principal, action, resource) when { context.now > datetime("2030-01-01") };
+"#;
+
+fn with_actions(actions: &str) -> Scratch {
+    let scratch = Scratch::new(&format!("{GOOD}{TOOLS}"));
+    fs::write(scratch.0.join("policy.d/a.cedar"), actions).unwrap();
+    scratch
+}
+
+#[test]
+fn check_counts_tools_and_action_policies_and_shows_the_lines_of_their_faults() {
+    let ran = with_actions(ACTIONS).run(&["check"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.contains(" 2 rules, 1 tools, 3 action policies; 0 errors, "), "{ran:?}");
+    let scratch = with_actions(&ACTIONS.replace("arguments.amount", "arguments.amuont"));
+    let ran = scratch.run(&["check"]);
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    for expected in ["error[unknown_attribute]", "--> a.cedar:4:8", "arguments.amuont", "did you mean `amount`?"] {
+        assert!(ran.err.contains(expected), "{expected:?} in {ran:?}");
+    }
+    let found = scratch.run(&["check", "--json"]).json();
+    let place = serde_json::json!({ "file": "a.cedar", "line": 4, "column": 8 });
+    let found = found["diagnostics"].as_array().unwrap().iter().find(|d| d["code"] == "unknown_attribute").unwrap();
+    assert_eq!(found["place"], place);
+    // Who corrects a policy asks for the schema.
+    let ran = scratch.run(&["schema", "cedar", "--policy", &scratch.policy()]);
+    assert!(ran.code == Some(0) && ran.out.contains("action \"refund\" in [Action::\"tools\"]"), "{ran:?}");
+}
+
+#[test]
+fn schemas_of_action_policies_are_cedars() {
+    let scratch = with_actions(ACTIONS);
+    let fixed = scratch.run(&["schema", "cedar"]);
+    let whole = scratch.run(&["schema", "cedar", "--policy", &scratch.policy()]);
+    assert!(whole.out.starts_with(&fixed.out) && whole.out.contains("\"amount\": decimal"), "{whole:?}");
+    for schema in [&fixed.out, &whole.out] {
+        let (_, warnings) = cedar_policy::Schema::from_cedarschema_str(schema).unwrap();
+        assert_eq!(warnings.count(), 0);
+    }
+    assert_eq!(scratch.run(&["schema", "--policy", &scratch.policy()]).code, Some(1));
+    fs::write(scratch.0.join("policy.d/q.toml"), "[[tool]]").unwrap();
+    assert_eq!(scratch.run(&["schema", "cedar", "--policy", &scratch.policy()]).code, Some(64));
+}
+
+#[test]
+fn explain_action_says_who_decided_and_who_would_have_to_approve() {
+    let scratch = with_actions(ACTIONS);
+    let ask = |arguments: &str, more: &[&str]| {
+        let base =
+            ["explain", "action", "--from", "no-such-cgroup", "--tool", "refund", "--at", "2026-11-23T09:00:00Z"];
+        scratch.run(&[&base[..], &["--arguments", arguments], more].concat())
+    };
+    let ran = ask(r#"{"amount": 20}"#, &[]);
+    assert!(ran.code == Some(0) && ran.out.contains("allowed (action_permitted)"), "{ran:?}");
+    assert!(ran.out.contains("permit small at a.cedar:2:1"), "{ran:?}");
+    let told = ask(r#"{"amount": 70}"#, &["--subject", "corp", "eve", "--json"]).json();
+    assert_eq!((&told["outcome"], &told["reason"]), (&json!("pending"), &json!("action_needs_approval")));
+    assert_eq!(
+        told["approvers"],
+        json!([{ "approvers": "leads", "policy": "a.cedar:5", "users": ["alice"], "issuer": "corp", "subjects": ["bob"] }])
+    );
+    let policy = &told["policies"][0];
+    assert_eq!(
+        (&policy["file"], &policy["line"], &policy["approval"]),
+        (&json!("a.cedar"), &json!(5), &json!("leads"))
+    );
+    assert_eq!(told["others"].as_array().unwrap().len(), 2);
+    let told = ask(r#"{"amount": 70}"#, &["--json"]).json();
+    assert_eq!((&told["reason"], &told["policies"]), (&json!("action_not_permitted"), &json!([])));
+    let told = ask(r#"{"amount": "much"}"#, &["--json"]).json();
+    assert_eq!((&told["reason"], &told["argument"]), (&json!("action_bad_arguments"), &json!("/amount")));
+    let ran = ask(r#"{"amount": 1, "amount": 2}"#, &[]);
+    assert!(ran.code == Some(1) && ran.err.contains("stands twice"), "{ran:?}");
+    let ran = ask("{}", &["--subject", "crop", "eve"]);
+    assert!(ran.code == Some(1) && ran.err.contains("did you mean `corp`?"), "{ran:?}");
+    let late = scratch.run(&[
+        "explain",
+        "action",
+        "--from",
+        "no-such-cgroup",
+        "--tool",
+        "refund",
+        "--at",
+        "2031-01-01T00:00:00Z",
+        "--arguments",
+        r#"{"amount": 1}"#,
+    ]);
+    assert!(
+        late.out.contains("denied (action_forbidden)") && late.out.contains("forbid late at a.cedar:6:1"),
+        "{late:?}"
+    );
+    let ran = scratch.run(&["explain", "action", "--from", "no-such", "--tool", "refund"]);
+    assert!(ran.code == Some(1) && ran.err.contains("is no workload"), "{ran:?}");
+    // Flows are asked about as before.
+    assert_eq!(scratch.run(&["explain", "--from", "no-such-cgroup"]).code, Some(2));
+}

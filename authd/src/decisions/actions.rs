@@ -17,7 +17,7 @@ use super::{
     Alternative, Call, Decision, Denial, Outcome, Subject, arguments,
     entities::{EntityError, Types, entity},
     policies::Written,
-    scan::scan,
+    scan::{self, scan},
 };
 use crate::policy::{
     diagnostic::Place,
@@ -62,6 +62,8 @@ struct Tool {
     other_arguments: bool,
     /// All that its policies can look at but the caller.
     entities: Entities,
+    /// What they look at of a call.
+    context: scan::Context,
     groups: Vec<usize>,
 }
 
@@ -103,6 +105,7 @@ impl Actions {
                 arguments: tool.arguments.clone(),
                 other_arguments: tool.other_arguments,
                 entities: Entities::empty(),
+                context: scan::Context::default(),
                 groups: Vec::new(),
             });
         }
@@ -164,11 +167,14 @@ impl Actions {
             let group = *by_tools.entry(tools.clone()).or_insert_with(|| {
                 self.groups.push(Group { set: PolicySet::new(), constant: PolicySet::new(), members: Vec::new() });
                 looked_into.push(HashSet::new());
-                for tool in tools {
-                    self.tools[tool].groups.push(self.groups.len() - 1);
+                for tool in &tools {
+                    self.tools[*tool].groups.push(self.groups.len() - 1);
                 }
                 self.groups.len() - 1
             });
+            for tool in tools {
+                self.tools[tool].context.extend(&looks.at);
+            }
             looked_into[group].extend(looks.into);
             self.groups[group].members.push(self.policies.len());
             self.ids.insert(id.clone(), self.policies.len());
@@ -199,15 +205,26 @@ impl Actions {
         }
     }
 
-    /// What Cedar is asked.
+    /// What Cedar is asked: of the context, what the tool's policies look at.
     pub fn prepare(&self, call: &Call<'_>) -> Result<Prepared, Denial> {
         let tool = self.numbers.get(call.tool).map(|index| &self.tools[*index]).ok_or(Denial::UnknownTool)?;
+        self.prepare_with(call, tool, &tool.context)
+    }
+
+    /// The same with everything that a call says.
+    #[cfg(test)]
+    pub fn prepare_everything(&self, call: &Call<'_>) -> Prepared {
+        let tool = &self.tools[self.numbers[call.tool]];
+        self.prepare_with(call, tool, &scan::Context::everything()).unwrap()
+    }
+
+    fn prepare_with(&self, call: &Call<'_>, tool: &Tool, wanted: &scan::Context) -> Result<Prepared, Denial> {
         let caller = self.callers.get(call.workload).ok_or(Denial::UnknownWorkload)?;
-        let arguments = arguments::read(&tool.arguments, tool.other_arguments, call.arguments)?;
+        let arguments = arguments::read(&tool.arguments, tool.other_arguments, call.arguments, wanted)?;
         // Everything in it was checked: what fails here fails as a policy would.
         let failed = |error: &dyn fmt::Display| Denial::PolicyError(error.to_string());
-        let context = Context::from_pairs(context(call, arguments).map_err(|error| failed(&error))?);
-        let context = context.map_err(|error| failed(&error))?;
+        let context = context(call, arguments, wanted).map_err(|error| failed(&error))?;
+        let context = Context::from_pairs(context).map_err(|error| failed(&error))?;
         let request = Request::new(caller.uid.clone(), tool.action.clone(), tool.resource.clone(), context, None);
         let request = request.map_err(|error| failed(&error))?;
         let entities = caller.entities(tool, Some((call.spiffe_id, call.instance))).map_err(|error| failed(&error))?;
@@ -350,25 +367,31 @@ impl Caller {
 fn context(
     call: &Call<'_>,
     arguments: RestrictedExpression,
+    wanted: &scan::Context,
 ) -> Result<Vec<(String, RestrictedExpression)>, EntityError> {
-    let depth = i64::try_from(call.actors.len()).unwrap_or(i64::MAX);
-    let mut context = vec![
-        ("arguments".to_owned(), arguments),
-        ("now".to_owned(), arguments::datetime(call.now)),
-        ("actors".to_owned(), texts(call.actors)),
-        ("depth".to_owned(), RestrictedExpression::new_long(depth)),
-    ];
+    let mut context = Vec::new();
+    let mut add = |name: &str, make: &dyn Fn() -> Result<RestrictedExpression, EntityError>| {
+        if wanted.has(name) {
+            context.push((name.to_owned(), make()?));
+        }
+        Ok(())
+    };
+    add("arguments", &|| Ok(arguments.clone()))?;
+    add("now", &|| Ok(arguments::datetime(call.now)))?;
+    add("actors", &|| Ok(texts(call.actors)))?;
+    add("depth", &|| Ok(RestrictedExpression::new_long(i64::try_from(call.actors.len()).unwrap_or(i64::MAX))))?;
     if let Some(Subject { issuer, id, scopes, audience, client }) = call.subject {
-        let text = |text: &String| RestrictedExpression::new_string(text.clone());
-        let client = client.as_ref().map(|client| ("client".to_owned(), text(client)));
-        let fields = [
-            ("issuer".to_owned(), text(issuer)),
-            ("id".to_owned(), text(id)),
-            ("scopes".to_owned(), texts(scopes)),
-            ("audience".to_owned(), texts(audience)),
-        ];
-        let subject = RestrictedExpression::new_record(fields.into_iter().chain(client)).map_err(EntityError::of)?;
-        context.push(("subject".to_owned(), subject));
+        add("subject", &|| {
+            let text = |text: &String| RestrictedExpression::new_string(text.clone());
+            let client = client.as_ref().map(|client| ("client".to_owned(), text(client)));
+            let fields = [
+                ("issuer".to_owned(), text(issuer)),
+                ("id".to_owned(), text(id)),
+                ("scopes".to_owned(), texts(scopes)),
+                ("audience".to_owned(), texts(audience)),
+            ];
+            RestrictedExpression::new_record(fields.into_iter().chain(client)).map_err(EntityError::of)
+        })?;
     }
     Ok(context)
 }

@@ -9,7 +9,7 @@ use cedar_policy::{Context, RestrictedExpression};
 use jiff::Timestamp;
 use serde_json::{Map, Number, Value};
 
-use super::ARGUMENTS;
+use super::{ARGUMENTS, scan};
 use crate::policy::model::{Argument, ArgumentType, Record};
 
 /// Digits that a floating-point number carries through (C's `DBL_DIG`): with more, another number was written.
@@ -52,13 +52,14 @@ pub enum Problem {
     TooLong,
 }
 
-/// The `arguments` of the context.
+/// The `arguments` of the context. All are looked at; those that are wanted are made.
 pub fn read(
     declared: &Record,
     others: bool,
     given: &Map<String, Value>,
+    wanted: &scan::Context,
 ) -> Result<RestrictedExpression, ArgumentError> {
-    let mut reader = Reader { path: Vec::new(), values: 0, bytes: 0 };
+    let mut reader = Reader { path: Vec::new(), values: 0, bytes: 0, wanted, making: true };
     reader.record(declared, others, given).map_err(|problem| ArgumentError { path: reader.pointer(), problem })
 }
 
@@ -72,6 +73,9 @@ struct Reader<'a> {
     path: Vec<Step<'a>>,
     values: u32,
     bytes: usize,
+    wanted: &'a scan::Context,
+    /// Whether the argument that is read now is wanted.
+    making: bool,
 }
 
 enum Step<'a> {
@@ -86,11 +90,21 @@ impl<'a> Reader<'a> {
         others: bool,
         given: &'a Map<String, Value>,
     ) -> Result<RestrictedExpression, Problem> {
-        let mut fields = Vec::with_capacity(declared.0.len());
+        let outermost = self.path.is_empty();
+        let (mut fields, mut found) = (Vec::with_capacity(declared.0.len()), 0);
         for (name, Argument { kind, optional }) in &declared.0 {
+            if outermost {
+                self.making = self.wanted.has_argument(name);
+            }
             self.path.push(Step::Name(name));
             match given.get(name) {
-                Some(value) => fields.push((name.clone(), self.value(kind, value)?)),
+                Some(value) => {
+                    let value = self.value(kind, value)?;
+                    found += 1;
+                    if self.making {
+                        fields.push((name.clone(), value));
+                    }
+                }
                 None if *optional => {}
                 None => return Err(Problem::Missing),
             }
@@ -98,7 +112,7 @@ impl<'a> Reader<'a> {
         }
         // As many as were found: there are no others.
         if !others
-            && fields.len() < given.len()
+            && found < given.len()
             && let Some(name) = given.keys().find(|name| !declared.0.contains_key(*name))
         {
             self.path.push(Step::Name(name));
@@ -122,32 +136,39 @@ impl<'a> Reader<'a> {
             }
         }
         let wrong = |expected| Err(Problem::Type { expected, found: name_of(value) });
-        match (kind, value) {
-            (ArgumentType::String, Value::String(text)) => Ok(RestrictedExpression::new_string(text.clone())),
-            (ArgumentType::String, _) => wrong("a string"),
-            (ArgumentType::Bool, Value::Bool(bool)) => Ok(RestrictedExpression::new_bool(*bool)),
-            (ArgumentType::Bool, _) => wrong("true or false"),
+        let made: RestrictedExpression = match (kind, value) {
+            (ArgumentType::String, Value::String(text)) => self.made(|| RestrictedExpression::new_string(text.clone())),
+            (ArgumentType::String, _) => return wrong("a string"),
+            (ArgumentType::Bool, Value::Bool(bool)) => RestrictedExpression::new_bool(*bool),
+            (ArgumentType::Bool, _) => return wrong("true or false"),
             (ArgumentType::Long, Value::Number(number)) => {
-                number.as_i64().map(RestrictedExpression::new_long).ok_or(Problem::Long)
+                RestrictedExpression::new_long(number.as_i64().ok_or(Problem::Long)?)
             }
-            (ArgumentType::Long, _) => wrong("a whole number"),
-            (ArgumentType::Decimal, Value::Number(number)) => {
-                decimal_of(number).map(RestrictedExpression::new_decimal).ok_or(Problem::Decimal)
+            (ArgumentType::Long, _) => return wrong("a whole number"),
+            (ArgumentType::Decimal, Value::Number(_) | Value::String(_)) => {
+                let text = match value {
+                    Value::Number(number) => decimal_of(number),
+                    text => text.as_str().and_then(decimal),
+                };
+                let text = text.ok_or(Problem::Decimal)?;
+                self.made(|| RestrictedExpression::new_decimal(text))
             }
-            (ArgumentType::Decimal, Value::String(text)) => {
-                decimal(text).map(RestrictedExpression::new_decimal).ok_or(Problem::Decimal)
-            }
-            (ArgumentType::Decimal, _) => wrong("a decimal number or a string with one"),
+            (ArgumentType::Decimal, _) => return wrong("a decimal number or a string with one"),
             (ArgumentType::Ip, Value::String(text)) => {
-                is_ip(text).then(|| RestrictedExpression::new_ip(text)).ok_or(Problem::Ip)
+                is_ip(text).then_some(()).ok_or(Problem::Ip)?;
+                self.made(|| RestrictedExpression::new_ip(text))
             }
-            (ArgumentType::Ip, _) => wrong("a string with an IP address"),
-            (ArgumentType::Datetime, Value::String(text)) => time(text).map(datetime).ok_or(Problem::Datetime),
-            (ArgumentType::Datetime, _) => wrong("a string with a time"),
+            (ArgumentType::Ip, _) => return wrong("a string with an IP address"),
+            (ArgumentType::Datetime, Value::String(text)) => {
+                let time = time(text).ok_or(Problem::Datetime)?;
+                self.made(|| datetime(time))
+            }
+            (ArgumentType::Datetime, _) => return wrong("a string with a time"),
             (ArgumentType::Duration, Value::String(text)) => {
-                is_duration(text).then(|| RestrictedExpression::new_duration(text)).ok_or(Problem::Duration)
+                is_duration(text).then_some(()).ok_or(Problem::Duration)?;
+                self.made(|| RestrictedExpression::new_duration(text))
             }
-            (ArgumentType::Duration, _) => wrong("a string with a duration"),
+            (ArgumentType::Duration, _) => return wrong("a string with a duration"),
             (ArgumentType::Set(element), Value::Array(values)) => {
                 let mut elements = Vec::with_capacity(values.len());
                 for (index, value) in values.iter().enumerate() {
@@ -155,12 +176,18 @@ impl<'a> Reader<'a> {
                     elements.push(self.value(element, value)?);
                     self.path.pop();
                 }
-                Ok(RestrictedExpression::new_set(elements))
+                self.made(|| RestrictedExpression::new_set(elements))
             }
-            (ArgumentType::Set(_), _) => wrong("a list"),
-            (ArgumentType::Record(declared), Value::Object(given)) => self.record(declared, false, given),
-            (ArgumentType::Record(_), _) => wrong("an object"),
-        }
+            (ArgumentType::Set(_), _) => return wrong("a list"),
+            (ArgumentType::Record(declared), Value::Object(given)) => self.record(declared, false, given)?,
+            (ArgumentType::Record(_), _) => return wrong("an object"),
+        };
+        Ok(made)
+    }
+
+    /// Something in its place that costs nothing, where nobody looks.
+    fn made(&self, make: impl FnOnce() -> RestrictedExpression) -> RestrictedExpression {
+        if self.making { make() } else { RestrictedExpression::new_bool(false) }
     }
 
     fn pointer(&self) -> String {
@@ -241,7 +268,9 @@ fn time(text: &str) -> Option<Timestamp> {
         && fraction != "."
         && fraction.len() <= 10;
     let time: Timestamp = if sound { text.parse().ok()? } else { return None };
-    (time.subsec_nanosecond() % 1_000_000 == 0).then_some(time)
+    // The year 0: none before it has four digits.
+    let is_written = time.as_second() >= -62_167_219_200;
+    (is_written && time.subsec_nanosecond() % 1_000_000 == 0).then_some(time)
 }
 
 /// Cedar's own form: days, hours, minutes, seconds and milliseconds, each at most once and in this order.

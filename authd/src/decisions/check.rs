@@ -177,7 +177,8 @@ fn finding(
     // What has no place of its own is about the whole.
     let span = if span.is_empty() { policy.span.clone() } else { span };
     let source: Source = policy.source.clone();
-    let help = help(error).unwrap_or_else(|| remedy.to_owned());
+    // Cedar would have one test for tags that nothing has.
+    let help = help(error).filter(|_| code != "no_tags").unwrap_or_else(|| remedy.to_owned());
     made(code, Place { source, span }, format!("{message}{label}"), help)
 }
 

@@ -14,8 +14,11 @@ use crate::policy::{
 
 /// No policy is as long as this; what is, is something else.
 const MAX_POLICY_BYTES: usize = 16 << 10;
-/// Brackets within brackets.
+/// Brackets within brackets, and attributes of attributes.
 const MAX_NESTING: usize = 64;
+/// Operators of one policy: each can be within the one before. Cedar looks at how much stack is left and gives up; what one thread
+/// accepts, each has to.
+const MAX_OPERATORS: usize = 400;
 /// What may stand before a policy with an `@`.
 const ANNOTATIONS: [&str; 3] = ["id", "approval", "doc"];
 
@@ -209,30 +212,40 @@ fn blanked(text: &str, quoted: bool) -> String {
 
 /// What no person writes, and what could exhaust the stack of whoever reads it.
 fn unreasonable(text: &str) -> Option<(Range<usize>, String)> {
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    let bare = blanked(text, true);
+    let (mut depth, mut operators, mut dots, mut before) = (0_usize, 0, 0, b' ');
     // Of the policy that is looked at.
     let mut start = None;
-    for (at, byte) in text.bytes().enumerate() {
-        let from = *start.get_or_insert(at);
-        if at - from > MAX_POLICY_BYTES {
-            return Some((from..from + 1, format!("a policy is longer than {MAX_POLICY_BYTES} bytes")));
-        }
-        if in_text {
-            in_text = byte != b'"' || escaped;
-            escaped = byte == b'\\' && !escaped;
+    for (at, byte) in bare.bytes().enumerate() {
+        if start.is_none() && byte.is_ascii_whitespace() {
             continue;
         }
+        let from = *start.get_or_insert(at);
+        let begins_word = byte.is_ascii_alphabetic() && !(before.is_ascii_alphanumeric() || before == b'_');
+        let word =
+            || ["if", "when", "unless"].into_iter().any(|word| bare.get(at..).is_some_and(|s| s.starts_with(word)));
         match byte {
-            b'"' => in_text = true,
             b'(' | b'[' | b'{' => depth += 1,
             b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            b';' => start = None,
-            byte if byte.is_ascii_whitespace() && from == at => start = None,
+            b'+' | b'-' | b'*' | b'!' => operators += 1,
+            b'&' | b'|' if before == byte => operators += 1,
+            b'i' | b'w' | b'u' if begins_word && word() => operators += 1,
+            b'.' => dots += 1,
+            b';' => (start, operators, dots) = (None, 0, 0),
             _ => {}
         }
-        if depth > MAX_NESTING {
-            return Some((from..at + 1, format!("more than {MAX_NESTING} brackets are within each other")));
+        if matches!(byte, b'&' | b'|' | b'<' | b'>' | b'=' | b',') {
+            dots = 0;
         }
+        before = byte;
+        let message = match () {
+            () if at - from > MAX_POLICY_BYTES => format!("a policy is longer than {MAX_POLICY_BYTES} bytes"),
+            () if depth > MAX_NESTING => format!("more than {MAX_NESTING} brackets are within each other"),
+            () if dots > MAX_NESTING => format!("more than {MAX_NESTING} attributes are of each other"),
+            () if operators > MAX_OPERATORS => format!("a policy has more than {MAX_OPERATORS} operators"),
+            () => continue,
+        };
+        return Some((from..at + 1, message));
     }
     None
 }
@@ -275,30 +288,30 @@ mod tests {
         }
     }
 
-    /// In a thread of the size that the daemon's have.
     #[test]
-    fn nothing_that_is_written_exhausts_the_stack() {
-        let fill = |unit: &str| unit.repeat((MAX_POLICY_BYTES - 200) / unit.len());
-        let when = |condition: String| format!("permit(principal, action, resource) when {{ {condition} }};");
-        let long = [
-            when(format!("true{}", fill("&&true"))),
-            when(format!("1{} == 1", fill("+1"))),
-            when(format!("principal{} == 1", fill(".a"))),
-            when(format!("{}true{}", fill("if true then true else "), "")),
-            when(format!("{}true", fill("!"))),
-            when(format!("{}1 == 1", fill("-"))),
-            when(format!("{}true{}", "(".repeat(MAX_NESTING - 1), ")".repeat(MAX_NESTING - 1))),
-            format!("permit(principal, action, resource) {};", fill("when { true } ")),
-        ];
-        for text in long {
+    fn what_nobody_writes_is_refused_before_it_is_read() {
+        let when = |condition: String| format!("permit (principal, action, resource) when {{ {condition} }};");
+        for (text, words) in [
+            (when(format!("true{}", "&&true".repeat(500))), "operators"),
+            (when(format!("1{} == 1", " + 1".repeat(500))), "operators"),
+            (when("if true then true else ".repeat(500) + "true"), "operators"),
+            (when("!".repeat(500) + "true"), "operators"),
+            ("permit (principal, action, resource) ".to_owned() + &"when{true}".repeat(500) + ";", "operators"),
+            (when(format!("principal{} == 1", " . a".repeat(100))), "attributes"),
+            (when(format!("principal{}", ".a(1)".repeat(100))), "attributes"),
+            (when("(".repeat(100_000)), "brackets"),
+            (when("[".repeat(100_000)), "brackets"),
+            (when(format!("principal.name == \"{}\"", "x".repeat(20_000))), "longer"),
+        ] {
             let (policies, diagnostics) = read(&[source(&text)]);
-            assert!(!policies.is_empty() || !diagnostics.is_empty());
+            assert!(policies.is_empty() && diagnostics[0].code == "policy_too_complex", "{words}");
+            assert!(diagnostics[0].message.contains(words), "{}", diagnostics[0].message);
         }
-        for text in
-            [when(format!("{}true", "(".repeat(100_000))), when(format!("{}{}", fill("true&&"), fill("true&&")))]
-        {
-            let (_, diagnostics) = read(&[source(&text)]);
-            assert_eq!(diagnostics[0].code, "policy_too_complex");
-        }
+        // Neither between policies, nor in texts and comments.
+        let comment = format!("// {}\n", "((((&&&&....".repeat(5_000));
+        let quoted = when(format!("principal.name == \"{}\"", "((&&.!if ".repeat(200)));
+        let many: String = (0..300).map(|_| when("context.a && !context.b".to_owned())).collect();
+        let (policies, diagnostics) = read(&[source(&format!("{comment}{comment}{quoted}{many}{comment}"))]);
+        assert_eq!((policies.len(), diagnostics.len()), (301, 0));
     }
 }

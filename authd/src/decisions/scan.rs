@@ -1,9 +1,12 @@
 //! What a policy's conditions look at.
 //!
-//! Enters: a policy. Leaves: whether it can differ from call to call, and whose attributes it reads. Never: a value.
+//! Enters: a policy. Leaves: whether it can differ from call to call, whose attributes it reads, and which part of the context.
+//! Never: a value.
+
+use std::collections::HashSet;
 
 use cedar_policy::{EntityUid, Policy};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Attributes of the caller that differ between its instances.
 pub const OF_INSTANCE: [&str; 2] = ["spiffe_id", "instance"];
@@ -12,8 +15,41 @@ pub const OF_INSTANCE: [&str; 2] = ["spiffe_id", "instance"];
 pub struct Looks {
     /// At the context, or at what differs between instances of a workload.
     pub at_call: bool,
+    pub at: Context,
     /// Entities that are named, and not only compared.
     pub into: Vec<EntityUid>,
+}
+
+/// Parts of the context. What no policy of a tool looks at is not made for its calls: a `decimal` or `datetime` takes Cedar
+/// longer to make than most policies to evaluate.
+#[derive(Default, Debug)]
+pub struct Context {
+    everything: bool,
+    every_argument: bool,
+    attributes: HashSet<String>,
+    arguments: HashSet<String>,
+}
+
+impl Context {
+    #[cfg(test)]
+    pub fn everything() -> Self {
+        Self { everything: true, ..Self::default() }
+    }
+
+    pub fn has(&self, attribute: &str) -> bool {
+        self.everything || self.attributes.contains(attribute)
+    }
+
+    pub fn has_argument(&self, name: &str) -> bool {
+        self.everything || self.every_argument || self.arguments.contains(name)
+    }
+
+    pub fn extend(&mut self, other: &Self) {
+        self.everything |= other.everything;
+        self.every_argument |= other.every_argument;
+        self.attributes.extend(other.attributes.iter().cloned());
+        self.arguments.extend(other.arguments.iter().cloned());
+    }
 }
 
 /// Without a form in JSON (there always is one), everything has to be expected of a policy.
@@ -21,7 +57,7 @@ pub fn scan(policy: &Policy) -> Looks {
     let mut looks = Looks::default();
     match policy.to_json() {
         Ok(Value::Object(json)) => json.get("conditions").into_iter().for_each(|conditions| looks.visit(conditions)),
-        _ => looks.at_call = true,
+        _ => (looks.at_call, looks.at.everything) = (true, true),
     }
     looks
 }
@@ -38,9 +74,15 @@ impl Looks {
                 }
                 for (key, value) in fields {
                     let text = value.as_str();
-                    self.at_call |= key == "Var" && text == Some("context");
-                    self.at_call |= key == "attr" && text.is_some_and(|attr| OF_INSTANCE.contains(&attr));
+                    // As a whole: what is read of it is seen below.
+                    if key == "Var" && text == Some("context") {
+                        (self.at_call, self.at.everything) = (true, true);
+                    }
+                    let of_instance = |attr: &Value| attr.as_str().is_some_and(|attr| OF_INSTANCE.contains(&attr));
+                    self.at_call |= key == "attr"
+                        && (of_instance(value) || value.as_array().is_some_and(|path| path.iter().any(of_instance)));
                     match (key.as_str(), value) {
+                        ("." | "has", Value::Object(operands)) if self.of_context(operands) => {}
                         ("==" | "!=" | "contains" | "containsAll" | "containsAny", Value::Object(operands)) => {
                             operands
                                 .values()
@@ -59,6 +101,42 @@ impl Looks {
             _ => {}
         }
     }
+}
+
+impl Looks {
+    /// `context.attr`, `context has attr`, and the same of `context.arguments`.
+    fn of_context(&mut self, operands: &Map<String, Value>) -> bool {
+        let Some((left, path)) = access(operands) else { return false };
+        let of_arguments = |left: &Value| {
+            let inner = left.get(".").and_then(Value::as_object).and_then(access);
+            inner.is_some_and(|(left, path)| is_context(left) && path == ["arguments"])
+        };
+        match path[..] {
+            ["arguments", argument, ..] if is_context(left) => self.at.arguments.insert(argument.to_owned()),
+            ["arguments"] if is_context(left) => std::mem::replace(&mut self.at.every_argument, true),
+            [attribute, ..] if is_context(left) => self.at.attributes.insert(attribute.to_owned()),
+            [argument, ..] if of_arguments(left) => self.at.arguments.insert(argument.to_owned()),
+            _ => return false,
+        };
+        if path.first() == Some(&"arguments") || !is_context(left) {
+            self.at.attributes.insert("arguments".to_owned());
+        }
+        self.at_call = true;
+        true
+    }
+}
+
+/// What is asked for which attribute, or for which attribute of an attribute (`has a.b`).
+fn access(operands: &Map<String, Value>) -> Option<(&Value, Vec<&str>)> {
+    let path = match operands.get("attr")? {
+        Value::Array(path) => path.iter().map(Value::as_str).collect::<Option<_>>()?,
+        one => vec![one.as_str()?],
+    };
+    Some((operands.get("left")?, path))
+}
+
+fn is_context(json: &Value) -> bool {
+    json.get("Var").and_then(Value::as_str) == Some("context")
 }
 
 /// Whether an expression is an entity's name, or a set of some.
@@ -114,10 +192,41 @@ mod tests {
             "principal.spiffe_id like \"spiffe://*\"",
             "principal.instance == \"/a\"",
             "principal has instance",
+            "principal has kind.instance",
             "principal[\"instance\"] == \"x\"",
             "resource.name == \"x\" || (true && [context.depth].contains(1))",
         ] {
             assert!(scanned(condition).0, "{condition}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_of_the_context_is_seen() {
+        let at = |condition: &str| {
+            let text = format!("permit(principal, action, resource) when {{ {condition} }};");
+            scan(&Policy::parse(None, &text).unwrap()).at
+        };
+        let names = ["now", "subject", "actors", "depth", "arguments"];
+        let arguments = ["a", "b"];
+        for (condition, expected, expected_arguments) in [
+            ("true", &[][..], &[][..]),
+            ("principal has now && \"context\" == principal.name", &[], &[]),
+            ("context.now < datetime(\"2026-01-01\")", &["now"], &[]),
+            ("context has subject && context.subject.scopes.contains(\"a\")", &["subject"], &[]),
+            ("context.arguments.a == 1 || context[\"depth\"] == 1", &["depth", "arguments"], &["a"]),
+            ("context.arguments has b", &["arguments"], &["b"]),
+            ("context.arguments.a.b == 1", &["arguments"], &["a"]),
+            ("context has arguments.a && context.actors.isEmpty()", &["actors", "arguments"], &["a"]),
+            ("context.arguments has a.b && context has subject.client", &["subject", "arguments"], &["a"]),
+            ("context.arguments == { a: 1 }", &["arguments"], &["a", "b"]),
+            ("[context].contains(context)", &names, &["a", "b"]),
+            ("(if true then context else context).depth == 1", &names, &["a", "b"]),
+            ("{ a: context.arguments }.a.a == 1", &["arguments"], &["a", "b"]),
+        ] {
+            let at = at(condition);
+            let found: Vec<&str> = names.into_iter().filter(|name| at.has(name)).collect();
+            let found_arguments: Vec<&str> = arguments.into_iter().filter(|name| at.has_argument(name)).collect();
+            assert_eq!((found, found_arguments), (expected.to_vec(), expected_arguments.to_vec()), "{condition}");
         }
     }
 }

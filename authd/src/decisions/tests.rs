@@ -362,7 +362,7 @@ fn arguments_that_do_not_fit_are_refused_with_their_path() {
             Outcome::Allowed => {
                 assert_eq!(*path, "", "{text} was taken");
                 // Cedar agrees that it is what the schema says.
-                let prepared = model.actions.prepare(&asked.call()).unwrap();
+                let prepared = model.actions.prepare_everything(&asked.call());
                 let (request, entities) = (prepared.request, prepared.entities);
                 let context = request.context().unwrap().clone();
                 context.validate(&schema, request.action().unwrap()).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -502,7 +502,7 @@ mod random {
 
     /// As the words have it, of all policies and entities at once.
     fn naive(model: &Model, all: &Entities, call: &Call<'_>) -> &'static str {
-        let prepared = model.actions.prepare(call).unwrap();
+        let prepared = model.actions.prepare_everything(call);
         let caller = prepared.entities.iter().find(|e| e.uid() == *prepared.request.principal().unwrap()).unwrap();
         let entities = all.clone().add_entities([caller.clone()], None).unwrap();
         let response = Authorizer::new().is_authorized(&prepared.request, &model.actions.policy_set(), &entities);
@@ -572,4 +572,40 @@ fn a_tool_that_cannot_be_allowed_is_not_listed() {
     assert_eq!(listed("permit (principal, action, resource) when { principal.name == \"web\" };"), [0, 0, 3]);
     assert_eq!(listed("permit (principal, action, resource) when { principal.spiffe_id == \"x\" };"), [3, 3, 3]);
     assert_eq!(model("").actions.may_call(17), Vec::<&str>::new());
+}
+
+/// In a thread of the size that the daemon's have: what is taken here is taken by each process, and decided about.
+#[test]
+fn the_deepest_policies_that_are_read_are_taken() {
+    let when = |condition: String| format!("permit (principal, action, resource) when {{ {condition} }};");
+    for text in [
+        when(format!("context.depth == 0{}", "&&true".repeat(399))),
+        when(format!("context.depth == 0{}", "||context.depth == 0".repeat(399))),
+        when(format!("0{} == 399", "+1".repeat(399))),
+        when("if context.depth == 1 then false else ".repeat(399) + "true"),
+        "permit (principal, action, resource) ".to_owned() + &"when { context.depth == 0 } ".repeat(400) + ";",
+        when("(".repeat(62) + "context.depth == 0" + &")".repeat(62)),
+    ] {
+        assert!(Asked::new("idle", json!({})).of(&actions(&text)).is_allowed(), "{text}");
+    }
+}
+
+#[test]
+fn what_no_policy_looks_at_is_not_made_and_checked_all_the_same() {
+    let actions = actions(
+        "permit (principal, action == Action::\"refund\", resource) when { context.arguments.order == \"o-1\" };",
+    );
+    let asked = refund("1");
+    let shown = actions.prepare(&asked.call()).unwrap().request.context().unwrap().to_json_value().unwrap();
+    assert_eq!(shown, json!({ "arguments": { "order": "o-1" } }));
+    let everything = actions.prepare_everything(&asked.call()).request.context().unwrap().to_json_value().unwrap();
+    assert_eq!(everything["arguments"].as_object().unwrap().len(), 2);
+    assert!(everything.get("now").is_some() && everything["depth"] == 0);
+    assert_eq!(told(&refund("much").of(&actions)).0, "action_bad_arguments");
+    // Where they are looked at together, all are there.
+    let actions = super::tests::actions(
+        "permit (principal, action == Action::\"refund\", resource) when { [context.arguments].contains(context.arguments) };",
+    );
+    let shown = actions.prepare(&asked.call()).unwrap().request.context().unwrap().to_json_value().unwrap();
+    assert_eq!((shown["arguments"].as_object().unwrap().len(), shown.as_object().unwrap().len()), (2, 1));
 }

@@ -35,11 +35,12 @@ use libfuzzer_sys::fuzz_target;
 
 type Parser = fn(&[u8]);
 
-const TARGETS: [(&str, Parser); 23] = [
+const TARGETS: [(&str, Parser); 24] = [
     ("packet", |bytes| seen(parse(std::hint::black_box(bytes)))),
     ("event", |bytes| seen(object::event(bytes))),
     ("tag", |bytes| seen(object::tag(bytes))),
     ("policy", |bytes| on_text(bytes, |text| seen(texts(vec![source(text)])))),
+    ("actions", |bytes| on_text(bytes, actions)),
     ("settings", |bytes| on_text(bytes, |text| seen(Config::parse(&source(text))))),
     ("base64url", |bytes| seen(base64url::decode(bytes))),
     ("json", |bytes| seen(json::object(bytes, json::CLAIMS))),
@@ -103,6 +104,15 @@ fn on_text(bytes: &[u8], parser: impl FnOnce(&str)) {
 
 fn source(text: &str) -> Source {
     Source { name: "fuzz.toml".into(), text: text.into() }
+}
+
+/// Action policies beside the tools that the corpus is about.
+fn actions(text: &str) {
+    let tables = concat!(
+        include_str!("../../../packaging/policy.d/example.toml"),
+        include_str!("../../../packaging/policy.d/agents.toml.example")
+    );
+    seen(texts(vec![source(tables), Source { name: "fuzz.cedar".into(), text: text.into() }]));
 }
 
 /// Always the same moment: what is found is found again.

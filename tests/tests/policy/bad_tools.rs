@@ -6,7 +6,9 @@ use authd::policy::{
     load::{self, texts},
 };
 
-use crate::{BASE, bad::Bad, source};
+use proptest::prelude::*;
+
+use crate::{BASE, apply, bad::Bad, edit, source};
 
 /// Everything here stands behind the base.
 pub const OF_TOOLS: &[Bad] = &[
@@ -408,7 +410,7 @@ const OF_CEDAR: &[Bad] = &[
         "non-literal",
     ),
     ("permit (principal, action, resource) when { [].contains(1) };", "empty_set", "1:45", "empty set"),
-    ("permit (principal, action, resource) when { principal.getTag(\"x\") == 1 };", "no_tags", "1:45", "tags"),
+    ("permit (principal, action, resource) when { principal.getTag(\"x\") == 1 };", "no_tags", "1:45", "access to tag"),
 ];
 
 const IMPOSSIBLE: &str = "permit (principal, action, resource) when { resource is Service };";
@@ -577,5 +579,22 @@ fn lints_find_what_is_hardly_meant_of_actions() {
         assert_eq!(found, expected, "{cedar}");
         let unused = warnings.iter().filter(|d| d.message.contains("asks approvers")).count();
         assert_eq!(unused, if cedar.contains("@approval") { 1 } else { 2 });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
+    #[test]
+    fn mutated_action_policies_never_panic(edits in proptest::collection::vec(edit(), 1..8)) {
+        let sample = include_str!("../../../packaging/policy.d/agents.cedar.example");
+        let policy = with(&apply(sample, &edits));
+        for found in &policy.diagnostics {
+            found.render(false);
+            found.json();
+        }
+        if let Some(model) = &policy.model {
+            lint(model);
+        }
     }
 }
