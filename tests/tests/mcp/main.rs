@@ -1,0 +1,3 @@
+//! The MCP gateway between agents and servers that its authors did not write.
+
+mod npm;
