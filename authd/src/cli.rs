@@ -132,6 +132,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Connect an agent to an MCP server of the policy, through the daemon: speaks MCP on standard input and output
+    Mcp(McpQuestion),
     /// Revoke a credential, a caller or a grant: at once, to the packet
     Revoke(RevokeQuestion),
     /// The process that talks to callers; the daemon starts it by itself
@@ -338,6 +340,16 @@ pub struct GrantQuestion {
     pub keep: bool,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct McpQuestion {
+    /// Name of the [[mcp_server]]
+    #[arg(required_unless_present = "command", conflicts_with = "command")]
+    pub server: Option<String>,
+    /// Or the command of one, exactly as the policy has it; the daemon starts it, as the user that the policy names
+    #[arg(last = true)]
+    pub command: Vec<String>,
 }
 
 #[derive(Args)]

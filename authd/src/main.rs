@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         Command::Token(TokenCommand::Inspect { file }) => cmd::token::inspect(&file),
         Command::Grant(question) => cmd::grant::run(config, question),
         Command::Whoami { caller, json } => cmd::whoami::run(config, &caller, json),
+        Command::Mcp(question) => cmd::mcp::run(config, question),
         Command::Revoke(question) => cmd::revoke::run(config, question),
         Command::Control { .. } => unreachable!("it was run above, before anything else"),
         Command::PanicOpen { yes } => cmd::panic_open::run(config, yes),

@@ -312,6 +312,34 @@ pub fn raw(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], b
     Ok(Answer { status, head: head.to_owned(), body })
 }
 
+/// One request on a connection that stays open, read until its answer has some text. The connection ends with what is returned.
+pub fn raw_until(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+    until: &str,
+) -> Result<(String, std::net::TcpStream)> {
+    let mut stream = std::net::TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: authd.local\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+    stream.write_all(head.as_bytes())?;
+    let (mut text, mut piece) = (String::new(), [0; 4096]);
+    while !text.contains(until) {
+        let length = std::io::Read::read(&mut stream, &mut piece).with_context(|| text.clone())?;
+        if length == 0 {
+            bail!("it ended before `{until}`: {text}");
+        }
+        text.push_str(&String::from_utf8_lossy(&piece[..length]));
+    }
+    Ok((text, stream))
+}
+
 fn unchunked(mut text: &str) -> String {
     let mut body = String::new();
     while let Some((size, rest)) = text.split_once("\r\n") {
@@ -408,8 +436,14 @@ impl Peer {
         self.ask(json!({ "do": "call", "name": tool, "arguments": arguments }))
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    /// What a tool says.
+    pub fn text(&mut self, tool: &str, arguments: Value) -> Result<String> {
+        let result = self.call(tool, arguments)?;
+        Ok(result["text"].as_str().with_context(|| result.to_string())?.to_owned())
+    }
+
+    pub fn names(&mut self) -> Result<Vec<String>> {
+        Ok(serde_json::from_value(self.ask(json!({ "do": "list" }))?)?)
     }
 }
 

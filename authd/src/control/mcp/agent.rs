@@ -8,7 +8,7 @@ use tokio::{
     io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     sync::mpsc,
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -27,6 +27,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TRIES: u32 = 5;
 /// A session of lines is used as long as it is there.
 const USED: Duration = Duration::from_secs(60);
+/// For answers that are under way when an agent ends its stream.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Serves one agent until it ends its stream.
 pub async fn serve(
@@ -58,8 +60,9 @@ async fn talk(
     output: impl AsyncWrite + Unpin + Send + 'static,
 ) {
     let (lines, to_write) = mpsc::channel(QUEUE);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(write(output, to_write));
+    let mut others = JoinSet::new();
+    others.spawn(write(output, to_write));
+    let mut requests = JoinSet::new();
     loop {
         let bytes = match line(&mut input, gateway.limits.agent_message).await {
             Ok(Some(bytes)) => bytes,
@@ -71,25 +74,32 @@ async fn talk(
                 break;
             }
         };
-        while tasks.try_join_next().is_some() {}
+        while requests.try_join_next().is_some() {}
         if bytes.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        if let Err((error, id)) = said(gateway, conversation, agent, &bytes, &lines, &mut tasks).await {
-            let _ = lines.send(error.to_value(id.as_ref()).to_string()).await;
+        let heard = said(gateway, conversation, agent, &bytes, &lines, &mut requests);
+        match heard.await {
+            Ok(true) => drop(others.spawn(listen(conversation.clone(), agent.clone(), lines.clone()))),
+            Ok(false) => {}
+            Err((error, id)) => drop(lines.send(error.to_value(id.as_ref()).to_string()).await),
         }
     }
-    tasks.abort_all();
+    // What is about to be answered still is.
+    let _ = timeout(LAST, async { while requests.join_next().await.is_some() {} }).await;
+    requests.abort_all();
+    others.abort_all();
 }
 
+/// `true`: from now on the server may say something by itself.
 async fn said(
     gateway: &Gateway,
     conversation: &Arc<Conversation>,
     agent: &Agent,
     bytes: &[u8],
     lines: &mpsc::Sender<String>,
-    tasks: &mut JoinSet<()>,
-) -> Result<(), (RpcError, Option<Id>)> {
+    requests: &mut JoinSet<()>,
+) -> Result<bool, (RpcError, Option<Id>)> {
     let parsed = FromAgent::parse(bytes, gateway.limits.agent_message);
     let message = parsed.map_err(|error: MessageError| (RpcError::from(&error), None))?;
     let id = match &message {
@@ -100,18 +110,16 @@ async fn said(
     match message {
         FromAgent::Request(request) => {
             let (told, heard) = mpsc::channel(QUEUE);
-            tasks.spawn(conversation.clone().request(agent.clone(), era, request, None, told));
-            tasks.spawn(pipe(heard, id, lines.clone()));
+            requests.spawn(conversation.clone().request(agent.clone(), era, request, None, told));
+            requests.spawn(pipe(heard, id, lines.clone()));
         }
         // They have no answer, not even a bad one.
         FromAgent::Notification(notification) => {
             let begins = notification.method == methods::INITIALIZED;
             let told = conversation.notify(agent, notification).await;
-            if begins && told.is_ok() {
-                tasks.spawn(listen(conversation.clone(), agent.clone(), lines.clone()));
-            }
-            if let Err(Refusal { error, .. }) = told {
-                tracing::debug!(error = error.message, "a notification to an MCP server");
+            match told {
+                Ok(()) => return Ok(begins),
+                Err(Refusal { error, .. }) => tracing::debug!(error = error.message, "a notification to an MCP server"),
             }
         }
         FromAgent::Response(response) => {
@@ -120,7 +128,7 @@ async fn said(
             }
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// What the server says by itself.

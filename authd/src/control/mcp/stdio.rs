@@ -156,8 +156,10 @@ impl Sorted {
     /// Where a message goes.
     fn receiver(&mut self, heard: &Heard) -> Option<mpsc::Sender<Heard>> {
         let message = heard.message.as_ref()?;
+        let is_there = |sender: &mpsc::Sender<Heard>| !sender.is_closed();
         let of = |sorted: &Self, id: &Id| {
-            sorted.waiting.iter().find(|(waiting, _)| waiting == id).map(|(_, sender)| sender.clone())
+            let waiting = sorted.waiting.iter().find(|(waiting, _)| waiting == id);
+            waiting.map(|(_, sender)| sender.clone()).filter(is_there)
         };
         let receiver = match &message.kind {
             Kind::Response { id, .. } => {
@@ -179,9 +181,9 @@ impl Sorted {
             }
             Kind::Request { .. } => None,
         };
-        receiver.or_else(|| self.listener.clone().filter(|listener| !listener.is_closed())).or_else(|| {
+        receiver.or_else(|| self.listener.clone().filter(is_there)).or_else(|| {
             // Nobody listens: most likely it belongs to what was asked last.
-            self.waiting.last().map(|(_, sender)| sender.clone())
+            self.waiting.iter().rev().map(|(_, sender)| sender).find(|sender| is_there(sender)).cloned()
         })
     }
 }
