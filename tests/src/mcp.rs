@@ -129,7 +129,9 @@ impl Launch for Spawn {
                 .kill_on_drop(true)
                 .spawn()?;
             let (input, output) = (child.stdin.take(), child.stdout.take());
-            let (Some(input), Some(output)) = (input, output) else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
+            let (Some(input), Some(output)) = (input, output) else {
+                return Err(std::io::ErrorKind::BrokenPipe.into());
+            };
             Ok(Streams { input: Box::new(input), output: Box::new(output), process: Box::new(child) })
         })
     }
@@ -275,7 +277,11 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().filter_map(|line| line.split_once(": ")).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v)
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v)
     }
 
     pub fn json(&self) -> Result<Value> {

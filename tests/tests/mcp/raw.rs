@@ -12,7 +12,8 @@ const JSON: (&str, &str) = ("Content-Type", "application/json");
 const A: (&str, &str) = ("X-Test-Caller", "a");
 
 fn begin(gateway: &Serving, headers: &[(&str, &str)]) -> Result<Answer> {
-    let params = json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "x", "version": "1" } });
+    let params =
+        json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "x", "version": "1" } });
     let message = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });
     gateway.raw("POST", "tools", &[&[ACCEPT, JSON], headers].concat(), &message.to_string())
 }
@@ -40,7 +41,8 @@ fn nothing_of_either_side_is_carried_to_the_other() -> Result<()> {
     let seen: Value = serde_json::from_str(&pair.server.seen()?)?;
     let mut names = std::collections::BTreeSet::new();
     for request in seen.as_array().context("a list")? {
-        let headers: Vec<&str> = request["headers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let headers: Vec<&str> =
+            request["headers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         names.extend(headers.chunks(2).map(|pair| pair[0].to_lowercase()));
         assert!(!headers.contains(&session), "{headers:?}");
     }
@@ -92,7 +94,8 @@ fn a_message_that_can_be_read_in_two_ways_reaches_nobody() -> Result<()> {
 fn a_call_is_a_call_however_its_method_is_written() -> Result<()> {
     let pair = Pair::start("json", Options::default())?;
     let call = |method: &str| {
-        let message = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"name":"secret","arguments":{{}}}}}}"#);
+        let message =
+            format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"name":"secret","arguments":{{}}}}}}"#);
         said(&pair, &message)?.json()
     };
     let escaped = call(r"\u0074ools\/c\u0061ll")?;
@@ -129,9 +132,8 @@ fn a_session_is_its_callers_alone() -> Result<()> {
 fn requests_that_are_no_agents_are_refused() -> Result<()> {
     let limits = Limits { agent_message: 10_000, ..Limits::default() };
     let pair = Pair::start("json", Options { limits, ..Options::default() })?;
-    let status = |headers: &[(&str, &str)], body: &str| {
-        anyhow::Ok(pair.gateway.raw("POST", "tools", headers, body)?.status)
-    };
+    let status =
+        |headers: &[(&str, &str)], body: &str| anyhow::Ok(pair.gateway.raw("POST", "tools", headers, body)?.status);
     assert_eq!(begin(&pair.gateway, &[A, ("Origin", "http://evil.example")])?.status, 403);
     assert_eq!(begin(&pair.gateway, &[A, ("Origin", "null")])?.status, 403);
     let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;

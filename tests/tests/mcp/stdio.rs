@@ -116,9 +116,11 @@ fn an_agent_reaches_a_server_of_http_through_authd_mcp() -> Result<()> {
     client.ask(json!({ "do": "close" }))?;
     wait("the session ends", || daemon.gateway.sessions.is_empty())?;
     // The stateless version, whose headers only the gateway can write here.
-    for (program, mode, version) in
-        [("client.py", "auto", "2026-07-28"), ("client.py", "legacy", "2025-11-25"), ("client2.mjs", "auto", "2026-07-28")]
-    {
+    for (program, mode, version) in [
+        ("client.py", "auto", "2026-07-28"),
+        ("client.py", "legacy", "2025-11-25"),
+        ("client2.mjs", "auto", "2026-07-28"),
+    ] {
         let mut client = daemon.client(program, &[mode], &["python"])?;
         assert_eq!(client.ask(json!({ "do": "connect" }))?["version"], version, "{program} {mode}");
         assert!(!client.names()?.contains(&"secret".to_owned()));
@@ -148,7 +150,12 @@ fn an_agent_starts_a_server_of_the_policy_by_its_command() -> Result<()> {
     }
     let settings = daemon.directory.join("authd.toml");
     let other = [&npm[..], &["--more".to_owned()]].concat();
-    let run = std::process::Command::new(&daemon.authd).arg("--config").arg(settings).args(["mcp", "--"]).args(other).output()?;
+    let run = std::process::Command::new(&daemon.authd)
+        .arg("--config")
+        .arg(settings)
+        .args(["mcp", "--"])
+        .args(other)
+        .output()?;
     let said = String::from_utf8_lossy(&run.stderr).into_owned();
     if run.status.success() || !said.contains("mcp_server_unknown") {
         bail!("{said}");

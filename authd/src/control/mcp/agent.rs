@@ -64,7 +64,12 @@ async fn talk(
     others.spawn(write(output, to_write));
     let mut requests = JoinSet::new();
     loop {
-        let bytes = match line(&mut input, gateway.limits.agent_message).await {
+        let next = tokio::select! {
+            next = line(&mut input, gateway.limits.agent_message) => next,
+            // Agents start a program again that ended; one that only refuses they keep.
+            () = conversation.finished() => break,
+        };
+        let bytes = match next {
             Ok(Some(bytes)) => bytes,
             Ok(None) => break,
             Err(error) => {
@@ -189,7 +194,8 @@ mod tests {
     #[test]
     fn a_line_says_its_version_in_itself() {
         let era = |meta: Value| {
-            let message = serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "_meta": meta } });
+            let message =
+                serde_json::json!({ "jsonrpc": "2.0", "id": 1, "method": "ping", "params": { "_meta": meta } });
             headers::era_of(&FromAgent::parse(message.to_string().as_bytes(), 4096).unwrap()).map_err(|e| e.code)
         };
         assert_eq!(era(serde_json::json!({})), Ok(Era::Handshake));

@@ -64,8 +64,7 @@ impl Challenge {
 
     /// The same as the answer to a message.
     pub fn step_up(&self, scopes: &[String], detail: &str) -> Refusal {
-        let mut refusal =
-            Refusal::new(StatusCode::FORBIDDEN, RpcError::new(NOT_ALLOWED, "insufficient_scope", detail));
+        let mut refusal = Refusal::new(StatusCode::FORBIDDEN, RpcError::new(NOT_ALLOWED, "insufficient_scope", detail));
         if let Ok(value) = HeaderValue::from_str(&self.header(Some("insufficient_scope"), scopes)) {
             refusal.headers.insert(header::WWW_AUTHENTICATE, value);
         }

@@ -100,7 +100,10 @@ mod tests {
     use serde_json::Map;
 
     use super::*;
-    use crate::control::{mcp::{BoxFuture, gate::Report}, verifier::lock};
+    use crate::control::{
+        mcp::{BoxFuture, gate::Report},
+        verifier::lock,
+    };
 
     /// Says one ruling after the other, the last one again and again.
     struct Script(Mutex<Vec<fn() -> Ruling>>);

@@ -6,7 +6,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::pending,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,7 +40,7 @@ use crate::control::verifier::lock;
 /// Requests whose answers may be fetched later, with `Last-Event-ID`.
 const LATER: usize = 64;
 /// Messages that wait for a slow agent.
-pub const QUEUE: usize = 16;
+pub const QUEUE: usize = 2;
 /// A stream of what a server says by itself may be silent, but not for ever.
 const LISTENING: Duration = Duration::from_secs(3600);
 
@@ -47,7 +50,17 @@ pub struct Conversation {
     owner: Agent,
     link: Link,
     state: Mutex<State>,
-    ended: watch::Sender<bool>,
+    ended: watch::Sender<Ended>,
+}
+
+/// How far a conversation has come to its end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Ended {
+    No,
+    /// The server's side of it: what it owes is answered with an error.
+    ByServer,
+    /// All of it: nobody is answered any more.
+    Wholly,
 }
 
 enum Link {
@@ -70,6 +83,7 @@ struct State {
 /// A request that is not answered yet.
 struct Asked {
     method: String,
+    era: Era,
     sent: bool,
     cancelled: Arc<Notify>,
     call: Option<Arc<Underway>>,
@@ -81,13 +95,24 @@ struct Underway {
     call: ToolCall,
     begun: Instant,
     decided_after: Mutex<Option<Duration>>,
+    reported: AtomicBool,
 }
 
 impl Underway {
     fn report(&self, outcome: Outcome) {
+        if self.reported.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let took = self.begun.elapsed();
         let decided_after = lock(&self.decided_after).unwrap_or(took);
         self.agent.gate.report(&self.call, Report { outcome, decided_after, took });
+    }
+}
+
+impl Drop for Underway {
+    /// Whoever followed the call was ended before it was.
+    fn drop(&mut self) {
+        self.report(Outcome::Left);
     }
 }
 
@@ -97,7 +122,7 @@ impl Conversation {
             Reach::Http(_) => Link::Http(Mutex::default()),
             Reach::Command(_) => Link::Process(OnceCell::new()),
         };
-        Arc::new(Self { gateway, owner, link, state: Mutex::default(), ended: watch::Sender::new(false) })
+        Arc::new(Self { gateway, owner, link, state: Mutex::default(), ended: watch::Sender::new(Ended::No) })
     }
 
     pub fn version(&self) -> Option<String> {
@@ -105,11 +130,12 @@ impl Conversation {
     }
 
     pub fn has_ended(&self) -> bool {
-        let process_has = match &self.link {
-            Link::Http(_) => false,
-            Link::Process(process) => process.get().is_some_and(Stdio::has_ended),
-        };
-        process_has || *self.ended.borrow()
+        *self.ended.borrow() != Ended::No
+    }
+
+    /// Waits until one side has ended it.
+    pub async fn finished(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended != Ended::No).await;
     }
 
     /// Carries out a request. All that comes of it is told, and ends with its answer, if there is one. `sent` are the agent's
@@ -131,7 +157,7 @@ impl Conversation {
             }
         };
         let id = request.id.clone();
-        let result = match self.begin(&request, underway.clone()) {
+        let result = match self.begin(era, &request, underway.clone()) {
             Ok(cancelled) => self.carry_out(&agent, era, request, underway.as_deref(), &told, &cancelled).await,
             // The id is another request's: what belongs to that stays.
             Err(error) => {
@@ -176,8 +202,8 @@ impl Conversation {
         if let Some(sent) = sent.filter(|_| era == Era::Stateless) {
             headers::params_agree(sent, &self.gateway.mirrored.of(&call))?;
         }
-        let (begun, decided_after) = (Instant::now(), Mutex::default());
-        Ok(Some(Arc::new(Underway { agent: agent.clone(), call, begun, decided_after })))
+        let (begun, decided_after, reported) = (Instant::now(), Mutex::default(), AtomicBool::new(false));
+        Ok(Some(Arc::new(Underway { agent: agent.clone(), call, begun, decided_after, reported })))
     }
 
     async fn carry_out(
@@ -202,6 +228,11 @@ impl Conversation {
         let stop = self.stop(era, cancelled, told);
         tokio::pin!(stop);
         let failed = |error: UpstreamError| {
+            // The agent is told so as well (404), and begins anew.
+            if let UpstreamError::Gone = error {
+                self.ended
+                    .send_if_modified(|ended| std::mem::replace(ended, (*ended).max(Ended::ByServer)) == Ended::No);
+            }
             let outcome = Outcome::Failed { reason: error.reason().to_owned() };
             Stopped { told: Some(Told::Refused(refusal(&error))), outcome }
         };
@@ -254,17 +285,18 @@ impl Conversation {
         }
         if notification.method == methods::CANCELLED {
             let asked = notification.cancels().and_then(|id| {
-                lock(&self.state).asked.get(&id).map(|asked| (asked.sent, asked.cancelled.clone()))
+                let state = lock(&self.state);
+                let asked = state.asked.get(&id)?;
+                Some((asked.sent && asked.era == Era::Handshake, asked.cancelled.clone()))
             });
-            let Some((sent, cancelled)) = asked else { return Ok(()) };
-            if sent {
-                // Even if the server does not hear of it: the agent waits no more.
-                let told = self.send(agent, notification.to_bytes()).await;
-                cancelled.notify_one();
-                return told;
-            }
+            let Some((is_known_there, cancelled)) = asked else { return Ok(()) };
+            // The agent waits no more, even if the server does not hear of it.
+            let told = match is_known_there {
+                true => self.send(agent, notification.to_bytes()).await,
+                false => Ok(()),
+            };
             cancelled.notify_one();
-            return Ok(());
+            return told;
         }
         self.send(agent, notification.to_bytes()).await
     }
@@ -283,11 +315,7 @@ impl Conversation {
     }
 
     /// What the server says by itself, or the rest of a stream that broke after an event, until either side ends it.
-    pub async fn listen(
-        self: &Arc<Self>,
-        agent: Agent,
-        after: Option<&str>,
-    ) -> Result<mpsc::Receiver<Told>, Refusal> {
+    pub async fn listen(self: &Arc<Self>, agent: Agent, after: Option<&str>) -> Result<mpsc::Receiver<Told>, Refusal> {
         let place = Place::of(self)?;
         let mut answering = match &self.link {
             Link::Http(_) => {
@@ -298,7 +326,7 @@ impl Conversation {
                 listening.map_err(|error| refusal(&error))?
             }
             Link::Process(process) => {
-                let process = process.get().filter(|process| !process.has_ended());
+                let process = process.get().filter(|_| !self.has_ended());
                 let process = process.ok_or_else(|| refusal(&UpstreamError::Gone))?;
                 let occupied = RpcError::new(TOO_MUCH, "mcp_too_many_streams", "the session has such a stream already");
                 process.listen().ok_or_else(|| Refusal::new(StatusCode::CONFLICT, occupied))?
@@ -311,7 +339,7 @@ impl Conversation {
             loop {
                 let next = tokio::select! {
                     biased;
-                    _ = ended.wait_for(|ended| *ended) => return,
+                    _ = ended.wait_for(|ended| *ended == Ended::Wholly) => return,
                     () = told.closed() => return,
                     next = answering.next(LISTENING) => next,
                 };
@@ -336,7 +364,7 @@ impl Conversation {
 
     /// Ends it, and tells the server.
     pub async fn end(&self) {
-        self.ended.send_replace(true);
+        self.ended.send_replace(Ended::Wholly);
         if let (Link::Http(_), Reach::Http(upstream)) = (&self.link, &self.gateway.reach)
             && let Ok(token) = self.owner.gate.access().await
         {
@@ -345,7 +373,7 @@ impl Conversation {
     }
 
     /// Registers a request; what cancels it is told there.
-    fn begin(&self, request: &Request, call: Option<Arc<Underway>>) -> Result<Arc<Notify>, RpcError> {
+    fn begin(&self, era: Era, request: &Request, call: Option<Arc<Underway>>) -> Result<Arc<Notify>, RpcError> {
         let mut state = lock(&self.state);
         if request.method == methods::INITIALIZE && state.version.is_some() {
             return Err(RpcError::new(INVALID_REQUEST, "mcp_already_initialized", "the session was begun before"));
@@ -359,7 +387,7 @@ impl Conversation {
         state.later.retain(|(id, _)| *id != request.id);
         let cancelled = Arc::new(Notify::new());
         let (method, cancelled_too) = (request.method.clone(), cancelled.clone());
-        state.asked.insert(request.id.clone(), Asked { method, sent: false, cancelled: cancelled_too, call });
+        state.asked.insert(request.id.clone(), Asked { method, era, sent: false, cancelled: cancelled_too, call });
         Ok(cancelled)
     }
 
@@ -454,7 +482,7 @@ impl Conversation {
                 let start = async {
                     let streams = launch.launch(&self.owner.key).await;
                     let streams = streams.map_err(|error| UpstreamError::Launch(error.to_string()))?;
-                    Ok::<_, UpstreamError>(Stdio::new(streams, limits))
+                    Ok::<_, UpstreamError>(Stdio::new(streams, limits, self.ended.clone()))
                 };
                 let process = process.get_or_try_init(|| start).await?;
                 process.ask(&request.id, request.to_bytes(), request.meta("progressToken")).await
@@ -466,6 +494,8 @@ impl Conversation {
     /// Sends what has no answer.
     async fn send(&self, agent: &Agent, body: Vec<u8>) -> Result<(), Refusal> {
         let sent = match (&self.link, &self.gateway.reach) {
+            // Without a session, nothing that is sent could be about anything.
+            (Link::Http(_), Reach::Http(_)) if self.version().is_none() => Ok(()),
             (Link::Http(_), Reach::Http(upstream)) => {
                 let token = self.access(agent).await?;
                 upstream.tell(body, &self.carried(Era::Handshake), token.as_ref()).await
@@ -493,7 +523,7 @@ impl Conversation {
         tokio::select! {
             () = cancelled.notified() => {}
             () = left => {}
-            _ = ended.wait_for(|ended| *ended) => {}
+            _ = ended.wait_for(|ended| *ended == Ended::Wholly) => {}
         }
     }
 
@@ -514,10 +544,8 @@ impl Conversation {
     fn keep(&self, id: &Id) {
         let mut state = lock(&self.state);
         let Some(asked) = state.asked.remove(id) else { return };
-        if state.later.len() == LATER
-            && let Some((_, Asked { call: Some(underway), .. })) = state.later.pop_front()
-        {
-            underway.report(Outcome::Left);
+        if state.later.len() == LATER {
+            state.later.pop_front();
         }
         state.later.push_back((id.clone(), asked));
     }
@@ -541,16 +569,16 @@ impl Conversation {
 
     /// A request of the server.
     async fn asks(&self, agent: &Agent, era: Era, id: Id, method: &str, message: FromServer) -> Option<FromServer> {
-        let refused = if methods::is_request_of_server(method, era) {
+        if methods::is_request_of_server(method, era) {
             let mut state = lock(&self.state);
-            if state.server_asked.len() < self.gateway.limits.server_requests {
-                state.server_asked.push_back(id);
-                return Some(message);
+            // Who asks more than that has stopped to wait for the first ones.
+            if state.server_asked.len() == self.gateway.limits.server_requests {
+                state.server_asked.pop_front();
             }
-            RpcError::new(TOO_MUCH, "mcp_too_many_requests", "too many requests are not answered yet")
-        } else {
-            RpcError::new(METHOD_NOT_FOUND, "mcp_method_unknown", "Method not found")
-        };
+            state.server_asked.push_back(id);
+            return Some(message);
+        }
+        let refused = RpcError::new(METHOD_NOT_FOUND, "mcp_method_unknown", "Method not found");
         let outcome = Err(refused.to_value(None).get("error").cloned().unwrap_or_default());
         let _ = self.send(agent, Response { id, outcome }.to_bytes()).await;
         None

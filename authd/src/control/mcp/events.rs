@@ -77,12 +77,7 @@ impl Refusal {
 }
 
 /// The answer to a request: as JSON if all of it comes soon, or else as a stream.
-pub async fn answer(
-    mut told: mpsc::Receiver<Told>,
-    id: Id,
-    patience: Duration,
-    keep_alive: Duration,
-) -> Response {
+pub async fn answer(mut told: mpsc::Receiver<Told>, id: Id, patience: Duration, keep_alive: Duration) -> Response {
     let first = match tokio::time::timeout(patience, told.recv()).await {
         Ok(Some(Told::Refused(refusal))) => return refusal.into_response(Some(&id)),
         Ok(Some(Told::Heard(heard))) => {
@@ -102,12 +97,7 @@ pub fn json(message: &FromServer) -> Response {
 }
 
 /// A stream of events, which ends when nobody tells any more.
-pub fn stream(
-    told: mpsc::Receiver<Told>,
-    first: Option<Told>,
-    id: Option<Id>,
-    keep_alive: Duration,
-) -> Response {
+pub fn stream(told: mpsc::Receiver<Told>, first: Option<Told>, id: Option<Id>, keep_alive: Duration) -> Response {
     let mut pause = interval_at(Instant::now() + keep_alive, keep_alive);
     pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let headers = [

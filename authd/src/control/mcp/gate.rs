@@ -62,24 +62,38 @@ pub struct Denial {
 
 pub enum Ruling {
     /// With the token for the server, if it wants one.
-    Allow { token: Option<Bearer> },
+    Allow {
+        token: Option<Bearer>,
+    },
     Deny(Denial),
     /// A person has to say yes.
-    Pending { approval: String, until: Timestamp },
+    Pending {
+        approval: String,
+        until: Timestamp,
+    },
 }
 
 /// What became of a call.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// The server answered; `is_error` if with an error of either kind.
-    Answered { is_error: bool, bytes: usize },
+    Answered {
+        is_error: bool,
+        bytes: usize,
+    },
     Denied(Denial),
     /// Nobody approved it as long as the agent waited.
-    Unapproved { approval: String },
+    Unapproved {
+        approval: String,
+    },
     /// Before it was sent to the server, or while that worked on it.
-    Cancelled { sent: bool },
+    Cancelled {
+        sent: bool,
+    },
     /// The server did not answer, or not in a way that could be passed on.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     /// The agent went away, and may fetch the answer later.
     Left,
 }

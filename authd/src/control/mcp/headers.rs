@@ -316,7 +316,8 @@ mod tests {
         let origins = ["https://app.example.org".to_owned()];
         assert!(is_origin_allowed(&headers(&[]), &origins));
         assert!(is_origin_allowed(&headers(&[("origin", "https://app.example.org")]), &origins));
-        for origin in ["null", "http://app.example.org", "https://app.example.org.evil.test", "https://APP.example.org"] {
+        for origin in ["null", "http://app.example.org", "https://app.example.org.evil.test", "https://APP.example.org"]
+        {
             assert!(!is_origin_allowed(&headers(&[("origin", origin)]), &origins), "{origin}");
         }
         let two = headers(&[("origin", "https://app.example.org"), ("origin", "http://evil.test")]);

@@ -3,10 +3,7 @@
 //! Enters: requests of agents whose connection is known. Leaves: answers, as JSON or as events. Never: a session of somebody
 //! else, or a message whose headers say something else than its body.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -23,7 +20,7 @@ use serde::Deserialize;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    BoxFuture, Gateway, Reach, agent as stream_agent,
+    BoxFuture, Gateway, Reach, STATELESS_VERSION, agent as stream_agent,
     authorization::{Metadata, WELL_KNOWN},
     conversation::{Conversation, QUEUE},
     events::{self, Refusal, Told},
@@ -31,7 +28,7 @@ use super::{
     headers,
     message::{FromAgent, INVALID_REQUEST, Id, RpcError, TOO_MUCH},
     methods::{self, Era},
-    session::Sessions,
+    session::{Sessions, Visit},
     sse,
 };
 use crate::control::problem::Problem;
@@ -53,8 +50,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// Who may come to which server: what knows the policy and the caller's proofs.
 pub trait Access: Send + Sync + 'static {
     /// The gateway to a server, and the agent as which the caller of a request comes to it; or why it does not.
-    fn enter<'a>(&'a self, server: &'a str, head: &'a Parts)
-    -> BoxFuture<'a, Result<(Arc<Gateway>, Agent), Problem>>;
+    fn enter<'a>(&'a self, server: &'a str, head: &'a Parts) -> BoxFuture<'a, Result<(Arc<Gateway>, Agent), Problem>>;
     /// The name of the server that is started by exactly this command.
     fn of_command<'a>(&'a self, command: &'a [String], head: &'a Parts) -> BoxFuture<'a, Result<String, Problem>>;
     /// What a server is as a resource, for callers who have to show tokens.
@@ -92,13 +88,14 @@ async fn endpoint(State(access): State<Door>, Path(server): Path<String>, reques
     if !headers::is_origin_allowed(&head.headers, &gateway.origins) {
         return Problem::forbidden("mcp_origin", "pages of this origin may not ask").into_response();
     }
+    // Streams of their own, and sessions, were given up with that version (Earlier Streamable HTTP Revisions).
+    let is_stateless = head.headers.get(headers::PROTOCOL_VERSION).is_some_and(|value| value == STATELESS_VERSION);
     let answer = match head.method.as_str() {
         "POST" => said(gateway, agent, &head, body).await,
+        "GET" | "DELETE" if is_stateless => Err(other_method("POST")),
         "GET" => listen(gateway, agent, &head).await,
         "DELETE" => end(gateway, agent, &head).await,
-        _ => Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "POST, GET or DELETE")
-            .with(header::ALLOW, "POST, GET, DELETE")
-            .into_response()),
+        _ => Err(other_method("POST, GET, DELETE")),
     };
     let mut response = answer.unwrap_or_else(|response| response);
     // A stream says more of itself.
@@ -106,6 +103,12 @@ async fn endpoint(State(access): State<Door>, Path(server): Path<String>, reques
     headers.entry(header::CACHE_CONTROL).or_insert(header::HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response
+}
+
+fn other_method(allowed: &str) -> Response {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path has other methods")
+        .with(header::ALLOW, allowed)
+        .into_response()
 }
 
 async fn said(gateway: Arc<Gateway>, agent: Agent, head: &Parts, body: Body) -> Result<Response, Response> {
@@ -118,7 +121,8 @@ async fn said(gateway: Arc<Gateway>, agent: Agent, head: &Parts, body: Body) -> 
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "mcp_content_type", detail).into_response());
     }
     let bytes = whole(body, gateway.limits.agent_message).await.map_err(IntoResponse::into_response)?;
-    let message = FromAgent::parse(&bytes, gateway.limits.agent_message).map_err(|error| bad(RpcError::from(&error)))?;
+    let message =
+        FromAgent::parse(&bytes, gateway.limits.agent_message).map_err(|error| bad(RpcError::from(&error)))?;
     let id = match &message {
         FromAgent::Request(request) => Some(request.id.clone()),
         FromAgent::Notification(_) | FromAgent::Response(_) => None,
@@ -130,8 +134,12 @@ async fn said(gateway: Arc<Gateway>, agent: Agent, head: &Parts, body: Body) -> 
             if let Reach::Command(_) = gateway.reach {
                 return Err(bad_request(headers::needs_session(), id.as_ref()));
             }
+            let visit = gateway.sessions.visit(&agent.key).map_err(|error| {
+                let refused = RpcError::new(TOO_MUCH, error.reason(), error.to_string());
+                Refusal::new(StatusCode::TOO_MANY_REQUESTS, refused).into_response(id.as_ref())
+            })?;
             let conversation = Conversation::new(gateway.clone(), agent.clone());
-            Ok(ask(&gateway, conversation, agent, era, request, Some(head.headers.clone())).await)
+            Ok(ask(&gateway, conversation, agent, era, request, Some((visit, head.headers.clone()))).await)
         }
         // Nothing that they could be about outlives its request; clients send some all the same.
         (Era::Stateless, FromAgent::Notification(_)) => Ok(StatusCode::ACCEPTED.into_response()),
@@ -162,11 +170,14 @@ async fn ask(
     agent: Agent,
     era: Era,
     request: super::message::Request,
-    sent: Option<http::HeaderMap>,
+    alone: Option<(Visit, http::HeaderMap)>,
 ) -> Response {
     let (told, heard) = mpsc::channel(QUEUE);
     let id = request.id.clone();
-    tokio::spawn(conversation.request(agent, era, request, sent, told));
+    tokio::spawn(async move {
+        let (_visit, sent) = alone.unzip();
+        conversation.request(agent, era, request, sent, told).await;
+    });
     events::answer(heard, id, gateway.limits.patience, gateway.limits.keep_alive).await
 }
 

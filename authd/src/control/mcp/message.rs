@@ -256,9 +256,17 @@ impl From<&MessageError> for RpcError {
 /// What a server's message is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Kind {
-    Request { id: Id, method: String },
-    Notification { method: String },
-    Response { id: Id, is_error: bool },
+    Request {
+        id: Id,
+        method: String,
+    },
+    Notification {
+        method: String,
+    },
+    Response {
+        id: Id,
+        is_error: bool,
+    },
     /// An error that answers no request that could be read.
     Error,
 }
@@ -458,6 +466,32 @@ mod tests {
         };
         assert_ne!(id("1"), id("\"1\""));
         assert_eq!(id("-7"), Id::Number(-7));
+    }
+
+    #[test]
+    fn the_sdk_would_lose_what_it_does_not_know() {
+        use rmcp::model::{CallToolRequestParams, Tool};
+        let call = json!({ "name": "a", "arguments": {}, "task": { "ttl": 1 } });
+        let read: CallToolRequestParams = serde_json::from_value(call.clone()).unwrap();
+        assert_ne!(serde_json::to_value(read).unwrap(), call);
+        let tool = json!({ "name": "a", "inputSchema": {}, "execution": { "taskSupport": "required" } });
+        let read: Tool = serde_json::from_value(tool.clone()).unwrap();
+        assert_ne!(serde_json::to_value(read).unwrap(), tool);
+    }
+
+    #[test]
+    fn codes_are_those_of_the_specification() {
+        use rmcp::model::ErrorCode;
+        for (ours, theirs) in [
+            (PARSE_ERROR, ErrorCode::PARSE_ERROR),
+            (INVALID_REQUEST, ErrorCode::INVALID_REQUEST),
+            (METHOD_NOT_FOUND, ErrorCode::METHOD_NOT_FOUND),
+            (INVALID_PARAMS, ErrorCode::INVALID_PARAMS),
+            (HEADER_MISMATCH, ErrorCode::HEADER_MISMATCH),
+            (UNSUPPORTED_VERSION, ErrorCode::UNSUPPORTED_PROTOCOL_VERSION),
+        ] {
+            assert_eq!(ours, theirs.0);
+        }
     }
 
     #[test]

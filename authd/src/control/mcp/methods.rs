@@ -92,9 +92,16 @@ mod tests {
     fn another_spelling_is_another_method() {
         for era in [Era::Handshake, Era::Stateless] {
             assert!(is_request("tools/call", era));
-            for spelling in
-                ["Tools/call", "tools/Call", "tools/call ", " tools/call", "tools//call", "tools/call\0", "tools\\call", ""]
-            {
+            for spelling in [
+                "Tools/call",
+                "tools/Call",
+                "tools/call ",
+                " tools/call",
+                "tools//call",
+                "tools/call\0",
+                "tools\\call",
+                "",
+            ] {
                 assert!(!is_request(spelling, era), "{spelling:?}");
             }
         }

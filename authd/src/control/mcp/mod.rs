@@ -22,13 +22,7 @@ pub mod upstream;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use self::{
-    conversation::Conversation,
-    session::Sessions,
-    stdio::Launch,
-    tools::Mirrored,
-    upstream::HttpUpstream,
-};
+use self::{conversation::Conversation, session::Sessions, stdio::Launch, tools::Mirrored, upstream::HttpUpstream};
 
 /// What a trait that is used as an object returns where an `async fn` would be meant.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -72,7 +66,7 @@ impl Default for Limits {
         Self {
             agent_message: 1 << 20,
             server_message: 4 << 20,
-            in_flight: 64,
+            in_flight: 32,
             server_requests: 64,
             listeners: 4,
             silence: Duration::from_secs(300),

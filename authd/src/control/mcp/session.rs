@@ -3,7 +3,12 @@
 //! Enters: callers, ids that they show, the time. Leaves: what a session holds, to the one whose it is. Never: a difference
 //! between a session that is somebody else's and one that does not exist; and no id that a server gave.
 
-use std::{collections::HashMap, fmt, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -15,11 +20,13 @@ pub struct Bounds {
     pub per_caller: usize,
     /// A session that is not used for so long ends.
     pub idle: Duration,
+    /// Requests of one caller that are under way without a session, as those of the stateless version are.
+    pub visits: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { all: 1024, per_caller: 16, idle: Duration::from_secs(30 * 60) }
+        Self { all: 1024, per_caller: 16, idle: Duration::from_secs(30 * 60), visits: 64 }
     }
 }
 
@@ -29,6 +36,8 @@ pub enum SessionError {
     TooManyOfCaller,
     #[error("there are as many sessions as there may be")]
     TooMany,
+    #[error("the caller has as many requests under way as it may")]
+    TooManyVisits,
     #[error("there is no randomness for a session's id")]
     NoRandomness,
 }
@@ -38,6 +47,7 @@ impl SessionError {
         match self {
             Self::TooManyOfCaller => "mcp_too_many_sessions",
             Self::TooMany => "mcp_sessions_full",
+            Self::TooManyVisits => "mcp_too_many_requests",
             Self::NoRandomness => "internal",
         }
     }
@@ -51,7 +61,7 @@ impl SessionId {
     fn random() -> Result<Self, SessionError> {
         let mut bytes = [0; 24];
         aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SessionError::NoRandomness)?;
-        Ok(Self(base64url::encode(&bytes)))
+        Ok(Self(base64url::encode(bytes)))
     }
 
     pub fn as_str(&self) -> &str {
@@ -72,14 +82,33 @@ struct Entry<T> {
     content: T,
 }
 
+/// A request without a session, as long as it is under way.
+pub struct Visit {
+    visits: Arc<Mutex<HashMap<String, usize>>>,
+    caller: String,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut visits = lock(&self.visits);
+        if let Some(count) = visits.get_mut(&self.caller) {
+            *count -= 1;
+            if *count == 0 {
+                visits.remove(&self.caller);
+            }
+        }
+    }
+}
+
 pub struct Sessions<T> {
     bounds: Bounds,
+    visits: Arc<Mutex<HashMap<String, usize>>>,
     entries: Mutex<HashMap<SessionId, Entry<T>>>,
 }
 
 impl<T: Clone> Sessions<T> {
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, entries: Mutex::default() }
+        Self { bounds, visits: Arc::default(), entries: Mutex::default() }
     }
 
     /// A new session. What is idle makes room first.
@@ -96,6 +125,17 @@ impl<T: Clone> Sessions<T> {
         let (server, caller) = (server.to_owned(), caller.to_owned());
         entries.insert(id.clone(), Entry { server, caller, used: now, content });
         Ok(id)
+    }
+
+    /// A request that needs no session.
+    pub fn visit(&self, caller: &str) -> Result<Visit, SessionError> {
+        let mut visits = lock(&self.visits);
+        let count = visits.entry(caller.to_owned()).or_default();
+        if *count >= self.bounds.visits {
+            return Err(SessionError::TooManyVisits);
+        }
+        *count += 1;
+        Ok(Visit { visits: self.visits.clone(), caller: caller.to_owned() })
     }
 
     /// What the caller's session with a server holds; it is used by that.
@@ -160,7 +200,7 @@ mod tests {
     }
 
     fn sessions() -> Sessions<u32> {
-        Sessions::new(Bounds { all: 4, per_caller: 2, idle: Duration::from_secs(60) })
+        Sessions::new(Bounds { all: 4, per_caller: 2, idle: Duration::from_secs(60), visits: 2 })
     }
 
     #[test]
@@ -198,6 +238,17 @@ mod tests {
         assert_eq!(sessions.open(at(1), "files", "d", 0), Err(SessionError::TooMany));
         // The first two are idle by now.
         assert!(sessions.open(at(60), "files", "d", 0).is_ok());
+    }
+
+    #[test]
+    fn a_caller_has_so_many_requests_under_way() {
+        let sessions = sessions();
+        let one = sessions.visit("a").unwrap();
+        let _two = sessions.visit("a").unwrap();
+        assert_eq!(sessions.visit("a").err(), Some(SessionError::TooManyVisits));
+        assert!(sessions.visit("b").is_ok());
+        drop(one);
+        assert!(sessions.visit("a").is_ok());
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Reader {
     }
 
     /// The next event that is complete.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         self.ready.pop_front()
     }
 
@@ -160,7 +160,7 @@ mod tests {
         for piece in pieces {
             reader.feed(piece)?;
         }
-        Ok(std::iter::from_fn(|| reader.next()).collect())
+        Ok(std::iter::from_fn(|| reader.take()).collect())
     }
 
     fn message(data: &str) -> Event {
@@ -169,9 +169,10 @@ mod tests {
 
     #[test]
     fn a_stream_reads_alike_wherever_it_is_cut() {
-        let stream = "\u{feff}: hello\r\nid: 7\r\nevent: message\ndata: {\"a\":\ndata: 1}\r\rretry: 250\nid: 8\ndata:\n\n\
+        let stream =
+            "\u{feff}: hello\r\nid: 7\r\nevent: message\ndata: {\"a\":\ndata: 1}\r\rretry: 250\nid: 8\ndata:\n\n\
                       event: other\ndata: x\n\ndata: \u{e4}\n\n"
-            .as_bytes();
+                .as_bytes();
         let expected = vec![
             Event { id: Some("7".to_owned()), ..message("{\"a\":\n1}") },
             Event { id: Some("8".to_owned()), retry: Some(Duration::from_millis(250)), data: None },

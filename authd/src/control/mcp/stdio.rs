@@ -14,13 +14,14 @@ use std::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
 
 use super::{
     BoxFuture, Limits,
+    conversation::Ended,
     events::Heard,
     message::{FromServer, Id, Kind},
     methods,
@@ -29,8 +30,8 @@ use super::{
 use crate::control::verifier::lock;
 
 /// Messages that wait for a slow reader, of each stream.
-const QUEUE: usize = 32;
-/// Messages that nobody listens for yet.
+const QUEUE: usize = 4;
+/// Messages that nobody listens for yet; together they are no longer than one message may be.
 const BACKLOG: usize = 64;
 /// Lines that are no messages. Servers should write none; some write a few when they start.
 const NOISE: u32 = 100;
@@ -76,17 +77,22 @@ struct Sorted {
 }
 
 impl Stdio {
-    pub fn new(streams: Streams, limits: &Limits) -> Self {
+    pub fn new(streams: Streams, limits: &Limits, ended: watch::Sender<Ended>) -> Self {
         let (lines, to_write) = mpsc::channel(QUEUE);
         let sorted = Arc::new(Mutex::new(Sorted::default()));
         let Streams { input, output, process } = streams;
-        let reader = read(BufReader::new(output), limits.server_message, sorted.clone(), process);
+        let reader = read(BufReader::new(output), limits.server_message, sorted.clone(), process, ended);
         let tasks = [tokio::spawn(write(input, to_write)), tokio::spawn(reader)];
         Self { lines, sorted, tasks, most: limits.server_message }
     }
 
     /// Sends a request. What belongs to it comes through the returned stream.
-    pub async fn ask(&self, id: &Id, body: Vec<u8>, progress_token: Option<&Value>) -> Result<Answering, UpstreamError> {
+    pub async fn ask(
+        &self,
+        id: &Id,
+        body: Vec<u8>,
+        progress_token: Option<&Value>,
+    ) -> Result<Answering, UpstreamError> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         {
             let mut sorted = lock(&self.sorted);
@@ -99,7 +105,7 @@ impl Stdio {
             }
         }
         self.send(body).await?;
-        Ok(Answering::Channel(receiver))
+        Ok(Answering::Channel(VecDeque::new(), receiver))
     }
 
     pub async fn send(&self, mut line: Vec<u8>) -> Result<(), UpstreamError> {
@@ -125,13 +131,9 @@ impl Stdio {
         if sorted.listener.as_ref().is_some_and(|listener| !listener.is_closed()) {
             return None;
         }
-        let (sender, receiver) = mpsc::channel(BACKLOG + QUEUE);
-        for heard in std::mem::take(&mut sorted.backlog) {
-            // There is room for all of it.
-            let _ = sender.try_send(heard);
-        }
+        let (sender, receiver) = mpsc::channel(QUEUE);
         sorted.listener = (!sorted.ended).then_some(sender);
-        Some(Answering::Channel(receiver))
+        Some(Answering::Channel(std::mem::take(&mut sorted.backlog), receiver))
     }
 
     pub fn has_ended(&self) -> bool {
@@ -151,6 +153,20 @@ impl Sorted {
     fn forget(&mut self, id: &Id) {
         self.waiting.retain(|(waiting, _)| waiting != id);
         self.progress.retain(|_, request| request != id);
+    }
+
+    /// For whoever listens later. The oldest ones make room.
+    fn keep(&mut self, heard: Heard, most: usize) {
+        let length = |heard: &Heard| heard.message.as_ref().map_or(0, |message| message.text().len());
+        let mut left = most.saturating_sub(length(&heard));
+        self.backlog.push_back(heard);
+        let newest = self.backlog.iter().rev().skip(1).take_while(|heard| {
+            let fits = length(heard) <= left;
+            left = left.saturating_sub(length(heard));
+            fits
+        });
+        let kept = (1 + newest.count()).min(BACKLOG);
+        self.backlog.drain(..self.backlog.len() - kept);
     }
 
     /// Where a message goes.
@@ -201,6 +217,7 @@ async fn read(
     most: usize,
     sorted: Arc<Mutex<Sorted>>,
     process: Box<dyn Any + Send>,
+    ended: watch::Sender<Ended>,
 ) {
     let mut noise = 0;
     loop {
@@ -230,19 +247,17 @@ async fn read(
             Some(receiver) => drop(timeout(SLOW, receiver.send(heard)).await),
             None => {
                 let mut sorted = lock(&sorted);
-                let is_late = matches!(heard.message.as_ref().map(|m| &m.kind), Some(Kind::Response { .. } | Kind::Error));
+                let is_late =
+                    matches!(heard.message.as_ref().map(|m| &m.kind), Some(Kind::Response { .. } | Kind::Error));
                 if !is_late {
-                    if sorted.backlog.len() == BACKLOG {
-                        sorted.backlog.pop_front();
-                    }
-                    sorted.backlog.push_back(heard);
+                    sorted.keep(heard, most);
                 }
             }
         }
     }
-    let mut sorted = lock(&sorted);
-    *sorted = Sorted { ended: true, ..Sorted::default() };
+    *lock(&sorted) = Sorted { ended: true, ..Sorted::default() };
     drop(process);
+    ended.send_if_modified(|ended| std::mem::replace(ended, (*ended).max(Ended::ByServer)) == Ended::No);
 }
 
 /// One line without its end. `None` at the end of the stream; what is begun there is no line.
@@ -281,7 +296,8 @@ mod tests {
         let (server_output, output) = tokio::io::duplex(1 << 16);
         let limits = Limits { server_message: 4096, ..Limits::default() };
         let streams = Streams { input: Box::new(input), output: Box::new(output), process: Box::new(()) };
-        Peer { stdio: Stdio::new(streams, &limits), input: BufReader::new(server_input), output: server_output }
+        let ended = watch::Sender::new(Ended::No);
+        Peer { stdio: Stdio::new(streams, &limits, ended), input: BufReader::new(server_input), output: server_output }
     }
 
     impl Peer {
@@ -332,8 +348,9 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut listener = peer.stdio.listen().unwrap();
         assert!(peer.stdio.listen().is_none());
-        // The oldest ones made room.
-        assert!(text(&mut listener).await.unwrap().contains("\"n\":2"));
+        // The oldest ones made room: 60 messages of 67 or 68 octets are as long as one may be.
+        let first = text(&mut listener).await.unwrap();
+        assert!(first.contains("\"n\":6}"), "{first}");
         drop(listener);
         assert!(peer.stdio.listen().is_some());
     }

@@ -192,7 +192,8 @@ mod tests {
 
     #[test]
     fn a_call_is_what_any_server_reads() {
-        let call = parsed(json!({ "name": "a", "arguments": { "x": 1 }, "_meta": {}, "task": {}, "later": 2 })).unwrap();
+        let call =
+            parsed(json!({ "name": "a", "arguments": { "x": 1 }, "_meta": {}, "task": {}, "later": 2 })).unwrap();
         assert_eq!((call.tool.as_str(), &call.arguments["x"]), ("a", &json!(1)));
         assert_eq!(call.rest, json!({ "task": {}, "later": 2 }).as_object().unwrap().clone());
         for params in [
@@ -233,7 +234,8 @@ mod tests {
         } });
         let mirrored = Mirrored::default();
         mirrored.learn("t", Some(&schema));
-        let call = parsed(json!({ "name": "t", "arguments": { "region": "eu", "where": { "n": 7 }, "list": [] } })).unwrap();
+        let call =
+            parsed(json!({ "name": "t", "arguments": { "region": "eu", "where": { "n": 7 }, "list": [] } })).unwrap();
         let mut headers = mirrored.of(&call);
         headers.sort();
         assert_eq!(headers, [("N".to_owned(), "7".to_owned()), ("Region".to_owned(), "eu".to_owned())]);
@@ -257,6 +259,8 @@ mod tests {
         assert_eq!(message["result"]["resultType"], "complete");
         let text = message["result"]["content"][0]["text"].as_str().unwrap();
         assert!(text.contains("refund") && text.contains("50 EUR") && text.contains("policy: refunds"), "{text}");
+        let read: rmcp::model::CallToolResult = serde_json::from_value(message["result"].clone()).unwrap();
+        assert_eq!(read.is_error, Some(true));
         let as_task = parsed(json!({ "name": "refund", "task": {} })).unwrap();
         assert_eq!(denied(&Id::Number(1), &as_task, &denial, Era::Handshake).unwrap_err().code, -32010);
     }

@@ -3,7 +3,7 @@
 //! Enters: messages that were allowed. Leaves: the server's messages, of a bounded size. Never: a header that the gateway did
 //! not set itself, a cookie, a redirect, or a header of the server's answer but its session id, which goes no further than here.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use reqwest::{Client, Response, Url};
@@ -123,12 +123,7 @@ impl HttpUpstream {
     }
 
     /// Sends a notification or a response.
-    pub async fn tell(
-        &self,
-        body: Vec<u8>,
-        carried: &Carried,
-        token: Option<&Bearer>,
-    ) -> Result<(), UpstreamError> {
+    pub async fn tell(&self, body: Vec<u8>, carried: &Carried, token: Option<&Bearer>) -> Result<(), UpstreamError> {
         let response = self.post(body, carried, token, TELL).await?;
         if response.status().is_success() {
             return Ok(());
@@ -257,9 +252,12 @@ async fn whole(mut response: Response, most: usize) -> Result<Vec<u8>, UpstreamE
 /// What a server says to one request, or by itself, message by message.
 pub enum Answering {
     Ready(Option<Heard>),
-    Stream { response: Box<Response>, reader: Box<sse::Reader> },
-    /// A process whose lines were sorted by what they answer.
-    Channel(mpsc::Receiver<Heard>),
+    Stream {
+        response: Box<Response>,
+        reader: Box<sse::Reader>,
+    },
+    /// A process whose lines were sorted by what they answer; first what came before anybody listened.
+    Channel(VecDeque<Heard>, mpsc::Receiver<Heard>),
 }
 
 impl Answering {
@@ -267,12 +265,15 @@ impl Answering {
     pub async fn next(&mut self, silence: Duration) -> Option<Result<Heard, UpstreamError>> {
         match self {
             Self::Ready(message) => message.take().map(Ok),
-            Self::Channel(channel) => match timeout(silence, channel.recv()).await {
-                Ok(heard) => heard.map(Ok),
-                Err(_) => Some(Err(UpstreamError::Silent(silence))),
+            Self::Channel(before, channel) => match before.pop_front() {
+                Some(heard) => Some(Ok(heard)),
+                None => match timeout(silence, channel.recv()).await {
+                    Ok(heard) => heard.map(Ok),
+                    Err(_) => Some(Err(UpstreamError::Silent(silence))),
+                },
             },
             Self::Stream { response, reader } => loop {
-                if let Some(event) = reader.next() {
+                if let Some(event) = reader.take() {
                     return Some(Heard::of(event).map_err(UpstreamError::from));
                 }
                 match timeout(silence, response.chunk()).await {
