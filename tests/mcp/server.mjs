@@ -21,6 +21,7 @@ function make() {
     tool("refund", { amount: z.string() }, ({ amount }) => text(`refunded ${amount}`));
     tool("secret", {}, () => text("the secret"));
     tool("pid", {}, () => text(process.pid));
+    tool("die", {}, () => process.exit(1));
     tool("cancelled", {}, () => text(cancelled.join(" ")));
     tool("big", { bytes: z.number() }, ({ bytes }) => text("x".repeat(bytes)));
     tool("count", { to: z.number() }, async ({ to }, extra) => {

@@ -62,6 +62,18 @@ fn an_agent_of_the_stateless_version_begins_a_session_where_a_process_answers() 
     Ok(())
 }
 
+#[test]
+fn a_process_that_dies_ends_its_session_with_an_error() -> Result<()> {
+    let gateway = Serving::start(&[("tools", Upstream::Command(server_command("server.mjs")?))], Options::default())?;
+    let mut client = client(&gateway, "a")?;
+    let failed = client.fails(json!({ "do": "call", "name": "die", "arguments": {} }))?;
+    assert!(failed["message"].as_str().unwrap_or_default().contains("mcp_server_session_ended"), "{failed}");
+    assert_eq!(gateway.script.outcomes("die"), ["Failed { reason: \"mcp_server_session_ended\" }"]);
+    let next = client.fails(json!({ "do": "call", "name": "add", "arguments": { "a": 1, "b": 1 } }))?;
+    assert_eq!(next["code"], 404, "{next}");
+    Ok(())
+}
+
 /// A gateway on a Unix socket, and the settings that lead there.
 struct Daemon {
     gateway: Serving,
@@ -128,6 +140,19 @@ fn an_agent_reaches_a_server_of_http_through_authd_mcp() -> Result<()> {
         assert_eq!(client.call("secret", json!({}))?["is_error"], true);
     }
     Ok(())
+}
+
+#[test]
+fn what_becomes_of_a_call_is_reported_even_if_its_agent_is_gone() -> Result<()> {
+    let servers = [("tools", Upstream::Command(server_command("server.mjs")?))];
+    let daemon = Daemon::start("gone", &servers)?;
+    let mut client = daemon.client("client.mjs", &[], &["tools"])?;
+    client.ask(json!({ "do": "connect" }))?;
+    client.begin(json!({ "do": "call", "name": "sleep", "arguments": { "name": "first" } }))?;
+    daemon.gateway.script.wait_for_calls("sleep", 1)?;
+    drop(client);
+    wait("a report", || daemon.gateway.script.outcomes("sleep").len() == 1)?;
+    wait("the session ends", || daemon.gateway.sessions.is_empty())
 }
 
 #[test]
