@@ -12,6 +12,7 @@ import { z } from "zod";
 const text = (text) => ({ content: [{ type: "text", text: String(text) }] });
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const cancelled = [];
+const sessions = new Map();
 
 function make() {
     const server = new McpServer({ name: "tools", version: "1.0.0" }, { capabilities: { logging: {} } });
@@ -22,6 +23,10 @@ function make() {
     tool("secret", {}, () => text("the secret"));
     tool("pid", {}, () => text(process.pid));
     tool("die", {}, () => process.exit(1));
+    tool("forget", {}, () => {
+        sessions.clear();
+        return text("all sessions");
+    });
     tool("cancelled", {}, () => text(cancelled.join(" ")));
     tool("big", { bytes: z.number() }, ({ bytes }) => text("x".repeat(bytes)));
     tool("count", { to: z.number() }, async ({ to }, extra) => {
@@ -53,7 +58,6 @@ if (process.argv[2] === "stdio") {
     process.stderr.write(`arguments ${process.argv.slice(3)}\n`);
     await make().connect(new StdioServerTransport());
 } else {
-    const sessions = new Map();
     const seen = [];
     const events = [];
     const eventStore = {

@@ -166,3 +166,19 @@ fn a_session_that_was_ended_is_gone_on_both_sides() -> Result<()> {
     assert!(pair.gateway.sessions.is_empty());
     wait("the server's session ends", || pair.server.seen().is_ok_and(|seen| seen.contains("DELETE")))
 }
+
+#[test]
+fn a_session_that_the_server_forgot_is_begun_anew() -> Result<()> {
+    let pair = Pair::start("json", Options::default())?;
+    let mut client = pair.client("a")?;
+    assert_eq!(client.text("forget", json!({}))?, "all sessions");
+    let add = json!({ "do": "call", "name": "add", "arguments": { "a": 1, "b": 1 } });
+    assert_eq!(client.fails(add.clone())?["code"], 404);
+    let posts = |seen: String| seen.matches("POST").count();
+    let before = posts(pair.server.seen()?);
+    assert_eq!(client.fails(add)?["code"], 404);
+    // The server is not asked again and again.
+    assert_eq!(posts(pair.server.seen()?), before);
+    assert_eq!(pair.client("a")?.text("add", json!({ "a": 1, "b": 1 }))?, "2");
+    Ok(())
+}
