@@ -344,7 +344,7 @@ pub struct GrantQuestion {
 
 #[derive(Args)]
 pub struct McpQuestion {
-    /// Name of the [[mcp_server]]
+    /// Name of the `[[mcp_server]]`
     #[arg(required_unless_present = "command", conflicts_with = "command")]
     pub server: Option<String>,
     /// Or the command of one, exactly as the policy has it; the daemon starts it, as the user that the policy names
