@@ -142,6 +142,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Connect an agent to an MCP server of the policy, through the daemon: speaks MCP on standard input and output
+    Mcp(McpQuestion),
     /// Revoke a credential, a caller or a grant: at once, to the packet
     Revoke(RevokeQuestion),
     /// Decide calls of agents that the policy lets pass only with a person's approval
@@ -496,6 +498,16 @@ pub struct ExchangeQuestion {
     pub caller: CallerArgs,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct McpQuestion {
+    /// Name of the `[[mcp_server]]`
+    #[arg(required_unless_present = "command", conflicts_with = "command")]
+    pub server: Option<String>,
+    /// Or the command of one, exactly as the policy has it; the daemon starts it, as the user that the policy names
+    #[arg(last = true)]
+    pub command: Vec<String>,
 }
 
 #[derive(Args)]

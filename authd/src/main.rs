@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Command::Grant(question) => cmd::grant::run(config, question),
         Command::Act(question) => cmd::act::run(config, &question),
         Command::Whoami { caller, json } => cmd::whoami::run(config, &caller, json),
+        Command::Mcp(question) => cmd::mcp::run(config, question),
         Command::Revoke(question) => cmd::revoke::run(config, question),
         Command::Approve(command) => cmd::approve::run(config, command),
         Command::Control { .. } => unreachable!("it was run above, before anything else"),

@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod daemon;
 pub mod frames;
+pub mod mcp;
 pub mod meaning;
 pub mod netns;
 pub mod others;

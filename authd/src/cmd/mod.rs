@@ -15,6 +15,7 @@ pub mod explain;
 pub mod flows;
 pub mod grant;
 pub mod key;
+pub mod mcp;
 pub mod panic_open;
 pub mod revoke;
 pub mod run;

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use utoipa::{OpenApi, ToSchema};
 
 use super::{
-    Answer, Shared, actions, approvals, forward, listed, nodes, problem::Problem, prove, token, verifier::Share,
+    Answer, Shared, actions, approvals, forward, listed, mcp, nodes, problem::Problem, prove, token, verifier::Share,
 };
 use crate::{
     daemon::granting::Effect,
@@ -181,6 +181,11 @@ pub fn router() -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(from_fn(in_time))
+}
+
+/// With the MCP gateway, whose requests are larger, last longer, and are let in by `access`.
+pub fn with_mcp(router: Router, access: Arc<dyn mcp::http::Access>) -> Router {
+    router.merge(mcp::http::router(access))
 }
 
 /// Every request has its time, and every caller its share.

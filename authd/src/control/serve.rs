@@ -179,7 +179,8 @@ async fn serve_http(
         .max_pending_accept_reset_streams(STREAMS as usize)
         .keep_alive_interval(HEADERS)
         .keep_alive_timeout(HEADERS);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    // MCP over lines is no HTTP any more, from its first answer on.
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     match timeout(LIFE, connection.as_mut()).await {
         Ok(result) => result.map_err(ServeError::Http),

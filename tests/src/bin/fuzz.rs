@@ -7,7 +7,13 @@ use std::{str, sync::OnceLock, time::Duration};
 use authd::{
     audit::record::Record,
     config::Config,
-    control::client_certificate::{of_envoy, of_nginx},
+    control::{
+        client_certificate::{of_envoy, of_nginx},
+        mcp::{
+            message::{FromAgent, FromServer},
+            sse::Reader,
+        },
+    },
     daemon::admin::Request as AdminRequest,
     dataplane::{
         object,
@@ -78,6 +84,7 @@ const TARGETS: [(&str, Parser); 24] = [
         seen(serde_json::from_slice::<Settings>(bytes));
         seen(serde_json::from_slice::<AdminRequest>(bytes));
     }),
+    ("mcp", mcp),
     ("record", |bytes| seen(serde_json::from_slice::<Record>(bytes))),
 ];
 
@@ -94,6 +101,28 @@ fuzz_target!(|bytes: &[u8]| {
 /// So that the compiler does not leave out what nobody needs.
 fn seen<T>(value: T) {
     std::hint::black_box(value);
+}
+
+/// Messages of both sides, and a stream of events. What an agent's message is taken for, it is after it was written anew.
+fn mcp(bytes: &[u8]) {
+    const MOST: usize = 1 << 16;
+    if let Ok(FromAgent::Request(request)) = FromAgent::parse(bytes, MOST) {
+        match FromAgent::parse(&request.to_bytes(), 8 * MOST) {
+            Ok(FromAgent::Request(again)) => assert_eq!((again.id, again.method), (request.id, request.method)),
+            other => panic!("{request:?} became {other:?}"),
+        }
+    }
+    if let Ok(message) = FromServer::parse(bytes) {
+        assert!(!message.text().contains('\n'));
+        assert_eq!(FromServer::parse(message.text().as_bytes()).as_ref(), Ok(&message));
+    }
+    let mut reader = Reader::new(256);
+    for piece in bytes.chunks(7) {
+        if reader.feed(piece).is_err() {
+            return;
+        }
+    }
+    seen(std::iter::from_fn(|| reader.take()).count());
 }
 
 fn on_text(bytes: &[u8], parser: impl FnOnce(&str)) {

@@ -71,6 +71,8 @@ pub enum For {
     Keys,
     /// A token and a secret go with it: to where the policy says, and no further.
     Introspection,
+    /// Calls of tools, with a token: likewise.
+    Calls,
 }
 
 /// A client for one issuer.
@@ -118,7 +120,7 @@ impl Resolve for Public {
 }
 
 /// https anywhere, http only to this machine; and addresses written as such are checked like those of names.
-fn check(url: &Url, allow_private: bool) -> Result<(), FetchError> {
+pub(super) fn check(url: &Url, allow_private: bool) -> Result<(), FetchError> {
     let wrong = || FetchError::Url(url.to_string());
     // The URL parser has made an address of everything that could be one.
     let host = url.host_str().ok_or_else(wrong)?;
