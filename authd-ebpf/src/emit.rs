@@ -36,7 +36,7 @@ impl Draft {
     #[inline(always)]
     pub fn new() -> Option<Self> {
         let sequence = raw::value(maps::sequence()?);
-        let number = raw::add(&mut sequence.next, 1);
+        let number = raw::take_and_add(&mut sequence.next, 1);
         let Some(mut entry) = maps::events().reserve::<Event>(0) else {
             raw::add(&mut sequence.lost, 1);
             return None;

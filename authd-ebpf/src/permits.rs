@@ -23,7 +23,7 @@ pub fn take(root: &Root, workload: u32, verdict: &mut Verdict) -> bool {
         let Some(permit) = of(grant) else { break };
         if is_alive(grant)
             && permit.bytes < permit.most_bytes
-            && raw::add(&mut permit.begun, 1) < permit.most_begun as u64
+            && raw::take_and_add(&mut permit.begun, 1) < permit.most_begun as u64
         {
             verdict.grant = grant;
             return true;
@@ -50,7 +50,7 @@ pub fn goes_on(root: &Root, workload: u32, before: Grant, verdict: &mut Verdict)
 #[inline(always)]
 pub fn spend(grant: Grant, bytes: u64) -> bool {
     match of(grant) {
-        Some(permit) => raw::add(&mut permit.bytes, bytes) < permit.most_bytes,
+        Some(permit) => raw::take_and_add(&mut permit.bytes, bytes) < permit.most_bytes,
         None => false,
     }
 }

@@ -59,14 +59,22 @@ pub fn set<T>(field: *mut T, value: T) {
     unsafe { write_volatile(field, value) }
 }
 
-/// Adds to a number that several CPUs, or a packet that interrupts a system call on the same one, may add to. Returns what it
-/// was.
+/// Adds to a number that several CPUs, or a packet that interrupts a system call on the same one, may add to.
 #[inline(always)]
-pub fn add(number: &mut u64, amount: u64) -> u64 {
+pub fn add(number: &mut u64, amount: u64) {
     // The target is declared without compare-and-swap, so that core's atomic types have no addition for it; the instruction
-    // (BPF_ATOMIC with BPF_FETCH, Linux 5.12) exists nevertheless.
-    // SAFETY: a reference is valid and aligned; all that write this number, but for resets, use this function.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, amount) }
+    // exists nevertheless.
+    // SAFETY: a reference is valid and aligned; all that write this number, but for resets, use this function or the next.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, amount) };
+}
+
+/// The same. Returns what it was.
+#[inline(always)]
+pub fn take_and_add(number: &mut u64, amount: u64) -> u64 {
+    // BPF_ATOMIC with BPF_FETCH, Linux 5.12. Of a relaxed addition the compiler makes the instruction without BPF_FETCH even where
+    // its result is used, which then is the amount.
+    // SAFETY: as above.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(number, amount) }
 }
 
 macro_rules! nullary {

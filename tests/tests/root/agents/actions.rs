@@ -138,13 +138,19 @@ impl Scene {
         Ok(answer["approval"].as_str().context("an approval")?.to_owned())
     }
 
+    fn last_records(&self) -> Result<String> {
+        let records = self.daemon.records()?;
+        let last = records.iter().rev().take(8).filter_map(|record| serde_json::to_string(record).ok());
+        Ok(last.collect::<Vec<_>>().join("\n"))
+    }
+
     fn tcp(&self, cgroup: &str, port: u16) -> Result<Outcome> {
         self.sandbox.probe(cgroup, &["tcp", &format!("127.0.0.1:{port}")])
     }
 
     fn opens(&self, cgroup: &str, port: u16) -> Result<()> {
         let outcome = self.tcp(cgroup, port)?;
-        ensure!(outcome.ok, "{cgroup} to {port}: {outcome:?}\n{}", self.daemon.log());
+        ensure!(outcome.ok, "{cgroup} to {port}: {outcome:?}\n{}", self.last_records()?);
         Ok(())
     }
 
@@ -232,7 +238,7 @@ fn a_permit_lets_so_many_bytes_pass() -> Result<Verdict> {
     let mut exchanges = 0;
     while held.again()?.ok {
         exchanges += 1;
-        ensure!(exchanges < 2_000, "64 KiB are over");
+        ensure!(exchanges < 2_000, "64 KiB are over\n{}", scene.last_records()?);
     }
     ensure!(exchanges > 50, "{exchanges}");
     scene.daemon.wait_for("the end", |r| r.event == "flow_cut" && r.reason.as_deref() == Some("permit_spent"))?;
