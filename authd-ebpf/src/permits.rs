@@ -5,7 +5,7 @@
 
 use authd_common::{
     reason::Reason,
-    tables::{Grant, PERMIT_CHAIN, Permit, Root, Tables, Tag, role},
+    tables::{Grant, PERMIT_CHAIN, Permit, Root, Tables, Tag, WorkloadEntry, role, root_flags, workload_flags},
     verdict::{Action, Verdict},
 };
 
@@ -88,10 +88,11 @@ fn of<'a>(grant: Grant) -> Option<&'a mut Permit> {
 
 #[inline(always)]
 pub fn refuse(root: &Root, workload: u32, verdict: &mut Verdict, reason: Reason) -> bool {
-    let entry = Kernel.workload(root, workload).unwrap_or_default();
-    let refused = Verdict::refuse(reason, root, &entry);
-    verdict.action = refused.action;
+    // Field by field: the frames of a program have no room for another verdict.
+    let observes = |entry: WorkloadEntry| entry.flags & workload_flags::OBSERVE != 0;
+    let observed = root.flags & root_flags::OBSERVE != 0 || Kernel.workload(root, workload).is_some_and(observes);
+    verdict.action = if observed { Action::Observe } else { Action::Deny };
     verdict.reason = reason;
     verdict.grant = Grant::NONE;
-    !matches!(refused.action, Action::Deny)
+    observed
 }

@@ -97,7 +97,7 @@ pub fn decide(scene: &Scene, tag: &mut Tag) -> Action {
 }
 
 /// A verdict that rests on a permit: the flow took one before, or takes one now.
-#[inline(always)]
+#[inline(never)]
 pub fn on_permit(scene: &Scene, before: Grant, rule: u32, verdict: &mut Verdict) -> bool {
     if !verdict.grant.is_permit() {
         return true;

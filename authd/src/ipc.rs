@@ -32,7 +32,10 @@ use crate::{
         call::{Arguments, CallHash},
     },
     digest::Digest,
-    grants::{Id, proof::Shown},
+    grants::{
+        Id,
+        proof::{Shown, Token},
+    },
     proofs::{
         api_key::text::KeyId,
         claims::{Confirmation, VerifiedToken},
@@ -215,6 +218,23 @@ pub enum FromControl {
         connection: Connection,
         asked: asked::Question,
         token: Option<Box<TokenFacts>>,
+    },
+    /// A token for an MCP server, by which this node passes on what the caller asks there. Answered by [`ToControl::Exchanged`] or
+    /// [`ToControl::NotGranted`].
+    Downstream {
+        question: Question,
+        connection: Connection,
+        server: String,
+        token: Option<Box<Token>>,
+    },
+    /// What became of a call that went through the MCP gateway.
+    Called {
+        connection: Connection,
+        server: String,
+        /// Its name in the policy, if it has one.
+        tool: Option<String>,
+        outcome: String,
+        microseconds: u64,
     },
     /// An operator revokes something.
     Revoke {

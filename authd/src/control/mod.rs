@@ -10,6 +10,7 @@ pub mod client_certificate;
 pub mod counts;
 pub mod fetch;
 pub mod forward;
+pub mod gateway;
 pub mod listed;
 pub mod mcp;
 pub mod nodes;
@@ -75,6 +76,7 @@ pub struct Shared {
     /// For whom this node speaks to others; `None` until dataplane said so.
     identities: watch::Sender<Option<Arc<BTreeSet<SpiffeId>>>>,
     nodes: nodes::Acquaintances,
+    pub gateways: gateway::Gateways,
 }
 
 impl Shared {
@@ -87,6 +89,7 @@ impl Shared {
             counts: Arc::default(),
             identities: watch::Sender::default(),
             nodes: nodes::Acquaintances::default(),
+            gateways: gateway::Gateways::default(),
         })
     }
 
@@ -144,7 +147,8 @@ pub enum ControlError {
 pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
     let shared = Shared::new(Channel::new(fd)?);
     tokio::spawn(counts::tell(shared.clone()));
-    let router = api::router();
+    let router = api::with_mcp(api::router(), Arc::new(gateway::Door));
+    tokio::spawn(mcp::http::keep_swept(shared.gateways.sessions()));
     let mut sessions = nodes::Sessions::default();
     while let Some((message, attached)) = shared.channel.receive::<ToControl>().await? {
         match message {
@@ -158,6 +162,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
                     shared.tell(FromControl::Ends { ends: part.to_vec() }).await;
                 }
                 *shared.verifier.write().unwrap_or_else(PoisonError::into_inner) = Some(verifier.clone());
+                shared.gateways.follow(&verifier.model);
                 sessions.follow(&shared, &verifier);
                 shared.tell(FromControl::Ready { generation }).await;
                 tokio::spawn(listed::changed(shared.clone(), verifier));
@@ -193,6 +198,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             ToControl::Forget { question } => {
                 if let Some(verifier) = shared.verifier() {
                     verifier.forget();
+                    shared.gateways.forget();
                 }
                 shared.tell(FromControl::Forgotten { question }).await;
             }

@@ -114,6 +114,8 @@ pub struct Verifier {
     own: Option<CertificateDer<'static>>,
     /// When the first certificate of the listener's configured chain ends.
     own_end: Option<Timestamp>,
+    /// PEM of the authorities that servers are known by.
+    pub server_roots: Option<Vec<u8>>,
     /// Who is told of calls that wait for approval.
     pub hook: Option<Arc<Hook>>,
     /// This node as an issuer of tokens.
@@ -158,7 +160,8 @@ impl Verifier {
                 .ok()
                 .map(Arc::new)
         });
-        Self { model, authorities, issuers, tls, own, own_end, hook, own_issuer, identity, memory, counts }
+        let server_roots = roots;
+        Self { model, authorities, issuers, tls, own, own_end, server_roots, hook, own_issuer, identity, memory, counts }
     }
 
     /// When certificates and lists end, of which somebody has to bring the next one in time.

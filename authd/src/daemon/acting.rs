@@ -34,6 +34,9 @@ use crate::{
     policy::model::Tool,
 };
 
+/// How calls through the MCP gateway end.
+const OUTCOMES: [&str; 7] =
+    ["answered", "answered_error", "denied", "unapproved", "cancelled", "failed", "left"];
 /// How long a permit lives whose rule does not say.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
 
@@ -101,6 +104,21 @@ impl Daemon {
         }
         let permit = self.permit(known, &tool, proofs, now)?;
         Ok(ActOutcome::Allowed { approval, permit })
+    }
+
+    /// A call went through the MCP gateway: how it ended. Names are those of the policy, or are not told.
+    pub fn called(&mut self, who: &Who, server: &str, tool: Option<String>, outcome: String, microseconds: u64) {
+        let model = &self.active.prepared.model;
+        let is_server = model.mcp_servers.iter().any(|known| known.name == server);
+        let tool = tool.filter(|tool| model.tools.iter().any(|known| known.name == *tool));
+        let known = OUTCOMES.into_iter().find(|known| **known == outcome).unwrap_or("failed");
+        let mut record = Record::event("mcp_call_ended");
+        record.reason = Some(known.to_owned());
+        record.duration_ns = Some(microseconds.saturating_mul(1_000));
+        let tool = tool.as_deref().unwrap_or("a tool that the policy does not name");
+        record.message = Some(format!("{tool} of {}", if is_server { server } else { "a server before" }));
+        self.describe(who, &mut record);
+        self.report(record);
     }
 
     /// Uses up the yes that somebody gave, or asks for one.

@@ -3,7 +3,8 @@
 //! Enters: exchanges whose tokens control verified, as asked for by callers that this side knows. Leaves: signed tokens, on record.
 //! Never: a token that a delegation of the policy in force does not give to this caller, or one for a token that was revoked.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value};
 
 use super::{
     Daemon,
@@ -30,12 +31,16 @@ use crate::{
         network::from_ip,
     },
     proofs::{
+        claims::Confirmation,
         exchange::{self, Allowed, Exchanged},
         issuer::{self, KeyError},
         x509::identity::VerifiedCertificate,
     },
     store::{StoreError, revoked::Revoked},
 };
+
+/// A token for a server is for the requests of a minute.
+const DOWNSTREAM_TTL: SignedDuration = SignedDuration::from_secs(60);
 
 /// Everything about this node as an issuer that lives as long as the daemon.
 pub struct Issuing {
@@ -208,25 +213,105 @@ impl Daemon {
         issuing.tokens.admits(&actor.spiffe_id, &ends_with).map_err(|error| refusal(error.reason(), error))?;
         let model = &self.active.prepared.model;
         let (delegation, exchanged) = by_delegation(model, &issuing.url, &actor, wanted, now)?;
-        let key = issuing.ring.signing(now);
+        let signed = self.sign(&delegation, &exchanged, actor.spiffe_id, ends_with, record)?;
+        let Exchanged { scopes, expires, confirmation, .. } = exchanged;
+        Ok(ExchangedToken { text: signed, scopes, expires, dpop: confirmation.jkt.is_some() })
+    }
+
+    /// A token by which this node shows an MCP server for whom it passes on what an agent asks: never the agent's own, and never in
+    /// the agent's hands.
+    pub fn downstream(&mut self, who: &Who, server: &str, token: Option<proof::Token>) -> Result<ExchangedToken, Refusal> {
+        let now = Timestamp::now();
+        let actor = self.actor(who, None)?;
+        if !matches!(actor.named[..], [model::Actor::Workload(_)]) {
+            return Err(refusal("caller_not_local", "workloads ask on their own node's socket"));
+        }
+        let mut proofs: Vec<Shown> = token.into_iter().map(|token| Shown::Token(Box::new(token))).collect();
+        self.complete_all(&mut proofs, Some(&actor.spiffe_id))?;
+        let Some(issuing) = &self.issuing else {
+            return Err(refusal("exchange_unavailable", "this node issues no tokens"));
+        };
+        let model = &self.active.prepared.model;
+        let server = model.mcp_servers.iter().find(|known| known.name == server);
+        let (server, audience) = server
+            .and_then(|server| Some((server, server.audience.clone()?)))
+            .ok_or_else(|| refusal("mcp_server_unknown", "the policy has no such server that takes tokens"))?;
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        let mut ends_with: Vec<(Revoked, Option<Timestamp>)> = proofs.iter().flat_map(Shown::revocable).collect();
+        ends_with.extend(actor.names.iter().map(|name| (name.clone(), Some(now))));
+        if let Some((found, _)) = ends_with.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
+            return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
+        }
+        issuing.tokens.admits(&actor.spiffe_id, &ends_with).map_err(|error| refusal(error.reason(), error))?;
+        let shown = proofs.iter().find_map(|shown| match shown {
+            Shown::Token(token) => Some(token),
+            _ => None,
+        });
+        let end = now.checked_add(DOWNSTREAM_TTL).unwrap_or(now);
+        let expires = shown.map_or(end, |token| token.not_after.min(end));
+        // The present one outermost (RFC 8693, 4.1); whoever acts for nobody is the subject itself.
+        let chain = shown.map_or_else(|| vec![actor.spiffe_id.clone()], |token| token.actors.clone());
+        let act = chain.iter().rev().fold(None, |inner: Option<Map<String, Value>>, who| {
+            let mut act = Map::from_iter([("sub".to_owned(), Value::from(who.as_str()))]);
+            if let Some(inner) = inner {
+                act.insert("act".to_owned(), Value::from(inner));
+            }
+            Some(act)
+        });
+        let exchanged = Exchanged {
+            subject: shown.and_then(|token| token.subject.clone()).unwrap_or_else(|| actor.spiffe_id.clone()),
+            audience: vec![audience],
+            scopes: server.scopes.clone(),
+            issued_at: now,
+            expires,
+            confirmation: Confirmation::default(),
+            act: act.unwrap_or_default(),
+            may_act: None,
+            tenant: actor.tenant.clone(),
+        };
+        let name = format!("mcp_server {}", server.name);
+        let mut record = Record::event("token_exchanged");
+        record.proofs = proofs.iter().map(Shown::told).collect();
+        record.verdict = Some("allowed".to_owned());
+        record.reason = Some("mcp_server".to_owned());
+        let text = self.sign(&name, &exchanged, actor.spiffe_id, ends_with, &mut record)?;
+        self.describe(who, &mut record);
+        self.report(record);
+        Ok(ExchangedToken { text, scopes: exchanged.scopes, expires, dpop: false })
+    }
+
+    /// Signs a token, and remembers it.
+    fn sign(
+        &mut self,
+        delegation: &str,
+        exchanged: &Exchanged,
+        actor: String,
+        ends_with: Vec<(Revoked, Option<Timestamp>)>,
+        record: &mut Record,
+    ) -> Result<String, Refusal> {
+        let (Some(issuing), Ok(trust)) = (&mut self.issuing, &self.trust) else {
+            return Err(refusal("exchange_unavailable", "this node issues no tokens"));
+        };
+        let key = issuing.ring.signing(exchanged.issued_at);
         let key = key.ok_or_else(|| refusal("exchange_unavailable", "there is no key that signs now"))?;
         let failed = |error: KeyError| refusal("unavailable", error);
         let jti = Id::random().map_err(|error| refusal("unavailable", error))?.to_string();
-        let signed = key.sign(&issuer::claims(&issuing.url, &jti, &exchanged)).map_err(failed)?;
+        let signed = key.sign(&issuer::claims(&issuing.url, &jti, exchanged)).map_err(failed)?;
         let issued = Issued {
             jti,
             hash: Digest::from_bytes(signed.hash),
-            delegation: delegation.clone(),
+            delegation: delegation.to_owned(),
             subject: exchanged.subject.clone(),
-            actor: actor.spiffe_id,
+            actor,
             expires: exchanged.expires,
             ends_with,
         };
         if let Err(error) = trust.store().put_issued_token(&issued) {
             return Err(refusal("store_unusable", error));
         }
-        record.delegation = Some(delegation);
+        record.delegation = Some(delegation.to_owned());
         record.until = Some(exchanged.expires.to_string());
+        let actors = exchange::actors(Some(&exchanged.act)).unwrap_or_default();
         record.issued = Some(proof::Told {
             proof: "token".to_owned(),
             issuer: Some(issuing.url.clone()),
@@ -234,17 +319,14 @@ impl Daemon {
             jti_sha256: Some(Digest::of(issued.jti.as_bytes())),
             token_sha256: Some(issued.hash),
             key_id: Some(key.kid().to_owned()),
-            actors: exchange::actors(Some(&exchanged.act)).unwrap_or_default().into_iter().map(str::to_owned).collect(),
+            actors: actors.into_iter().map(str::to_owned).collect(),
             bound_to: proof::Binding::of(&exchanged.confirmation),
             audience: exchanged.audience.clone(),
             scopes: exchanged.scopes.clone(),
             ..proof::Told::default()
         });
-        if let Some(issuing) = &mut self.issuing {
-            issuing.tokens.enter(issued);
-        }
-        let Exchanged { scopes, expires, confirmation, .. } = exchanged;
-        Ok(ExchangedToken { text: signed.text, scopes, expires, dpop: confirmation.jkt.is_some() })
+        issuing.tokens.enter(issued);
+        Ok(signed.text)
     }
 
     /// Who asks, as far as tokens can name it.

@@ -427,6 +427,23 @@ fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting,
                 daemon.forwarded(&who, rule, reason, &proofs, request);
             }
         }
+        FromControl::Downstream { question, connection, server, token } => {
+            let who = control.who(connection).cloned();
+            let token = token.map(|token| *token);
+            let result = who.ok_or_else(unknown).and_then(|who| daemon.downstream(&who, &server, token));
+            control.tell(
+                &match result {
+                    Ok(token) => ToControl::Exchanged { question, token: Box::new(token) },
+                    Err(refusal) => ToControl::NotGranted { question, refusal },
+                },
+                None,
+            );
+        }
+        FromControl::Called { connection, server, tool, outcome, microseconds } => {
+            if let Some(who) = control.who(connection).cloned() {
+                daemon.called(&who, &server, tool, outcome, microseconds);
+            }
+        }
         FromControl::Act { question, connection, act } => {
             let who = control.who(connection).cloned();
             let result = who.ok_or_else(unknown).and_then(|who| daemon.act(&who, *act));

@@ -108,8 +108,10 @@ pub fn claims(issuer: &str, jti: &str, exchanged: &Exchanged) -> Map<String, Val
         ("exp".to_owned(), Value::from(expires.as_second())),
         ("jti".to_owned(), Value::from(jti)),
         ("act".to_owned(), Value::from(act.clone())),
-        ("cnf".to_owned(), Value::from(confirmed(confirmation))),
     ]);
+    if !confirmation.is_none() {
+        claims.insert("cnf".to_owned(), Value::from(confirmed(confirmation)));
+    }
     if let Some(may_act) = may_act {
         claims.insert("may_act".to_owned(), Value::from(may_act.clone()));
     }

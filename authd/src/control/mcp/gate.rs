@@ -98,6 +98,21 @@ pub enum Outcome {
     Left,
 }
 
+impl Outcome {
+    /// As records have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Answered { is_error: false, .. } => "answered",
+            Self::Answered { is_error: true, .. } => "answered_error",
+            Self::Denied(_) => "denied",
+            Self::Unapproved { .. } => "unapproved",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Failed { .. } => "failed",
+            Self::Left => "left",
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report {
     pub outcome: Outcome,
