@@ -177,6 +177,7 @@ fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<O
     }
     let mut outcome = Outcome::new("root");
     let others = others::fetch(workspace)?;
+    others::fetch_mcp(workspace)?;
     let mut command = Command::new(&programs.tests);
     command
         .env("AUTHD_OTHERS", others)

@@ -45,17 +45,37 @@ pub struct Session {
     pub chain: Vec<CertificateDer<'static>>,
     /// What both ends of the connection have in common: of callers elsewhere, over TLS 1.3.
     pub exported: Option<NodeKey>,
+    /// Dataplane knows the connection for as long as this.
+    _open: Arc<Open>,
+}
+
+/// Dataplane hears that a connection is over when nobody acts as whoever had it: streams that it became go on without it.
+pub struct Open {
+    shared: Arc<Shared>,
+    connection: Connection,
+}
+
+impl Open {
+    pub fn new(shared: Arc<Shared>, connection: Connection) -> Arc<Self> {
+        Arc::new(Self { shared, connection })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (shared, connection) = (self.shared.clone(), self.connection);
+        tokio::spawn(async move { shared.tell(FromControl::Closed { connection }).await });
+    }
 }
 
 impl Session {
     pub fn new(
-        shared: Arc<Shared>,
-        connection: Connection,
+        open: Arc<Open>,
         caller: Caller,
         chain: Vec<CertificateDer<'static>>,
         exported: Option<NodeKey>,
     ) -> Self {
-        Self { shared, connection, caller, chain, exported }
+        Self { shared: open.shared.clone(), connection: open.connection, caller, chain, exported, _open: open }
     }
 }
 

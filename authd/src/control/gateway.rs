@@ -85,12 +85,18 @@ impl Gateways {
         }
         let unusable = |why: String| {
             tracing::error!(server = server.name, why, "this MCP server cannot be used");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "mcp_server_unusable", "the server cannot be used; the log says why")
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "mcp_server_unusable",
+                "the server cannot be used; the log says why",
+            )
         };
         let way = match &server.reach {
             // A policy names it, and whoever writes policies may mean a server of this network.
             Reach::Url(url) => HttpUpstream::new(url, true, verifier.server_roots.as_deref()).map(Way::Http),
-            Reach::Command { .. } => return Err(unusable("servers that are started by authd are not served yet".into())),
+            Reach::Command { .. } => {
+                return Err(unusable("servers that are started by authd are not served yet".into()));
+            }
         };
         let way = way.map_err(|error| unusable(error.to_string()))?;
         let gateway = Arc::new(Gateway::new(&server.name, way, Limits::default(), self.sessions.clone()));
@@ -103,11 +109,7 @@ impl Gateways {
 pub struct Door;
 
 impl Access for Door {
-    fn enter<'a>(
-        &'a self,
-        server: &'a str,
-        head: &'a Parts,
-    ) -> BoxFuture<'a, Result<(Arc<Gateway>, Agent), Problem>> {
+    fn enter<'a>(&'a self, server: &'a str, head: &'a Parts) -> BoxFuture<'a, Result<(Arc<Gateway>, Agent), Problem>> {
         Box::pin(async move {
             let (session, verifier, index) = caller(head)?;
             let model = &verifier.model;
@@ -118,8 +120,7 @@ impl Access for Door {
                 let message = "no policy lets the caller call a tool of this server";
                 return Err(Problem::forbidden("mcp_server_not_allowed", message));
             }
-            let bearer =
-                actions::Bearer { method: head.method.as_str(), uri: &head.uri, headers: &head.headers };
+            let bearer = actions::Bearer { method: head.method.as_str(), uri: &head.uri, headers: &head.headers };
             let token = actions::on_behalf(&session, &verifier, &bearer).await?;
             let Caller::Local { workload: Some(workload), .. } = &session.caller else { return Err(unknown()) };
             // Of whoever acts for another one, or for nobody, the sessions are others.
@@ -167,7 +168,8 @@ fn caller(head: &Parts) -> Result<(Arc<Session>, Arc<Verifier>, usize), Problem>
 
 /// Of some tools, those of a server: what it calls each, and its name in the policy.
 fn names(model: &Model, server: usize, tools: Vec<&str>) -> HashMap<String, String> {
-    let of_server = model.tools.iter().filter(|tool| tool.server == Some(server) && tools.contains(&tool.name.as_str()));
+    let of_server =
+        model.tools.iter().filter(|tool| tool.server == Some(server) && tools.contains(&tool.name.as_str()));
     of_server.map(|tool| (tool.mcp_name.clone(), tool.name.clone())).collect()
 }
 
@@ -193,7 +195,11 @@ impl PolicyGate {
         };
         if !call.rest.is_empty() {
             // It would not be part of what is decided about.
-            return denied("mcp_extra_members", "a call says which tool, and its arguments, and nothing else", Vec::new());
+            return denied(
+                "mcp_extra_members",
+                "a call says which tool, and its arguments, and nothing else",
+                Vec::new(),
+            );
         }
         let model = &verifier.model;
         let server = model.mcp_servers.iter().position(|known| known.name == self.server);
@@ -233,8 +239,12 @@ impl PolicyGate {
         {
             return Ok(Some(bearer.clone()));
         }
-        let denied =
-            |reason: &str, message: String| Denial { reason: reason.to_owned(), message, policies: vec![], scopes: vec![] };
+        let denied = |reason: &str, message: String| Denial {
+            reason: reason.to_owned(),
+            message,
+            policies: vec![],
+            scopes: vec![],
+        };
         let (connection, server, token) = (self.session.connection, self.server.clone(), self.token.clone());
         match self.shared.ask(|question| FromControl::Downstream { question, connection, server, token }).await {
             Answer::Exchanged(made) => {

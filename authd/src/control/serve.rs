@@ -22,7 +22,11 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tower::ServiceExt;
 
-use super::{Shared, api::Session, nodes};
+use super::{
+    Shared,
+    api::{Open, Session},
+    nodes,
+};
 use crate::{
     daemon::{admin::first_byte, metrics::results::OK},
     ipc::{Caller, Connection, FromControl},
@@ -72,7 +76,8 @@ impl ServeError {
 
 /// Serves a connection until it ends, and tells dataplane so.
 pub async fn serve(shared: Arc<Shared>, router: Router, fd: OwnedFd, connection: Connection, caller: Caller) {
-    let result = serve_any(&shared, router, fd, connection, caller).await;
+    let open = Open::new(shared.clone(), connection);
+    let result = serve_any(&shared, router, fd, open, caller).await;
     if let Err(error) = result {
         tracing::debug!(connection, %error, "a connection ended");
         if let Some(reason) = error.reason() {
@@ -80,30 +85,29 @@ pub async fn serve(shared: Arc<Shared>, router: Router, fd: OwnedFd, connection:
             shared.tell(FromControl::Refused { connection, rule: None, reason, proofs: Vec::new() }).await;
         }
     }
-    shared.tell(FromControl::Closed { connection }).await;
 }
 
 async fn serve_any(
     shared: &Arc<Shared>,
     router: Router,
     fd: OwnedFd,
-    connection: Connection,
+    open: Arc<Open>,
     caller: Caller,
 ) -> Result<(), ServeError> {
     if let Caller::Remote { .. } = caller {
         let stream = StdTcp::from(fd);
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        return serve_tls(shared, router, TcpStream::from_std(stream)?, connection, caller).await;
+        return serve_tls(shared, router, TcpStream::from_std(stream)?, open, caller).await;
     }
     let stream = StdUnix::from(fd);
     stream.set_nonblocking(true)?;
     let stream = UnixStream::from_std(stream)?;
     match timeout(HANDSHAKE, first_byte(&stream)).await.map_err(|_| ServeError::SlowHandshake)?? {
         None => Ok(()),
-        Some(TLS_HANDSHAKE) => serve_tls(shared, router, stream, connection, caller).await,
+        Some(TLS_HANDSHAKE) => serve_tls(shared, router, stream, open, caller).await,
         Some(_) => {
-            let session = Session::new(shared.clone(), connection, caller, Vec::new(), None);
+            let session = Session::new(open, caller, Vec::new(), None);
             serve_http(router, stream, session).await
         }
     }
@@ -115,7 +119,7 @@ async fn serve_tls(
     shared: &Arc<Shared>,
     router: Router,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    connection: Connection,
+    open: Arc<Open>,
     caller: Caller,
 ) -> Result<(), ServeError> {
     let shaken = shake_hands(shared, stream, &caller).await;
@@ -129,7 +133,7 @@ async fn serve_tls(
         tls.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
     // Another node may be at the other end; nobody of this one authenticates packets to it.
     let exported = if let Caller::Remote { .. } = caller { nodes::key_of(tls) } else { None };
-    let session = Session::new(shared.clone(), connection, caller, chain, exported);
+    let session = Session::new(open, caller, chain, exported);
     serve_http(router, stream, session).await
 }
 

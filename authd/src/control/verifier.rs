@@ -161,7 +161,20 @@ impl Verifier {
                 .map(Arc::new)
         });
         let server_roots = roots;
-        Self { model, authorities, issuers, tls, own, own_end, server_roots, hook, own_issuer, identity, memory, counts }
+        Self {
+            model,
+            authorities,
+            issuers,
+            tls,
+            own,
+            own_end,
+            server_roots,
+            hook,
+            own_issuer,
+            identity,
+            memory,
+            counts,
+        }
     }
 
     /// When certificates and lists end, of which somebody has to bring the next one in time.

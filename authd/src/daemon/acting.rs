@@ -35,8 +35,7 @@ use crate::{
 };
 
 /// How calls through the MCP gateway end.
-const OUTCOMES: [&str; 7] =
-    ["answered", "answered_error", "denied", "unapproved", "cancelled", "failed", "left"];
+const OUTCOMES: [&str; 7] = ["answered", "answered_error", "denied", "unapproved", "cancelled", "failed", "left"];
 /// How long a permit lives whose rule does not say.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
 

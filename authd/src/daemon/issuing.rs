@@ -220,7 +220,12 @@ impl Daemon {
 
     /// A token by which this node shows an MCP server for whom it passes on what an agent asks: never the agent's own, and never in
     /// the agent's hands.
-    pub fn downstream(&mut self, who: &Who, server: &str, token: Option<proof::Token>) -> Result<ExchangedToken, Refusal> {
+    pub fn downstream(
+        &mut self,
+        who: &Who,
+        server: &str,
+        token: Option<proof::Token>,
+    ) -> Result<ExchangedToken, Refusal> {
         let now = Timestamp::now();
         let actor = self.actor(who, None)?;
         if !matches!(actor.named[..], [model::Actor::Workload(_)]) {

@@ -2,9 +2,10 @@
 
 mod actions;
 mod exchange;
+mod mcp;
 
 use libtest_mimic::Trial;
 
 pub fn trials() -> Vec<Trial> {
-    [exchange::trials(), actions::trials()].into_iter().flatten().collect()
+    [exchange::trials(), actions::trials(), mcp::trials()].into_iter().flatten().collect()
 }

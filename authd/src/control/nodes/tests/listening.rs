@@ -1,6 +1,7 @@
 //! The side that is asked: who speaks here, and for whom.
 
 use super::*;
+use crate::control::api::Open;
 
 #[tokio::test]
 async fn over_tls_12_nobody_speaks_for_anybody() {
@@ -115,7 +116,7 @@ async fn asked(
     exported: Option<NodeKey>,
     body: &str,
 ) -> (u16, String) {
-    let session = Arc::new(Session::new(control.shared.clone(), 9, caller, chain, exported));
+    let session = Arc::new(Session::new(Open::new(control.shared.clone(), 9), caller, chain, exported));
     let request = Request::post(PATH).extension(session).body(Body::from(body.to_owned())).unwrap();
     let response = router.clone().oneshot(request).await.unwrap();
     let status = response.status().as_u16();

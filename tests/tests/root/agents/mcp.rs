@@ -1,0 +1,192 @@
+//! Agents and servers of others, unmodified, on both sides of the MCP gateway of the real daemon.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use authd::proofs::jws;
+use authd_tests::{
+    daemon::{Daemon, binary},
+    mcp::{HttpServer, Peer, command},
+    others::{self, AuthorizationServer},
+    probe,
+    sandbox::Sandbox,
+};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use super::exchange::OWN;
+use crate::{Verdict, reload::wait_until, trial};
+
+/// Only where the programs of others were fetched: emulated machines have no network.
+pub fn trials() -> Vec<Trial> {
+    if others::directory().is_none() {
+        return Vec::new();
+    }
+    vec![
+        trial("agents_call_tools_through_the_gateway", agents_call_tools_through_the_gateway),
+        trial("a_policy_ends_what_the_gateway_lets_pass", a_policy_ends_what_the_gateway_lets_pass),
+    ]
+}
+
+const A: &str = "/agents/a";
+const AUDIENCE: &str = "https://tools.example.org";
+const LEAD: &str = "40001";
+
+const ACTIONS: &str = r#"
+@id("sums")
+permit (principal in Kind::"agent", action == Action::"add", resource);
+@id("large-refunds") @approval("leads")
+permit (principal in Kind::"agent", action == Action::"refund", resource);
+"#;
+
+struct Scene {
+    sandbox: Sandbox,
+    daemon: Daemon,
+    server: HttpServer,
+}
+
+impl Scene {
+    fn new(program: &str) -> Result<Self> {
+        let sandbox = Sandbox::new()?;
+        sandbox.add_settings(&format!("issuer.url = \"{OWN}\"\n"))?;
+        let server = HttpServer::start(program, "http")?;
+        fs::write(sandbox.policy_directory().join("actions.cedar"), ACTIONS)?;
+        sandbox.write_policy(&format!(
+            r#"
+trust_domain = "example.org"
+[[workload]]
+name = "agent"
+kind = "agent"
+cgroup = "/agents/*"
+[[workload]]
+name = "service"
+kind = "service"
+cgroup = "/service"
+[[mcp_server]]
+name = "tools"
+url = "{}"
+audience = "{AUDIENCE}"
+scopes = ["tools:call"]
+[[tool]]
+name = "add"
+server = "tools"
+arguments = {{ a = "long", b = "long" }}
+[[tool]]
+name = "refund"
+server = "tools"
+arguments = {{ amount = "string" }}
+[[approvers]]
+name = "leads"
+users = ["{LEAD}"]
+"#,
+            server.url
+        ))?;
+        let daemon = sandbox.start()?;
+        wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
+        Ok(Self { sandbox, daemon, server })
+    }
+
+    /// An agent in a cgroup, which starts `authd mcp` as it would start any server.
+    fn agent(&self, cgroup: &str, program: &str, mode: &[&str]) -> Result<Peer> {
+        let cgroup = self.sandbox.cgroup.child(cgroup)?;
+        self.daemon.status()?;
+        let (authd, settings) = (binary().display().to_string(), self.sandbox.settings().display().to_string());
+        let mut probe = Command::new(probe::binary());
+        probe.arg("--cgroup").arg(&cgroup).arg("--netns").arg(self.sandbox.netns.path()).args(["exec", "--"]);
+        probe.args(command(program)?).args(mode).args(["stdio", &authd, "--config", &settings, "mcp", "tools"]);
+        Peer::start(&mut probe)
+    }
+
+    fn approve(&self, id: &str) -> Result<()> {
+        let (authd, settings) = (binary().display().to_string(), self.sandbox.settings().display().to_string());
+        let user = ["run", "--", "setpriv", "--reuid", LEAD, "--regid", LEAD, "--clear-groups"];
+        let command = [&user[..], &[&authd, "--config", &settings, "approve", "grant", id]].concat();
+        let outcome = self.sandbox.probe("/people", &command)?;
+        ensure!(outcome.ok, "{outcome:?}");
+        Ok(())
+    }
+
+    /// The token that the server got.
+    fn shown(&self) -> Result<String> {
+        let seen = self.server.seen()?;
+        let rest = seen.split("Bearer ").nth(1).with_context(|| seen.clone())?;
+        let is_of_token = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
+        Ok(rest.chars().take_while(is_of_token).collect())
+    }
+}
+
+fn agents_call_tools_through_the_gateway() -> Result<Verdict> {
+    for (server, agents) in [
+        ("server.mjs", &[("client.mjs", &[][..])][..]),
+        ("server.py", &[("client.py", &["auto"][..]), ("client2.mjs", &["auto"])]),
+    ] {
+        let scene = Scene::new(server)?;
+        for (program, mode) in agents {
+            let mut agent = scene.agent(A, program, mode)?;
+            agent.ask(json!({ "do": "connect" }))?;
+            let mut names = agent.names()?;
+            names.sort();
+            ensure!(names == ["add", "refund"], "{program}: {names:?}");
+            ensure!(agent.text("add", json!({ "a": 2, "b": 40 }))? == "42");
+            // What no policy permits, and what does not fit, never comes to the server.
+            for (tool, arguments) in [("secret", json!({})), ("add", json!({ "a": 2, "b": 40, "c": 1 }))] {
+                let denied = agent.call(tool, arguments)?;
+                ensure!(denied["is_error"] == true, "{program} {tool}: {denied}");
+            }
+            // What a person approves while it waits.
+            let number = agent.begin(json!({ "do": "call", "name": "refund", "arguments": { "amount": program } }))?;
+            let waiting = || -> Result<Option<String>> {
+                let list = scene.daemon.command(&["approve", "list", "--json"])?;
+                let list: Value = serde_json::from_slice(&list.stdout)?;
+                let entry = list.as_array().into_iter().flatten().find(|entry| entry["state"] == "pending");
+                Ok(entry.and_then(|entry| entry["id"].as_str()).map(str::to_owned))
+            };
+            wait_until("the question", || Ok(waiting()?.is_some()))?;
+            scene.approve(&waiting()?.context("an approval")?)?;
+            let answer = agent.wait(number)?;
+            ensure!(answer["result"]["text"] == format!("refunded {program}"), "{program}: {answer}");
+        }
+        // The node's own token, and nothing of the agent's.
+        let (header, claims) = jws::inspect(&scene.shown()?)?;
+        ensure!(header["typ"] == "at+jwt" && claims["aud"] == json!([AUDIENCE]), "{claims:?}");
+        ensure!(claims["sub"] == "spiffe://example.org/agent/a" && claims["scope"] == "tools:call", "{claims:?}");
+        ensure!(!scene.server.seen()?.contains("of-the-agent"), "the agent's own token goes nowhere");
+        scene.daemon.wait_for("the end of a call", |r| {
+            r.event == "mcp_call_ended"
+                && r.reason.as_deref() == Some("answered")
+                && r.workload.as_deref() == Some("agent")
+        })?;
+        let mut jose = AuthorizationServer::start()?;
+        let target = authd::client::Target::Socket(scene.sandbox.directory().join("workload.sock"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let keys: Value = serde_json::from_slice(&runtime.block_on(authd::client::get(&target, "/v1/jwks"))?.body)?;
+        jose.ask(&json!({
+            "do": "verify", "token": scene.shown()?, "keys": keys, "issuer": OWN, "audience": AUDIENCE,
+        }))?;
+    }
+    Ok(Verdict::Ran)
+}
+
+fn a_policy_ends_what_the_gateway_lets_pass() -> Result<Verdict> {
+    let scene = Scene::new("server.mjs")?;
+    let mut stranger = scene.agent("/service", "client.mjs", &[])?;
+    ensure!(stranger.ask(json!({ "do": "connect" })).is_err(), "no policy lets it call a tool");
+    let mut agent = scene.agent(A, "client.mjs", &[])?;
+    agent.ask(json!({ "do": "connect" }))?;
+    ensure!(agent.text("add", json!({ "a": 2, "b": 40 }))? == "42");
+    let forbids = format!("{ACTIONS}\nforbid (principal, action == Action::\"add\", resource);\n");
+    fs::write(scene.sandbox.policy_directory().join("actions.cedar"), forbids)?;
+    scene.daemon.must_apply()?;
+    wait_until("the next policy", || Ok(agent.call("add", json!({ "a": 2, "b": 40 }))?["is_error"] == true))?;
+    fs::write(scene.sandbox.policy_directory().join("actions.cedar"), ACTIONS)?;
+    scene.daemon.must_apply()?;
+    wait_until("the policy before", || Ok(agent.call("add", json!({ "a": 2, "b": 40 }))?["is_error"] != true))?;
+    let output = scene.daemon.command(&["revoke", "agent", "agent"])?;
+    ensure!(output.status.success(), "{output:?}");
+    let denied = agent.call("add", json!({ "a": 2, "b": 40 }))?;
+    ensure!(
+        denied["is_error"] == true && denied["text"].as_str().is_some_and(|text| text.contains("revoked")),
+        "{denied}"
+    );
+    Ok(Verdict::Ran)
+}
