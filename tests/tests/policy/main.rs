@@ -217,7 +217,8 @@ fn issuers_and_what_rules_ask_of_their_tokens_are_in_the_model() {
          [[rule]]\nname = \"r\"\nfrom = [\"web\"]\nto = [\"db\"]\nrequire = [\"token\"]\n\
          token = {{ issuer = \"local\", audience = \"db\", scopes = [\"w\", \"r\"], bound = true, subjects = [\"x\"] }}\n"
     ));
-    let [corp, local] = &model.issuers[..] else { panic!("{:?}", model.issuers) };
+    let [corp, local, own] = &model.issuers[..] else { panic!("{:?}", model.issuers) };
+    assert_eq!((own.name.as_str(), &own.check), ("own", &TokenCheck::Own));
     let keys = Keys::File("/etc/authd/jwks.json".into());
     assert_eq!(corp.check, TokenCheck::Jwt { keys, algorithms: vec![Algorithm::Es256] });
     let policy = corp.policy();

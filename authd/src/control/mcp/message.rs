@@ -455,7 +455,10 @@ mod tests {
         let FromAgent::Request(request) = parse(text).unwrap() else { panic!() };
         assert_eq!(request.method, "tools/call");
         let written = String::from_utf8(request.to_bytes()).unwrap();
-        assert_eq!(written, r#"{"id":"a","jsonrpc":"2.0","method":"tools/call","params":{"name":"x"}}"#);
+        assert!(written.contains(r#""method":"tools/call""#), "{written}");
+        let (sent, meant): (Value, Value) =
+            (serde_json::from_str(&written).unwrap(), serde_json::from_str(text).unwrap());
+        assert_eq!(sent, meant);
     }
 
     #[test]
