@@ -41,7 +41,7 @@ use libfuzzer_sys::fuzz_target;
 
 type Parser = fn(&[u8]);
 
-const TARGETS: [(&str, Parser); 24] = [
+const TARGETS: [(&str, Parser); 25] = [
     ("packet", |bytes| seen(parse(std::hint::black_box(bytes)))),
     ("event", |bytes| seen(object::event(bytes))),
     ("tag", |bytes| seen(object::tag(bytes))),
