@@ -47,6 +47,9 @@ struct Cli {
     /// Network namespace to enter first.
     #[arg(long)]
     netns: Option<PathBuf>,
+    /// User, and group of the same number, to become then.
+    #[arg(long)]
+    uid: Option<u32>,
     #[command(subcommand)]
     action: Action,
 }
@@ -270,6 +273,11 @@ fn main() -> Result<()> {
     }
     if let Some(cgroup) = &cli.cgroup {
         enter_cgroup(cgroup)?;
+    }
+    if let Some(uid) = cli.uid {
+        nix::unistd::setgroups(&[])?;
+        nix::unistd::setgid(uid.into())?;
+        nix::unistd::setuid(uid.into())?;
     }
     let outcome = match cli.action {
         Action::Exec { command } => return become_program(&command),

@@ -163,7 +163,7 @@ impl Scene {
     /// `authd approve` as a user, from somewhere.
     fn approve(&self, cgroup: &str, uid: &str, arguments: &[&str]) -> Result<Value> {
         let (authd, settings) = (binary().display().to_string(), self.sandbox.settings().display().to_string());
-        let user = ["run", "--", "setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", &authd];
+        let user = ["--uid", uid, "run", "--", &authd];
         let command = [&user[..], &["--config", &settings, "approve"], arguments, &["--json"]].concat();
         let outcome = self.sandbox.probe(cgroup, &command)?;
         let text = outcome.detail.lines().next().unwrap_or_default();

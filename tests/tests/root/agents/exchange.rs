@@ -307,7 +307,8 @@ fn nobody_gets_more() -> Result<Verdict> {
     scene.refused(A, &alice, key, &["--audience", "wiki"], ["invalid_target", "exchange_audience"])?;
     scene.refused(A, &alice, key, &["--scope", "admin"], ["invalid_scope", "exchange_scope"])?;
     scene.refused(A, &alice, key, &["--scope", "ledger:read", "--scope", "x"], ["invalid_scope", "exchange_scope"])?;
-    scene.refused(A, &alice[..alice.len() - 8], key, &[], invalid("token_encoding"))?;
+    let forged = Issuer::new("k1")?.token(&json!({ "sub": "alice", "aud": "ledger" }))?;
+    scene.refused(A, &forged, key, &[], invalid("signature_invalid"))?;
     let past = json!({ "exp": jiff::Timestamp::now().as_second() - 60 });
     scene.refused(A, &scene.of("alice", &past)?.0, key, &[], invalid("token_expired"))?;
     scene.refused(

@@ -99,7 +99,7 @@ users = ["{LEAD}"]
 
     fn approve(&self, id: &str) -> Result<()> {
         let (authd, settings) = (binary().display().to_string(), self.sandbox.settings().display().to_string());
-        let user = ["run", "--", "setpriv", "--reuid", LEAD, "--regid", LEAD, "--clear-groups"];
+        let user = ["--uid", LEAD, "run", "--"];
         let command = [&user[..], &[&authd, "--config", &settings, "approve", "grant", id]].concat();
         let outcome = self.sandbox.probe("/people", &command)?;
         ensure!(outcome.ok, "{outcome:?}");
