@@ -53,7 +53,7 @@ impl Daemon {
         let agent =
             Agent { workload: name.clone(), cgroup: cgroup.clone(), instance: *instance, spiffe_id: spiffe_id.clone() };
         let mut proofs = verified_by_control(&proofs);
-        let completed = self.complete_all(&mut proofs, Some(spiffe_id));
+        let completed = self.complete_all(&mut proofs, Some(spiffe_id)).and_then(|()| self.only_own(&proofs));
         let call = Call { tool, arguments, agent, delegation: delegation(&proofs), policy: self.policy_digest() };
         let hash = call.hash();
         proofs.push(Shown::Action(Box::new(Called { tool: call.tool.clone(), call: hash, policies })));

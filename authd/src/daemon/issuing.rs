@@ -27,11 +27,11 @@ use crate::{
     },
     policy::{
         file::Kind,
-        model::{self, Delegation, INSTANCE, Model},
+        model::{self, Delegation, Model, OWN_ISSUER},
         network::from_ip,
     },
     proofs::{
-        claims::Confirmation,
+        claims::{Confirmation, VerifiedToken},
         exchange::{self, Allowed, Exchanged},
         issuer::{self, KeyError},
         x509::identity::VerifiedCertificate,
@@ -196,9 +196,10 @@ impl Daemon {
 
     fn give_token(&mut self, who: &Who, wanted: &Exchange, record: &mut Record) -> Result<ExchangedToken, Refusal> {
         let now = Timestamp::now();
-        let Exchange { subject, asked: _, holds: _, certificate } = wanted;
+        let Exchange { subject, certificate, .. } = wanted;
         let actor = self.actor(who, certificate.as_deref())?;
-        let mut token = proof::Token::new(subject, Vec::new());
+        let subject = self.completed(subject)?;
+        let mut token = proof::Token::new(&subject, Vec::new());
         self.complete(&mut token)?;
         let Some(issuing) = &self.issuing else {
             return Err(refusal("exchange_unavailable", "this node issues no tokens"));
@@ -212,7 +213,7 @@ impl Daemon {
         }
         issuing.tokens.admits(&actor.spiffe_id, &ends_with).map_err(|error| refusal(error.reason(), error))?;
         let model = &self.active.prepared.model;
-        let (delegation, exchanged) = by_delegation(model, &issuing.url, &actor, wanted, now)?;
+        let (delegation, exchanged) = by_delegation(model, &issuing.url, &actor, &subject, wanted, now)?;
         let signed = self.sign(&delegation, &exchanged, actor.spiffe_id, ends_with, record)?;
         let Exchanged { scopes, expires, confirmation, .. } = exchanged;
         Ok(ExchangedToken { text: signed, scopes, expires, dpop: confirmation.jkt.is_some() })
@@ -233,6 +234,7 @@ impl Daemon {
         }
         let mut proofs: Vec<Shown> = token.into_iter().map(|token| Shown::Token(Box::new(token))).collect();
         self.complete_all(&mut proofs, Some(&actor.spiffe_id))?;
+        self.only_own(&proofs)?;
         let Some(issuing) = &self.issuing else {
             return Err(refusal("exchange_unavailable", "this node issues no tokens"));
         };
@@ -306,9 +308,8 @@ impl Daemon {
             jti,
             hash: Digest::from_bytes(signed.hash),
             delegation: delegation.to_owned(),
-            subject: exchanged.subject.clone(),
             actor,
-            expires: exchanged.expires,
+            token: exchanged.clone(),
             ends_with,
         };
         if let Err(error) = trust.store().put_issued_token(&issued) {
@@ -377,15 +378,58 @@ impl Daemon {
         }
     }
 
-    /// What only this process knows of a token: by what else one of this node's own ends. One that nobody remembers here was
-    /// never issued, or is lost.
+    /// What this node remembers of a token of its own. `None`: it is another issuer's. One that nobody remembers was never issued,
+    /// or is lost.
+    fn remembered(&self, issuer: &str, jti: Option<&String>, hash: Digest) -> Result<Option<&Issued>, Refusal> {
+        let Some(issuing) = self.issuing.as_ref().filter(|issuing| issuing.url == issuer) else { return Ok(None) };
+        let known = jti.and_then(|jti| issuing.tokens.get(jti)).filter(|issued| issued.hash == hash);
+        known.map(Some).ok_or_else(|| refusal("token_unknown", "this node remembers no such token: exchange one again"))
+    }
+
+    /// What a token says and by what it ends. Of one of this node's own, control is believed nothing but that it was shown.
     pub(super) fn complete(&self, token: &mut proof::Token) -> Result<(), Refusal> {
         token.ends_with.clear();
-        let Some(issuing) = self.issuing.as_ref().filter(|issuing| issuing.url == token.iss) else { return Ok(()) };
-        let known = token.jti.as_ref().and_then(|jti| issuing.tokens.get(jti));
-        let known = known.filter(|issued| issued.hash == token.hash);
-        let known = known.ok_or_else(|| refusal("token_unknown", "this node remembers no such token"))?;
+        let Some(known) = self.remembered(&token.iss, token.jti.as_ref(), token.hash)? else { return Ok(()) };
+        let Exchanged { subject, audience, scopes, issued_at, expires, act, .. } = known.token.clone();
+        token.subject = Some(subject);
+        token.audience = audience;
+        token.scopes = scopes;
+        token.issued_at = Some(issued_at);
+        token.not_after = expires;
+        token.actors = exchange::actors(Some(&act)).unwrap_or_default().into_iter().map(str::to_owned).collect();
         token.ends_with.clone_from(&known.ends_with);
+        Ok(())
+    }
+
+    /// The same of one that is exchanged.
+    fn completed(&self, token: &VerifiedToken) -> Result<VerifiedToken, Refusal> {
+        let known = self.remembered(&token.issuer, token.jti.as_ref(), Digest::from_bytes(token.token_hash))?;
+        let Some(known) = known else { return Ok(token.clone()) };
+        let Exchanged { subject, audience, scopes, issued_at, expires, confirmation, act, may_act, tenant } =
+            known.token.clone();
+        Ok(VerifiedToken {
+            issuer_name: OWN_ISSUER.to_owned(),
+            subject: Some(subject),
+            audience,
+            scopes,
+            issued_at: Some(issued_at),
+            expires: Some(expires),
+            not_after: expires,
+            confirmation,
+            act: Some(act),
+            may_act,
+            tenant,
+            ..token.clone()
+        })
+    }
+
+    /// Whoever acts for somebody shows a token of this node's own: who has another one exchanges it.
+    pub(super) fn only_own(&self, proofs: &[Shown]) -> Result<(), Refusal> {
+        let is_own = |iss: &String| self.issuing.as_ref().is_some_and(|issuing| issuing.url == *iss);
+        let is_foreign = |shown: &Shown| matches!(shown, Shown::Token(token) if !is_own(&token.iss));
+        if proofs.iter().any(is_foreign) {
+            return Err(refusal("token_wrong_issuer", "agents act by tokens of this node: exchange that one first"));
+        }
         Ok(())
     }
 
@@ -411,10 +455,11 @@ fn by_delegation(
     model: &Model,
     own: &str,
     actor: &Actor,
+    subject: &VerifiedToken,
     wanted: &Exchange,
     now: Timestamp,
 ) -> Result<(String, Exchanged), Refusal> {
-    let Exchange { subject, asked, holds, .. } = wanted;
+    let Exchange { asked, holds, .. } = wanted;
     let issuer = model.issuers.iter().position(|issuer| issuer.name == subject.issuer_name);
     let is_about = |delegation: &&Delegation| {
         let named = |subject: &String| delegation.subjects.contains(subject);
@@ -441,10 +486,7 @@ fn allowed(delegation: &Delegation, model: &Model) -> Allowed {
         model::Actor::Workload(index) => {
             Some(format!("spiffe://{}{}", model.trust_domain, model.workloads[index].spiffe_path))
         }
-        model::Actor::Peer(index) => {
-            // `{` is in no SPIFFE ID: this one stands for itself.
-            model.peers[index].spiffe_id.as_ref().map(|id| id.as_str().replace(INSTANCE, ""))
-        }
+        model::Actor::Peer(index) => model.peers[index].spiffe_id.as_ref().map(|id| id.as_str().to_owned()),
     };
     Allowed {
         audience: delegation.audiences.clone(),

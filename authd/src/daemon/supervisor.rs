@@ -171,12 +171,16 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 serve(&mut daemon, &mut control, &mut files, &mut forgetting, happened);
             }
             _ = ticks.files.tick() => {
-                if files.changed() || daemon.take_issuer_changed() {
+                if files.changed() {
                     control.tell_settings(&files.settings(&daemon));
                 }
             }
             _ = ticks.watchdog.tick() => notify(&[NotifyState::Watchdog]),
             _ = ticks.metrics.tick() => daemon.write_metrics()?,
+        }
+        // Before it sees a token that they signed.
+        if daemon.take_issuer_changed() {
+            control.tell_settings(&files.settings(&daemon));
         }
         reload.start(&daemon);
     }

@@ -224,8 +224,8 @@ impl Shown {
             Self::Mtls(certificate) => certificate_names(certificate),
             Self::Token(token) => {
                 let id = token.jti.as_ref().map(|jti| Revoked::Token { issuer: token.iss.clone(), jti: jti.clone() });
-                let key = token.key_id.as_ref();
-                let key = key.map(|kid| Revoked::IssuerKey { issuer: token.iss.clone(), kid: kid.clone() });
+                // What an issuer calls its keys may be nothing that can be written down.
+                let key = token.key_id.as_ref().and_then(|kid| Revoked::issuer_key(&token.iss, kid));
                 let names = [Some(Revoked::TokenHash(token.hash)), Some(Revoked::Issuer(token.iss.clone())), id, key];
                 let names = names.into_iter().flatten().map(|name| (name, token.issued_at));
                 names.chain(token.ends_with.iter().cloned()).collect()

@@ -10,27 +10,27 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{digest::Digest, store::revoked::Revoked};
+use crate::{digest::Digest, proofs::exchange::Exchanged, store::revoked::Revoked};
 
-/// Tokens that live at one time.
-const MAX_ISSUED: usize = 65_536;
+/// Tokens that live at one time. The longest ones take 10 KiB each.
+const MAX_ISSUED: usize = 16_384;
 /// Of these, of one actor.
 const MAX_PER_ACTOR: usize = 1024;
 /// Bytes of everything by which one token ends: grants keep it too.
 const MAX_NAMES: usize = 6 << 10;
 
 /// One token, as it is remembered.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Issued {
     pub jti: String,
     /// [`crate::proofs::claims::VerifiedToken::token_hash`]
     pub hash: Digest,
     pub delegation: String,
-    pub subject: String,
     /// SPIFFE ID.
     pub actor: String,
-    pub expires: Timestamp,
+    /// All that it says: of a token of the node's own nobody is asked what it is worth.
+    pub token: Exchanged,
     /// Everything besides itself by whose revocation it ends, and since when that exists: the token that it was exchanged for, and
     /// all before that one; whoever acts.
     pub ends_with: Vec<(Revoked, Option<Timestamp>)>,
@@ -44,6 +44,8 @@ pub enum IssueError {
     TooMany,
     #[error("the token would depend on too much: exchange a shorter chain")]
     TooLong,
+    #[error("the token would depend on something whose name cannot be written down: rename it, if it is a cgroup")]
+    Nameless,
 }
 
 impl IssueError {
@@ -52,6 +54,7 @@ impl IssueError {
             Self::Full => "tokens_full",
             Self::TooMany => "too_many_tokens",
             Self::TooLong => "exchange_too_long",
+            Self::Nameless => "exchange_nameless",
         }
     }
 }
@@ -90,7 +93,15 @@ impl Tokens {
         if self.of_actor.get(actor).is_some_and(|count| *count >= MAX_PER_ACTOR) {
             return Err(IssueError::TooMany);
         }
-        let bytes: usize = ends_with.iter().map(|(name, _)| name.to_string().len() + 40).sum();
+        let mut bytes = 0;
+        for (name, _) in ends_with {
+            let text = name.to_string();
+            // What could not be read back would make the store worth nothing at the next start.
+            if text.parse::<Revoked>().as_ref() != Ok(name) {
+                return Err(IssueError::Nameless);
+            }
+            bytes += text.len() + 40;
+        }
         if bytes > MAX_NAMES { Err(IssueError::TooLong) } else { Ok(()) }
     }
 
@@ -102,7 +113,7 @@ impl Tokens {
     /// Forgets those that have expired; their ids.
     pub fn expire(&mut self, now: Timestamp) -> Vec<String> {
         let over: Vec<String> =
-            self.live.values().filter(|issued| issued.expires <= now).map(|issued| issued.jti.clone()).collect();
+            self.live.values().filter(|issued| issued.token.expires <= now).map(|issued| issued.jti.clone()).collect();
         for jti in &over {
             let Some(issued) = self.live.remove(jti) else { continue };
             if let Some(count) = self.of_actor.get_mut(&issued.actor) {
@@ -117,10 +128,24 @@ impl Tokens {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use jiff::SignedDuration;
 
     use super::*;
+
+    pub fn token(subject: &str, expires: Timestamp) -> Exchanged {
+        Exchanged {
+            subject: subject.into(),
+            audience: vec!["ledger".into()],
+            scopes: vec!["read".into()],
+            issued_at: noon(),
+            expires,
+            confirmation: Default::default(),
+            act: Default::default(),
+            may_act: None,
+            tenant: None,
+        }
+    }
 
     fn noon() -> Timestamp {
         "2026-11-26T12:00:00Z".parse().unwrap()
@@ -131,9 +156,8 @@ mod tests {
             jti: number.to_string(),
             hash: Digest::of(b"x"),
             delegation: "d".into(),
-            subject: "alice".into(),
             actor: actor.into(),
-            expires: noon() + SignedDuration::from_secs(number as i64),
+            token: token("alice", noon() + SignedDuration::from_secs(number as i64)),
             ends_with: Vec::new(),
         }
     }
@@ -160,5 +184,8 @@ mod tests {
         let names: Vec<_> = (0..6).map(name).collect();
         assert_eq!(Tokens::default().admits("a", &names), Err(IssueError::TooLong));
         assert_eq!(Tokens::default().admits("a", &names[..5]), Ok(()));
+        for odd in [Revoked::Instance("/a\nb".into()), Revoked::Workload(String::new())] {
+            assert_eq!(Tokens::default().admits("a", &[(odd, None)]), Err(IssueError::Nameless));
+        }
     }
 }

@@ -59,7 +59,8 @@ pub struct Allowed {
 }
 
 /// Claims of the new token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Exchanged {
     pub subject: String,
     pub audience: Vec<String>,

@@ -103,9 +103,8 @@ mod tests {
             jti: jti.into(),
             hash: Digest::of(b"x"),
             delegation: "d".into(),
-            subject: "alice".into(),
             actor: "spiffe://example.org/a".into(),
-            expires: Timestamp::UNIX_EPOCH,
+            token: crate::issuing::tests::token("alice", Timestamp::UNIX_EPOCH),
             ends_with: vec![("peer p".parse().unwrap(), None), ("issuer i".parse().unwrap(), Some(Timestamp::MAX))],
         };
         store.put_issued_token(&issued("1")).unwrap();

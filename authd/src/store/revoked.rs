@@ -120,6 +120,11 @@ impl Revoked {
         }
     }
 
+    /// A key of an issuer; `None` if its name is no line.
+    pub fn issuer_key(issuer: &str, kid: &str) -> Option<Self> {
+        (is_word(issuer) && is_line(kid)).then(|| Self::IssuerKey { issuer: issuer.to_owned(), kid: kid.to_owned() })
+    }
+
     /// A value of a kind. Two values are separated by one space: `ISSUER JTI`, `HASH SERIAL`.
     pub fn parse(kind: &str, value: &str) -> Result<Self, RevokedError> {
         let hash = "give a SHA-256 value, 64 hexadecimal digits";
@@ -170,8 +175,7 @@ impl Revoked {
                 some(issuer, "issuer", "give its `iss`, exactly as its tokens have it")
             }
             "issuer-key" => {
-                let parts = value.split_once(' ').filter(|(issuer, kid)| is_word(issuer) && is_line(kid));
-                let key = parts.map(|(i, k)| Self::IssuerKey { issuer: i.to_owned(), kid: k.to_owned() });
+                let key = value.split_once(' ').and_then(|(issuer, kid)| Self::issuer_key(issuer, kid));
                 some(key, "issuer-key", "give its `iss`, a space and the `kid` of the key")
             }
             "grant" => some(value.parse().ok().map(Self::Grant), "grant", "give its id, 32 hexadecimal digits"),
