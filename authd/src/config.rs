@@ -3,6 +3,7 @@
 //! Enters: a file, or nothing. Leaves: settings in range. Never: policy.
 
 pub mod approvals;
+pub mod mcp;
 
 use std::{
     fs, io,
@@ -15,7 +16,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
-use self::approvals::{Approvals, ApprovalsFile};
+use self::{
+    approvals::{Approvals, ApprovalsFile},
+    mcp::{Mcp, McpFile},
+};
 use crate::{
     dataplane::object::Sizes,
     policy::{
@@ -59,6 +63,7 @@ pub struct Config {
     /// This node as an issuer of tokens; `None`: it is none.
     pub issuer: Option<Issuer>,
     pub approvals: Approvals,
+    pub mcp: Mcp,
     pub options: Options,
     pub sizes: Sizes,
 }
@@ -125,6 +130,8 @@ pub struct File {
     issuer: Option<IssuerFile>,
     /// How people are told that a call waits for their approval.
     approvals: ApprovalsFile,
+    /// Servers of the Model Context Protocol that authd starts.
+    mcp: McpFile,
     limits: Limits,
 }
 
@@ -303,6 +310,7 @@ impl Config {
             control,
             issuer,
             approvals,
+            mcp,
             limits,
         } = file;
         let idle = match conversation_idle_seconds {
@@ -363,6 +371,7 @@ impl Config {
             control: control.control(&at)?,
             issuer: issuer.map(|issuer| issuer.issuer(&at)).transpose()?,
             approvals: approvals.approvals(&at)?,
+            mcp: mcp.mcp(&at)?,
             options,
             sizes: limits.sizes(&at)?,
         })
@@ -500,6 +509,11 @@ mod tests {
             ("[issuer]\nurl = 'https://a'\nkey_days = 0", "bad_limit"),
             ("[issuer]\nurl = 'https://a'\nkey_days = 366", "bad_limit"),
             ("[issuer]", "syntax"),
+            ("mcp.cgroup = ''", "bad_cgroup"),
+            ("mcp.cgroup = '/'", "bad_cgroup"),
+            ("mcp.cgroup = 'a'", "bad_cgroup"),
+            ("mcp.cgroup = '/a/../b'", "bad_cgroup"),
+            ("mcp.cgroup = '/a//b'", "bad_cgroup"),
             ("control.node_session_seconds = 0", "bad_limit"),
             ("control.node_session_seconds = 3", "bad_limit"),
             ("control.node_session_seconds = 3601", "bad_limit"),

@@ -4,55 +4,43 @@
 //! nothing: a message that is too long, or has a field too many, ends the connection. What *control* asks for is checked
 //! again by *dataplane* against the policy in force; see `daemon/granting.rs`.
 
+mod agents;
+mod channel;
+
 use std::{
     collections::BTreeMap,
-    io::{self, IoSlice, IoSliceMut, Read, Seek, Write},
+    io::{self, Read, Seek, Write},
     net::SocketAddr,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::OwnedFd,
 };
 
 use jiff::Timestamp;
-use nix::sys::{
-    memfd::{MFdFlags, memfd_create},
-    socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
-    },
-};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::io::{Interest, unix::AsyncFd};
 
+pub use self::{
+    agents::{Act, ActOutcome, Acted, Exchange, ExchangedToken, Message, OwnIssuer, Ruling, Webhook},
+    channel::{Channel, IpcError, MAX_MESSAGE, pair},
+};
 use crate::{
     daemon::{
         granting::Effect,
         metrics::results::{Checked, Fetched},
     },
-    decisions::{
-        approvals::{self, TokenFacts},
-        asked,
-        call::{Arguments, CallHash},
-    },
+    decisions::{approvals::TokenFacts, asked},
     digest::Digest,
     grants::{
         Id,
         proof::{Shown, Token},
     },
-    proofs::{
-        api_key::text::KeyId,
-        claims::{Confirmation, VerifiedToken},
-        exchange::Asked,
-        x509::identity::VerifiedCertificate,
-    },
+    proofs::{api_key::text::KeyId, x509::identity::VerifiedCertificate},
     store::revoked::Revoked,
 };
 
-/// No message is longer.
-pub const MAX_MESSAGE: usize = 32 << 10;
 /// Entries of one message that has a list of them: names have 64 bytes at most, so that it is not too long.
 pub const MAX_ENTRIES: usize = 64;
 /// Settings travel as a file in memory; no policy with its files is larger.
 pub const MAX_SETTINGS: u64 = 256 << 20;
-/// Messages that wait in the kernel for the other side.
-const BUFFER: usize = 4 << 20;
 
 /// A connection's number, given by dataplane.
 pub type Connection = u64;
@@ -131,6 +119,10 @@ pub enum ToControl {
     Exchanged {
         question: Question,
         token: Box<ExchangedToken>,
+    },
+    /// A server was started. The descriptors are its standard input and output, and one that is closed to end it.
+    Launched {
+        question: Question,
     },
     /// What became of a call.
     Acted {
@@ -226,6 +218,13 @@ pub enum FromControl {
         connection: Connection,
         server: String,
         token: Option<Box<Token>>,
+    },
+    /// An MCP server that the policy starts, for a session of the caller. Answered by [`ToControl::Launched`] or
+    /// [`ToControl::NotGranted`].
+    Launch {
+        question: Question,
+        connection: Connection,
+        server: String,
     },
     /// What became of a call that went through the MCP gateway.
     Called {
@@ -324,88 +323,6 @@ pub struct Wanted {
     pub seconds: Option<u32>,
 }
 
-/// A call of a tool, as control decided about it.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Act {
-    /// As the policy calls it.
-    pub tool: String,
-    pub arguments: Arguments,
-    pub ruling: Ruling,
-    /// Names of the action policies that decided.
-    pub policies: Vec<String>,
-    /// By what the caller acts for somebody, and what else its permit asks for.
-    pub proofs: Vec<Shown>,
-}
-
-/// What the action policy says of a call.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "ruling", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Ruling {
-    Allowed,
-    /// If one of these approves it.
-    Pending {
-        approvers: Vec<String>,
-    },
-    Denied {
-        reason: String,
-    },
-}
-
-/// What became of it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Acted {
-    pub call: CallHash,
-    pub outcome: ActOutcome,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
-pub enum ActOutcome {
-    Allowed {
-        approval: Option<approvals::Id>,
-        permit: Option<Granted>,
-    },
-    /// Nobody has said yes yet.
-    Pending {
-        approval: approvals::Id,
-        until: Timestamp,
-    },
-    Denied {
-        refusal: Refusal,
-    },
-}
-
-/// What was verified of a request for a token (RFC 8693).
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Exchange {
-    pub subject: VerifiedToken,
-    pub asked: Asked,
-    /// What the caller showed that it holds.
-    pub holds: Confirmation,
-    /// Of a caller elsewhere: the certificate of its connection, if an authority of the policy vouches for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<Box<VerifiedCertificate>>,
-}
-
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExchangedToken {
-    pub text: String,
-    pub scopes: Vec<String>,
-    pub expires: Timestamp,
-    /// Whether it has to be shown with a DPoP proof (RFC 9449).
-    pub dpop: bool,
-}
-
-impl std::fmt::Debug for ExchangedToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ExchangedToken")
-    }
-}
-
 /// What dataplane needs of an API key: its public part, and the SHA-256 of its secret one.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -473,38 +390,6 @@ pub struct Settings {
     pub webhook: Option<Webhook>,
 }
 
-/// Who is told of calls that wait for approval.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Webhook {
-    pub url: String,
-    /// As its file has it.
-    pub secret: String,
-}
-
-impl std::fmt::Debug for Webhook {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Webhook")
-    }
-}
-
-/// What [`ToControl::Notify`] comes with.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    pub id: approvals::Id,
-    pub body: String,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OwnIssuer {
-    /// The `iss` of its tokens.
-    pub url: String,
-    /// Its public keys, as a key set (RFC 7517, 5).
-    pub keys: String,
-}
-
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -544,162 +429,9 @@ impl Sealed for Message {}
 impl Sealed for Settings {}
 impl Sealed for Identities {}
 
-#[derive(Debug, thiserror::Error)]
-pub enum IpcError {
-    #[error("the other process does not read")]
-    Full,
-    #[error("a message of {0} bytes is too long")]
-    TooLong(usize),
-    #[error("no message that this process knows: {0}")]
-    Unknown(serde_json::Error),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// The two ends, each for one process.
-pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-    for end in [&a, &b] {
-        nix::sys::socket::setsockopt(end, nix::sys::socket::sockopt::SndBuf, &BUFFER)?;
-    }
-    Ok((a, b))
-}
-
-/// One end.
-pub struct Channel {
-    fd: AsyncFd<OwnedFd>,
-}
-
-impl Channel {
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        // SAFETY: an `OwnedFd` is open, and the same one, for as long as it exists; the `AsyncFd` owns it.
-        Ok(Self { fd: unsafe { AsyncFd::register_with_interest(fd, interest) }? })
-    }
-
-    /// Sends at once, or says that there is no room.
-    pub fn try_send<T: Serialize>(&self, message: &T, attached: Option<BorrowedFd<'_>>) -> Result<(), IpcError> {
-        let bytes = encode(message)?;
-        match transmit(self.fd.get_ref(), &bytes, attached) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(IpcError::Full),
-            Err(error) => Err(error.into()),
-            Ok(()) => Ok(()),
-        }
-    }
-
-    /// Sends when there is room.
-    pub async fn send<T: Serialize>(&self, message: &T) -> Result<(), IpcError> {
-        let bytes = encode(message)?;
-        loop {
-            let mut ready = self.fd.writable().await?;
-            match ready.try_io(|fd| transmit(fd.get_ref(), &bytes, None)) {
-                Ok(result) => return Ok(result?),
-                Err(_would_block) => {}
-            }
-        }
-    }
-
-    /// The next message, with its descriptor if it has one; `None` when the other process is gone.
-    pub async fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Option<OwnedFd>)>, IpcError> {
-        loop {
-            let mut ready = self.fd.readable().await?;
-            match ready.try_io(|fd| collect(fd.get_ref())) {
-                Ok(Ok((bytes, _))) if bytes.is_empty() => return Ok(None),
-                Ok(Ok((bytes, attached))) => {
-                    let message = serde_json::from_slice(&bytes).map_err(IpcError::Unknown)?;
-                    return Ok(Some((message, attached)));
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_would_block) => {}
-            }
-        }
-    }
-}
-
-fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, IpcError> {
-    let bytes = serde_json::to_vec(message).map_err(IpcError::Unknown)?;
-    if bytes.len() > MAX_MESSAGE { Err(IpcError::TooLong(bytes.len())) } else { Ok(bytes) }
-}
-
-fn transmit(fd: &OwnedFd, bytes: &[u8], attached: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let descriptors: Vec<RawFd> = attached.iter().map(|fd| fd.as_raw_fd()).collect();
-    let rights = ControlMessage::ScmRights(&descriptors);
-    let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { std::slice::from_ref(&rights) };
-    sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
-    Ok(())
-}
-
-fn collect(fd: &OwnedFd) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
-    let (length, truncated, received) = {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let message = recvmsg::<()>(fd.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-        let mut received = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(descriptors) = control {
-                // SAFETY: the kernel just made these descriptors for this process, and nobody else has them.
-                received.extend(descriptors.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-        (message.bytes, truncated, received)
-    };
-    if truncated {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is longer than any"));
-    }
-    bytes.truncate(length);
-    Ok((bytes, received.into_iter().next()))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
-
-    fn channels() -> (Channel, Channel) {
-        let (a, b) = pair().unwrap();
-        (Channel::new(a).unwrap(), Channel::new(b).unwrap())
-    }
-
-    #[tokio::test]
-    async fn messages_arrive_whole_and_with_their_descriptor() {
-        let (a, b) = channels();
-        let settings = Settings { generation: 7, ..Settings::default() }.seal().unwrap();
-        a.try_send(&ToControl::Settings, Some(settings.as_fd())).unwrap();
-        let (message, fd) = b.receive::<ToControl>().await.unwrap().unwrap();
-        assert!(matches!(message, ToControl::Settings));
-        assert_eq!(Settings::open(fd.unwrap()).unwrap().generation, 7);
-    }
-
-    #[tokio::test]
-    async fn a_message_that_is_too_long_is_not_sent() {
-        let (a, _b) = channels();
-        let refusal = Refusal { reason: "x".repeat(MAX_MESSAGE), message: String::new() };
-        let message = ToControl::NotGranted { question: 1, refusal };
-        assert!(matches!(a.try_send(&message, None), Err(IpcError::TooLong(_))));
-    }
-
-    #[tokio::test]
-    async fn what_is_no_message_is_an_error() {
-        let (a, b) = channels();
-        for bytes in [&b"{}"[..], b"\xff", br#"{"message":"closed","connection":1,"more":2}"#] {
-            transmit(a.fd.get_ref(), bytes, None).unwrap();
-            assert!(matches!(b.receive::<FromControl>().await, Err(IpcError::Unknown(_))));
-        }
-        transmit(a.fd.get_ref(), &vec![b' '; MAX_MESSAGE + 1], None).unwrap();
-        assert!(matches!(b.receive::<FromControl>().await, Err(IpcError::Io(_))));
-    }
-
-    #[tokio::test]
-    async fn the_end_of_the_other_process_is_seen() {
-        let (a, b) = channels();
-        drop(a);
-        assert!(b.receive::<FromControl>().await.unwrap().is_none());
-    }
 
     #[test]
     fn sealed_settings_cannot_be_changed() {

@@ -141,6 +141,8 @@ impl Daemon {
         let parent = format!("PPid:\t{}", self.pid());
         let is_child = |pid: &i32| {
             fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.lines().any(|l| l == parent))
+                && fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| line.split(|octet| *octet == 0).nth(1) == Some(b"control"))
         };
         let pids = fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         pids.filter(is_child).max().context("the daemon has a control process")

@@ -118,7 +118,7 @@ impl Gate for Script {
 struct Spawn(Vec<String>);
 
 impl Launch for Spawn {
-    fn launch<'a>(&'a self, _: &'a str) -> BoxFuture<'a, std::io::Result<Streams>> {
+    fn launch<'a>(&'a self, _: &'a Agent) -> BoxFuture<'a, std::io::Result<Streams>> {
         Box::pin(async move {
             let (program, arguments) = self.0.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
             let mut child = tokio::process::Command::new(program)
@@ -160,7 +160,7 @@ impl Access for Door {
                 return Err(problem.unwrap_or_else(unknown));
             }
             let challenge = challenge.filter(|_| self.challenges);
-            Ok((gateway.clone(), Agent { key: key.to_owned(), gate: self.script.clone(), challenge }))
+            Ok((gateway.clone(), Agent { key: key.to_owned(), gate: self.script.clone(), connection: 0, challenge }))
         })
     }
 

@@ -6,11 +6,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    io,
+    sync::{Arc, Mutex, Weak},
 };
 
 use axum::http::{StatusCode, request::Parts};
 use jiff::{SignedDuration, Timestamp};
+use tokio::net::unix::pipe;
 
 use super::{
     Answer, Shared,
@@ -23,6 +25,7 @@ use super::{
         gate::{Agent, Bearer, Denial, Gate, Report, Ruling, ToolCall},
         http::Access,
         session::{Bounds, Sessions},
+        stdio::{Launch, Streams},
         upstream::HttpUpstream,
     },
     problem::Problem,
@@ -78,7 +81,7 @@ impl Gateways {
         lock(&self.tokens).clear();
     }
 
-    fn to(&self, server: &McpServer, verifier: &Verifier) -> Result<Arc<Gateway>, Problem> {
+    fn to(&self, server: &McpServer, shared: &Arc<Shared>, verifier: &Verifier) -> Result<Arc<Gateway>, Problem> {
         let mut made = lock(&self.made);
         if let Some((_, gateway)) = made.get(&server.name).filter(|(reach, _)| *reach == server.reach) {
             return Ok(gateway.clone());
@@ -95,13 +98,38 @@ impl Gateways {
             // A policy names it, and whoever writes policies may mean a server of this network.
             Reach::Url(url) => HttpUpstream::new(url, true, verifier.server_roots.as_deref()).map(Way::Http),
             Reach::Command { .. } => {
-                return Err(unusable("servers that are started by authd are not served yet".into()));
+                Ok(Way::Command(Arc::new(Starter { shared: Arc::downgrade(shared), server: server.name.clone() })))
             }
         };
         let way = way.map_err(|error| unusable(error.to_string()))?;
         let gateway = Arc::new(Gateway::new(&server.name, way, Limits::default(), self.sessions.clone()));
         made.insert(server.name.clone(), (server.reach.clone(), gateway.clone()));
         Ok(gateway)
+    }
+}
+
+/// Has dataplane start a server.
+struct Starter {
+    /// Which has the gateways.
+    shared: Weak<Shared>,
+    server: String,
+}
+
+impl Launch for Starter {
+    fn launch<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, io::Result<Streams>> {
+        Box::pin(async move {
+            let shared = self.shared.upgrade().ok_or(io::ErrorKind::BrokenPipe)?;
+            let (connection, server) = (agent.connection, self.server.clone());
+            match shared.ask(|question| FromControl::Launch { question, connection, server }).await {
+                Answer::Launched([input, output, life]) => Ok(Streams {
+                    input: Box::new(pipe::Sender::from_owned_fd(input)?),
+                    output: Box::new(pipe::Receiver::from_owned_fd(output)?),
+                    process: Box::new(life),
+                }),
+                Answer::Refused(refusal) => Err(io::Error::other(format!("{} ({})", refusal.message, refusal.reason))),
+                _ => Err(io::Error::other("an answer to another question")),
+            }
+        })
     }
 }
 
@@ -114,7 +142,7 @@ impl Access for Door {
             let (session, verifier, index) = caller(head)?;
             let model = &verifier.model;
             let at = model.mcp_servers.iter().position(|known| known.name == server).ok_or_else(unknown)?;
-            let gateway = session.shared.gateways.to(&model.mcp_servers[at], &verifier)?;
+            let gateway = session.shared.gateways.to(&model.mcp_servers[at], &session.shared, &verifier)?;
             let listed = names(model, at, model.actions.may_call(index));
             if listed.is_empty() {
                 let message = "no policy lets the caller call a tool of this server";
@@ -126,8 +154,9 @@ impl Access for Door {
             // Of whoever acts for another one, or for nobody, the sessions are others.
             let acts = token.as_ref().map_or_else(String::new, |token| token.hash.to_string());
             let key = format!("{} {acts}", workload.cgroup);
+            let connection = session.connection;
             let gate = PolicyGate { shared: session.shared.clone(), session, server: server.to_owned(), listed, token };
-            Ok((gateway, Agent { key, gate: Arc::new(gate), challenge: None }))
+            Ok((gateway, Agent { key, gate: Arc::new(gate), connection, challenge: None }))
         })
     }
 

@@ -60,10 +60,16 @@ pub enum Answer {
     Returned,
     Holds(Vec<Granted>),
     Revoked(Effect),
-    Admitted { key_id: u8, seconds: u32, labels: Vec<Option<u32>> },
+    Admitted {
+        key_id: u8,
+        seconds: u32,
+        labels: Vec<Option<u32>>,
+    },
     Exchanged(Box<ExchangedToken>),
     Acted(Box<Acted>),
     Approvals(Box<asked::Answer>),
+    /// Standard input, standard output, and what is closed to end it.
+    Launched([OwnedFd; 3]),
 }
 
 /// What all connections share.
@@ -110,16 +116,22 @@ impl Shared {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.questions.lock().unwrap_or_else(PoisonError::into_inner).insert(number, answer);
-        self.tell(question(number)).await;
-        let answer = timeout(ANSWER, answered).await;
+        let answer = match self.channel.send(&question(number)).await {
+            Ok(()) => timeout(ANSWER, answered).await.ok().and_then(Result::ok),
+            Err(error @ IpcError::TooLong(_)) => Some(Answer::Refused(Refusal {
+                reason: "request_too_large".to_owned(),
+                message: format!("what was asked cannot be decided: {error}"),
+            })),
+            Err(error) => {
+                tracing::warn!(%error, "dataplane was not asked");
+                None
+            }
+        };
         self.questions.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        match answer {
-            Ok(Ok(answer)) => answer,
-            _ => Answer::Refused(Refusal {
-                reason: "unavailable".to_owned(),
-                message: "the enforcing process does not answer".to_owned(),
-            }),
-        }
+        answer.unwrap_or_else(|| {
+            let message = "the enforcing process does not answer".to_owned();
+            Answer::Refused(Refusal { reason: "unavailable".to_owned(), message })
+        })
     }
 
     fn answer(&self, question: Question, answer: Answer) {
@@ -139,7 +151,7 @@ pub enum ControlError {
     Ipc(#[from] IpcError),
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    #[error("settings came without their file")]
+    #[error("a message came without its descriptors")]
     NoFile,
 }
 
@@ -150,10 +162,10 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
     let router = api::with_mcp(api::router(), Arc::new(gateway::Door));
     tokio::spawn(mcp::http::keep_swept(shared.gateways.sessions()));
     let mut sessions = nodes::Sessions::default();
-    while let Some((message, attached)) = shared.channel.receive::<ToControl>().await? {
+    while let Some((message, mut attached)) = shared.channel.receive::<ToControl>().await? {
         match message {
             ToControl::Settings => {
-                let settings = Settings::open(attached.ok_or(ControlError::NoFile)?)?;
+                let settings = Settings::open(attached.pop().ok_or(ControlError::NoFile)?)?;
                 let generation = settings.generation;
                 let before = shared.verifier();
                 let verifier = Arc::new(Verifier::new(settings, before.as_deref(), shared.counts.clone()));
@@ -167,7 +179,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
                 shared.tell(FromControl::Ready { generation }).await;
                 tokio::spawn(listed::changed(shared.clone(), verifier));
             }
-            ToControl::Connected { connection, caller } => match attached {
+            ToControl::Connected { connection, caller } => match attached.pop() {
                 Some(fd) => {
                     tokio::spawn(serve::serve(shared.clone(), router.clone(), fd, connection, caller));
                 }
@@ -182,17 +194,21 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
                 shared.answer(question, Answer::Admitted { key_id, seconds, labels });
             }
             ToControl::Exchanged { question, token } => shared.answer(question, Answer::Exchanged(token)),
+            ToControl::Launched { question } => {
+                let descriptors = attached.try_into().map_err(|_| ControlError::NoFile)?;
+                shared.answer(question, Answer::Launched(descriptors));
+            }
             ToControl::Acted { question, acted } => shared.answer(question, Answer::Acted(acted)),
             ToControl::Notify => {
-                let message = Message::open(attached.ok_or(ControlError::NoFile)?)?;
+                let message = Message::open(attached.pop().ok_or(ControlError::NoFile)?)?;
                 notify::send(&shared, message);
             }
             ToControl::Approvals { question } => {
-                let answer = asked::Answer::open(attached.ok_or(ControlError::NoFile)?)?;
+                let answer = asked::Answer::open(attached.pop().ok_or(ControlError::NoFile)?)?;
                 shared.answer(question, Answer::Approvals(Box::new(answer)));
             }
             ToControl::Identities => {
-                let identities = Identities::open(attached.ok_or(ControlError::NoFile)?)?;
+                let identities = Identities::open(attached.pop().ok_or(ControlError::NoFile)?)?;
                 shared.identities.send_replace(Some(Arc::new(nodes::speaks_for(identities))));
             }
             ToControl::Forget { question } => {

@@ -186,7 +186,7 @@ impl Control {
     /// Other settings, for a process that runs.
     pub fn tell_settings(&mut self, settings: &Settings) {
         match settings.seal() {
-            Ok(fd) => self.tell(&ToControl::Settings, Some(fd.as_fd())),
+            Ok(fd) => self.tell(&ToControl::Settings, &[fd.as_fd()]),
             Err(error) => tracing::error!(%error, "the control process does not get its settings"),
         }
     }
@@ -194,7 +194,7 @@ impl Control {
     /// What became of approvals.
     pub fn tell_approvals(&mut self, question: ipc::Question, answer: &asked::Answer) {
         match answer.seal() {
-            Ok(fd) => self.tell(&ToControl::Approvals { question }, Some(fd.as_fd())),
+            Ok(fd) => self.tell(&ToControl::Approvals { question }, &[fd.as_fd()]),
             Err(error) => tracing::error!(%error, "an answer about approvals is lost"),
         }
     }
@@ -202,7 +202,7 @@ impl Control {
     /// What the webhook is to be told.
     pub fn tell_message(&mut self, message: &ipc::Message) {
         match message.seal() {
-            Ok(fd) => self.tell(&ToControl::Notify, Some(fd.as_fd())),
+            Ok(fd) => self.tell(&ToControl::Notify, &[fd.as_fd()]),
             Err(error) => tracing::error!(%error, "the webhook is not told of a call that waits"),
         }
     }
@@ -210,13 +210,13 @@ impl Control {
     /// For whom this node speaks now.
     pub fn tell_identities(&mut self, identities: &Identities) {
         match identities.seal() {
-            Ok(fd) => self.tell(&ToControl::Identities, Some(fd.as_fd())),
+            Ok(fd) => self.tell(&ToControl::Identities, &[fd.as_fd()]),
             Err(error) => tracing::error!(%error, "the control process does not know for whom it speaks"),
         }
     }
 
     /// Control that does not read is stuck: it is ended, and started again.
-    pub fn tell(&mut self, message: &ToControl, attached: Option<BorrowedFd<'_>>) {
+    pub fn tell(&mut self, message: &ToControl, attached: &[BorrowedFd<'_>]) {
         let Some(running) = &mut self.running else { return };
         match running.channel.try_send(message, attached) {
             Ok(()) => {}
@@ -249,7 +249,7 @@ impl Control {
         let connection = self.next;
         self.next += 1;
         running.connections.insert(connection, who);
-        self.tell(&ToControl::Connected { connection, caller }, Some(fd.as_fd()));
+        self.tell(&ToControl::Connected { connection, caller }, &[fd.as_fd()]);
     }
 
     /// The next thing that happens.

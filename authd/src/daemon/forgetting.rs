@@ -31,7 +31,7 @@ impl Waiting {
                 // Who asked has gone: nobody misses the answer.
                 let _ = answer.send(reply);
             }
-            Self::Caller(message) => control.tell(&message, None),
+            Self::Caller(message) => control.tell(&message, &[]),
         }
     }
 }
@@ -44,7 +44,7 @@ impl Forgetting {
         }
         self.next += 1;
         self.waiting.insert(self.next, waiting);
-        control.tell(&ToControl::Forget { question: self.next }, None);
+        control.tell(&ToControl::Forget { question: self.next }, &[]);
     }
 
     pub fn forgotten(&mut self, control: &mut Control, question: ipc::Question) {

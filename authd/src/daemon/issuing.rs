@@ -60,12 +60,12 @@ pub enum IssuingError {
 }
 
 /// Who wants to act, under the policy in force.
-struct Actor {
-    named: Vec<model::Actor>,
-    spiffe_id: String,
-    tenant: Option<String>,
+pub(super) struct Actor {
+    pub named: Vec<model::Actor>,
+    pub spiffe_id: String,
+    pub tenant: Option<String>,
     /// By what else it is revoked.
-    names: Vec<Revoked>,
+    pub names: Vec<Revoked>,
 }
 
 impl Daemon {
@@ -336,7 +336,7 @@ impl Daemon {
     }
 
     /// Who asks, as far as tokens can name it.
-    fn actor(&self, who: &Who, certificate: Option<&VerifiedCertificate>) -> Result<Actor, Refusal> {
+    pub(super) fn actor(&self, who: &Who, certificate: Option<&VerifiedCertificate>) -> Result<Actor, Refusal> {
         let model = &self.active.prepared.model;
         let known = self.known(who)?;
         match known.claimant {

@@ -22,6 +22,8 @@ pub mod metrics;
 pub mod names;
 pub mod nodes;
 mod questions;
+mod said;
+mod servers;
 pub mod settings;
 pub mod state;
 pub mod status;
@@ -141,6 +143,7 @@ pub struct Daemon {
     messages: Vec<Message>,
     /// `None`: no tokens are exchanged here.
     issuing: Option<issuing::Issuing>,
+    servers: servers::Servers,
     nodes: nodes::Nodes,
     totals: GrantTotals,
     metrics: Metrics,
@@ -208,6 +211,7 @@ impl Daemon {
         directory.learn(&prepared.model, &prepared.registry);
         let (follow, _) = broadcast::channel(RECENT);
         let now = Timestamp::now();
+        let servers = servers::Servers::new(servers::cgroup(&base.path, &config.mcp.cgroup));
         let hook = Hook::new(&config.approvals.command);
         let mut daemon = Self {
             refused: object.refused.clone(),
@@ -219,6 +223,7 @@ impl Daemon {
             hook,
             messages: Vec::new(),
             issuing: None,
+            servers,
             nodes: nodes::Nodes::default(),
             totals: GrantTotals::default(),
             metrics: Metrics::default(),
@@ -532,6 +537,7 @@ impl Daemon {
 
     /// The last things: what is still in the ring is told, and enforcement stays or goes.
     pub fn stop(mut self, detach: bool) -> Result<(), DaemonError> {
+        self.servers.end();
         self.catch_up();
         self.tell_drops()?;
         self.tell_losses()?;

@@ -35,14 +35,10 @@ use super::{
     clock,
     control::{Control, Happened, Who},
     forgetting::{Forgetting, Waiting},
-    nodes,
+    said,
     settings::Files,
 };
-use crate::{
-    config::Config,
-    ipc::{self, FromControl, Refusal, ToControl},
-    policy::diagnostic::Source,
-};
+use crate::{config::Config, ipc, policy::diagnostic::Source};
 
 /// The ring is emptied this often; the kernel wakes the daemon only when it fills up.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -77,6 +73,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
     let policy_events = policy_events.transpose()?.map(watch).transpose()?;
 
     let mut control = Control::new(daemon.config())?;
+    let mut servers = daemon.server_events();
     let mut files = Files::default();
     let mut forgetting = Forgetting::default();
     let mut reload = Reload::default();
@@ -113,7 +110,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
                 if let Ok(mut ready) = ready {
                     ready.clear_ready();
                     daemon.follow_cgroups()?;
-                    tell_identities(&mut daemon, &mut control);
+                    said::tell_identities(&mut daemon, &mut control);
                 }
             }
             ready = readable(policy_events.as_ref()) => {
@@ -159,7 +156,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             () = due(&mut ticks.drain, more) => more = daemon.drain(),
             _ = ticks.sweep.tick() => {
                 daemon.sweep()?;
-                tell_identities(&mut daemon, &mut control);
+                said::tell_identities(&mut daemon, &mut control);
                 let now = clock::clock().offset;
                 if (now - offset).abs() > CLOCK_STEP_NS {
                     tracing::info!("the clock was set: schedules are computed again");
@@ -170,6 +167,7 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             happened = control.happened() => {
                 serve(&mut daemon, &mut control, &mut files, &mut forgetting, happened);
             }
+            Some(event) = servers.recv() => daemon.server_happened(&mut control, event),
             _ = ticks.files.tick() => {
                 if files.changed() {
                     control.tell_settings(&files.settings(&daemon));
@@ -357,172 +355,7 @@ fn serve(
             // The connection is closed: nobody can be told.
             Err(error) => daemon.not_attested(&error),
         },
-        Happened::Message(message) => said(daemon, control, forgetting, message),
-    }
-}
-
-/// Control hears for whom this node speaks whenever that changed.
-fn tell_identities(daemon: &mut Daemon, control: &mut Control) {
-    if control.is_ready()
-        && let Some(identities) = daemon.identities()
-    {
-        control.tell_identities(&identities);
-    }
-}
-
-fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting, message: FromControl) {
-    let unknown = || Refusal { reason: "caller_gone".to_owned(), message: "there is no such connection".to_owned() };
-    match message {
-        FromControl::Ready { generation } => {
-            control.became_ready();
-            daemon.control_is_ready(generation);
-            tell_identities(daemon, control);
-        }
-        FromControl::Grant { question, connection, wanted } => {
-            let who = control.who(connection).cloned();
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.grant(&who, wanted));
-            control.tell(
-                &match result {
-                    Ok(grant) => ToControl::Granted { question, grant },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Return { question, connection, grant } => {
-            let who = control.who(connection).cloned();
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.give_back(&who, &grant));
-            control.tell(
-                &match result {
-                    Ok(()) => ToControl::Returned { question },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Held { question, connection } => {
-            let result = control.who(connection).ok_or_else(unknown).and_then(|who| daemon.held(who));
-            control.tell(
-                &match result {
-                    Ok(grants) => ToControl::Holds { question, grants },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Refused { connection, rule, reason, proofs } => {
-            if let Some(who) = control.who(connection).cloned() {
-                daemon.refused(&who, rule, &reason, &proofs);
-            }
-        }
-        FromControl::Forward { question, connection, wanted, request } => {
-            let who = control.who(connection).cloned();
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.forward(&who, wanted, request));
-            control.tell(
-                &match result {
-                    Ok(()) => ToControl::Returned { question },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Forwarded { connection, rule, reason, proofs, request } => {
-            if let Some(who) = control.who(connection).cloned() {
-                daemon.forwarded(&who, rule, reason, &proofs, request);
-            }
-        }
-        FromControl::Downstream { question, connection, server, token } => {
-            let who = control.who(connection).cloned();
-            let token = token.map(|token| *token);
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.downstream(&who, &server, token));
-            control.tell(
-                &match result {
-                    Ok(token) => ToControl::Exchanged { question, token: Box::new(token) },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Called { connection, server, tool, outcome, microseconds } => {
-            if let Some(who) = control.who(connection).cloned() {
-                daemon.called(&who, &server, tool, outcome, microseconds);
-            }
-        }
-        FromControl::Act { question, connection, act } => {
-            let who = control.who(connection).cloned();
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.act(&who, *act));
-            for message in daemon.take_messages() {
-                control.tell_message(&message);
-            }
-            control.tell(
-                &match result {
-                    Ok(acted) => ToControl::Acted { question, acted: Box::new(acted) },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Approve { question, connection, asked, token } => {
-            let who = control.who(connection).cloned();
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.approve(&who, asked, token.map(|token| *token)));
-            match result {
-                Ok(answer) => control.tell_approvals(question, &answer),
-                Err(refusal) => control.tell(&ToControl::NotGranted { question, refusal }, None),
-            }
-        }
-        FromControl::Exchange { question, connection, exchange } => {
-            let who = control.who(connection).cloned();
-            let result = who.ok_or_else(unknown).and_then(|who| daemon.exchange(&who, &exchange));
-            control.tell(
-                &match result {
-                    Ok(token) => ToControl::Exchanged { question, token: Box::new(token) },
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::Revoke { question, connection, what, text } => {
-            let refusal = match control.who(connection) {
-                Some(Who::Admin { uid }) => match daemon.revoke(what, *uid, &text) {
-                    Ok(effect) => {
-                        return forgetting.then(control, Waiting::Caller(ToControl::Revoked { question, effect }));
-                    }
-                    Err(message) => Refusal { reason: "store_unusable".to_owned(), message },
-                },
-                Some(_) => Refusal {
-                    reason: "not_an_operator".to_owned(),
-                    message: "only operators revoke, on their own socket".to_owned(),
-                },
-                None => unknown(),
-            };
-            control.tell(&ToControl::NotGranted { question, refusal }, None);
-        }
-        FromControl::Forgotten { question } => forgetting.forgotten(control, question),
-        FromControl::NodeSession { question, connection, certificate, key, speaks_for } => {
-            let who = control.who(connection).cloned();
-            let result = who
-                .ok_or_else(unknown)
-                .and_then(|who| daemon.admit_node(&who, connection, *certificate, &key, &speaks_for));
-            control.tell(
-                &match result {
-                    Ok(nodes::Admitted { key_id, seconds, labels }) => {
-                        ToControl::Admitted { question, key_id, seconds, labels }
-                    }
-                    Err(refusal) => ToControl::NotGranted { question, refusal },
-                },
-                None,
-            );
-        }
-        FromControl::NodeAccepted { node, key, key_id, seconds, labels, last } => {
-            daemon.node_accepted(&node, &key, key_id, seconds, &labels, last);
-        }
-        FromControl::Listed { authority, certificate } => daemon.listed(&authority, certificate),
-        FromControl::Counted { counts } => daemon.counted(counts),
-        FromControl::Ends { ends } => daemon.ends(ends),
-        FromControl::Closed { connection } => {
-            daemon.forget_session(connection);
-            control.forget(connection);
-        }
+        Happened::Message(message) => said::said(daemon, control, forgetting, message),
     }
 }
 

@@ -157,6 +157,8 @@ pub const OF_TOOLS: &[Bad] = &[
         "`a b` is no scope",
     ),
     ("[[mcp_server]]\nname = \"m\"\ncommand = [\"/bin/m\"]", "no_user", "2:8", "as which Unix user"),
+    ("[[mcp_server]]\nname = \"m\"\ncommand = [\"/m\"]\nuser = \"root\"", "root_command", "4:8", "as root"),
+    ("[[mcp_server]]\nname = \"m\"\ncommand = [\"/m\"]\nuser = \"00\"", "root_command", "4:8", "as root"),
     ("[[mcp_server]]\nname = \"m\"\ncommand = []\nuser = \"m\"", "bad_command", "3:11", "names no program"),
     ("[[mcp_server]]\nname = \"m\"\ncommand = [\"m\"]\nuser = \"m\"", "bad_command", "3:12", "names no program"),
     ("[[mcp_server]]\nname = \"m\"\ncommand = [\"/a/../m\"]\nuser = \"m\"", "bad_command", "3:12", "names no program"),

@@ -5,6 +5,7 @@ mod bad;
 mod bad_nodes;
 mod bad_tools;
 mod decisions;
+mod templates;
 
 use std::time::Duration;
 

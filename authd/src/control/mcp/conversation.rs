@@ -480,7 +480,7 @@ impl Conversation {
             }
             (Link::Process(process), Reach::Command(launch)) => {
                 let start = async {
-                    let streams = launch.launch(&self.owner.key).await;
+                    let streams = launch.launch(&self.owner).await;
                     let streams = streams.map_err(|error| UpstreamError::Launch(error.to_string()))?;
                     Ok::<_, UpstreamError>(Stdio::new(streams, limits, self.ended.clone()))
                 };

@@ -3,7 +3,7 @@
 //! Enters: a tool call with its arguments, as they will be executed. Leaves: a ruling, and afterwards what became of the call.
 //! Never: a token in a log. The gate's author decides by the policy of the moment; the gateway asks for each call anew.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::{BoxFuture, authorization::Challenge};
-use std::sync::Arc;
+use crate::ipc::Connection;
 
 /// What authd shows to the server. The agent never sees it.
 #[derive(Clone)]
@@ -140,6 +140,8 @@ pub struct Agent {
     /// Who it is, for as long as it may: the same text for the same caller, another for anybody else. Sessions are bound to it.
     pub key: String,
     pub gate: Arc<dyn Gate>,
+    /// By which it came; whoever starts a server for it is told.
+    pub connection: Connection,
     /// For callers who show tokens: where they learn how to get a better one.
     pub challenge: Option<Challenge>,
 }

@@ -23,6 +23,7 @@ use super::{
     BoxFuture, Limits,
     conversation::Ended,
     events::Heard,
+    gate::Agent,
     message::{FromServer, Id, Kind},
     methods,
     upstream::{Answering, UpstreamError},
@@ -52,8 +53,8 @@ pub struct Streams {
 
 /// Starts servers.
 pub trait Launch: Send + Sync + 'static {
-    /// One for an agent (see [`super::gate::Agent::key`]), which nobody else is given.
-    fn launch<'a>(&'a self, agent: &'a str) -> BoxFuture<'a, io::Result<Streams>>;
+    /// One for an agent, which nobody else is given.
+    fn launch<'a>(&'a self, agent: &'a Agent) -> BoxFuture<'a, io::Result<Streams>>;
 }
 
 /// A conversation with a process.

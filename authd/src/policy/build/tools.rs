@@ -110,6 +110,10 @@ impl Builder {
         }
         if let Some(user) = &user {
             self.user(source, user);
+            if user.as_ref() == "root" || user.as_ref().parse() == Ok(0_u32) {
+                let help = "name a user who may do what its tools do, and nothing else";
+                self.error("root_command", &place(source, user.span()), "no server is started as root", help);
+            }
         }
         let mut variables = BTreeMap::new();
         for (name, value) in environment.into_iter().flat_map(Spanned::into_inner) {

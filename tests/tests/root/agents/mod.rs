@@ -3,9 +3,10 @@
 mod actions;
 mod exchange;
 mod mcp;
+mod servers;
 
 use libtest_mimic::Trial;
 
 pub fn trials() -> Vec<Trial> {
-    [exchange::trials(), actions::trials(), mcp::trials()].into_iter().flatten().collect()
+    [exchange::trials(), actions::trials(), mcp::trials(), servers::trials()].into_iter().flatten().collect()
 }

@@ -1,0 +1,213 @@
+//! MCP servers that the policy starts: for whom, how many, and what is recorded of them.
+//!
+//! Enters: that control wants one for a caller. Leaves: a process of its own user in a cgroup of its own, and for control the ends
+//! of its pipes. Never: a command, user or environment that the policy in force does not name.
+
+mod process;
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use tokio::sync::mpsc;
+
+use self::process::{Plan, StartError};
+use super::{
+    Daemon,
+    control::{Control, Who},
+    granting::{refusal, revoked_reason},
+};
+use crate::{
+    audit::record::Record,
+    grants::Id,
+    ipc::{Question, Refusal, ToControl},
+    policy::model::{self, Reach},
+};
+
+/// Servers at one time.
+const MAX_SERVERS: usize = 256;
+/// Of these, for callers of one cgroup.
+const MAX_PER_CALLER: usize = 16;
+
+/// All that run.
+pub struct Servers {
+    /// The cgroup below which each has its own: `NAME/ID`.
+    cgroup: PathBuf,
+    running: HashMap<Id, Running>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+struct Running {
+    name: String,
+    caller: Who,
+    began: Instant,
+}
+
+/// What became of one.
+pub enum Event {
+    Started { id: Id, question: Question, result: Result<(u32, [OwnedFd; 3]), StartError> },
+    Ended { id: Id, how: String },
+}
+
+impl Servers {
+    /// What a daemon left here that could not end them is ended.
+    pub fn new(cgroup: PathBuf) -> Self {
+        if let Err(error) = process::clear(&cgroup) {
+            tracing::warn!(%error, cgroup = %cgroup.display(), "MCP servers of the daemon before are left");
+        }
+        // Nobody hears it yet, and nothing is started yet.
+        let (events, _) = mpsc::unbounded_channel();
+        Self { cgroup, running: HashMap::new(), events }
+    }
+
+    pub fn end(&self) {
+        if let Err(error) = process::clear(&self.cgroup) {
+            tracing::warn!(%error, cgroup = %self.cgroup.display(), "MCP servers are left");
+        }
+    }
+
+    fn admits(&self, caller: &Who) -> Result<(), Refusal> {
+        let cgroup = |who: &Who| match who {
+            Who::Local(attested) => Some(attested.cgroup.clone()),
+            Who::Remote { .. } | Who::Admin { .. } => None,
+        };
+        let own = cgroup(caller);
+        let same = self.running.values().filter(|running| cgroup(&running.caller) == own).count();
+        if same >= MAX_PER_CALLER {
+            let message = format!("{MAX_PER_CALLER} servers run for this cgroup: end a session first");
+            return Err(refusal("mcp_servers_full", message));
+        }
+        if self.running.len() >= MAX_SERVERS {
+            return Err(refusal("mcp_servers_full", format!("{MAX_SERVERS} servers run on this node")));
+        }
+        Ok(())
+    }
+
+    /// A cgroup for one more.
+    fn place(&self, name: &str, id: Id) -> io::Result<PathBuf> {
+        let cgroup = self.cgroup.join(name).join(id.to_string());
+        fs::create_dir_all(&cgroup)?;
+        Ok(cgroup)
+    }
+}
+
+impl Daemon {
+    /// For the loop, which hands them to [`Daemon::server_happened`].
+    pub(super) fn server_events(&mut self) -> mpsc::UnboundedReceiver<Event> {
+        let (events, heard) = mpsc::unbounded_channel();
+        self.servers.events = events;
+        heard
+    }
+
+    /// Begins to start a server for a caller. Control is told when that is done, or has failed.
+    pub fn launch(&mut self, who: &Who, question: Question, server: &str) -> Result<(), Refusal> {
+        let plan = self.plan(who, server)?;
+        self.servers.admits(who)?;
+        let unusable = |error: String| {
+            tracing::error!(server, error, "this MCP server cannot be started");
+            refusal("mcp_server_unusable", "the server cannot be started; the log says why")
+        };
+        let id = Id::random().map_err(|error| unusable(error.to_string()))?;
+        let cgroup = self.servers.place(server, id).map_err(|error| unusable(error.to_string()))?;
+        // The kernel knows who it is before it is there.
+        self.follow_cgroups().map_err(|error| unusable(error.to_string()))?;
+        let running = Running { name: server.to_owned(), caller: who.clone(), began: Instant::now() };
+        self.servers.running.insert(id, running);
+        let (events, name) = (self.servers.events.clone(), server.to_owned());
+        // Looking a user up can take long.
+        tokio::task::spawn_blocking(move || {
+            let started = process::start(&plan, &cgroup);
+            let (result, process) = match started {
+                Ok((process, ends)) => (Ok((process.pid(), ends)), Some(process)),
+                Err(error) => (Err(error), None),
+            };
+            // The loop has ended: so do all servers.
+            let _ = events.send(Event::Started { id, question, result });
+            tokio::spawn(async move {
+                let how = match process {
+                    Some(process) => process.watch(&name).await,
+                    None => "it did not start".to_owned(),
+                };
+                process::remove(&cgroup).await;
+                let _ = events.send(Event::Ended { id, how });
+            });
+        });
+        Ok(())
+    }
+
+    /// What to start, if the policy has it and the caller may call a tool of it.
+    fn plan(&self, who: &Who, server: &str) -> Result<Plan, Refusal> {
+        let actor = self.actor(who, None)?;
+        let [model::Actor::Workload(index)] = actor.named[..] else {
+            return Err(refusal("caller_not_local", "servers are started for workloads of this node"));
+        };
+        let model = &self.active.prepared.model;
+        let at = model.mcp_servers.iter().position(|known| known.name == server);
+        let Some((at, Reach::Command { argv, user, environment })) = at.map(|at| (at, &model.mcp_servers[at].reach))
+        else {
+            return Err(refusal("mcp_server_unknown", "the policy has no such server that is started"));
+        };
+        let callable = model.actions.may_call(index);
+        if !model.tools.iter().any(|tool| tool.server == Some(at) && callable.contains(&tool.name.as_str())) {
+            return Err(refusal("mcp_server_not_allowed", "no policy lets the caller call a tool of this server"));
+        }
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        if let Some(name) = actor.names.iter().find(|name| trust.is_revoked(name, None)) {
+            return Err(refusal(revoked_reason(name), format!("{} was revoked", name.kind())));
+        }
+        Ok(Plan { argv: argv.clone(), user: user.clone(), environment: environment.clone() })
+    }
+
+    pub(super) fn server_happened(&mut self, control: &mut Control, event: Event) {
+        match event {
+            Event::Started { id, question, result } => self.server_started(control, id, question, result),
+            Event::Ended { id, how } => {
+                let Some(Running { name, caller, began }) = self.servers.running.remove(&id) else { return };
+                let mut record = Record::event("mcp_server_ended");
+                record.duration_ns = Some(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                record.message = Some(format!("{name}/{id}: {how}"));
+                self.describe(&caller, &mut record);
+                self.report(record);
+            }
+        }
+    }
+
+    fn server_started(
+        &mut self,
+        control: &mut Control,
+        id: Id,
+        question: Question,
+        result: Result<(u32, [OwnedFd; 3]), StartError>,
+    ) {
+        let Some(Running { name, caller, .. }) = self.servers.running.get(&id) else { return };
+        let mut record = Record::event("mcp_server_started");
+        match result {
+            Ok((pid, ends)) => {
+                let [input, output, life] = &ends;
+                control.tell(&ToControl::Launched { question }, &[input.as_fd(), output.as_fd(), life.as_fd()]);
+                record.verdict = Some("allowed".to_owned());
+                record.message = Some(format!("{name}/{id}: process {pid}"));
+            }
+            Err(error) => {
+                tracing::error!(server = name, %error, "this MCP server cannot be started");
+                let refusal = refusal("mcp_server_unusable", "the server cannot be started; the log says why");
+                control.tell(&ToControl::NotGranted { question, refusal }, &[]);
+                record.verdict = Some("denied".to_owned());
+                record.reason = Some("mcp_server_unusable".to_owned());
+                record.message = Some(format!("{name}: {error}"));
+            }
+        }
+        let caller = caller.clone();
+        self.describe(&caller, &mut record);
+        self.report(record);
+    }
+}
+
+/// Where servers have their cgroups.
+pub fn cgroup(base: &Path, configured: &str) -> PathBuf {
+    base.join(configured.trim_start_matches('/'))
+}
