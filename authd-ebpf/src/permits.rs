@@ -1,7 +1,7 @@
 //! Permits: grants that let a counted number of flows and bytes pass.
 //!
 //! Enters: a verdict that rests on one. Leaves: the same, on one that still has something to give, or a denial. A flow takes
-//! once, when it begins, and spends with each packet; counters only rise, so that who is late finds less and never more.
+//! once, when it begins, and spends with each packet. Who is late finds less, and never more.
 
 use authd_common::{
     reason::Reason,
@@ -21,12 +21,13 @@ pub fn take(root: &Root, workload: u32, verdict: &mut Verdict) -> bool {
     let mut tried = 0;
     while tried < PERMIT_CHAIN && grant.is_permit() {
         let Some(permit) = of(grant) else { break };
-        if is_alive(grant)
-            && permit.bytes < permit.most_bytes
-            && raw::take_and_add(&mut permit.begun, 1) < permit.most_begun as u64
-        {
-            verdict.grant = grant;
-            return true;
+        if is_alive(grant) && permit.bytes < permit.most_bytes {
+            if raw::take_and_add(&mut permit.begun, 1) < permit.most_begun as u64 {
+                verdict.grant = grant;
+                return true;
+            }
+            // Nothing begins: whoever gives back what it took is not to find it gone.
+            raw::add(&mut permit.begun, u64::MAX);
         }
         grant = permit.next;
         tried += 1;
@@ -50,7 +51,11 @@ pub fn goes_on(root: &Root, workload: u32, before: Grant, verdict: &mut Verdict)
 #[inline(always)]
 pub fn spend(grant: Grant, bytes: u64) -> bool {
     match of(grant) {
-        Some(permit) => raw::take_and_add(&mut permit.bytes, bytes) < permit.most_bytes,
+        Some(permit) => {
+            let spent = raw::take_and_add(&mut permit.bytes, bytes);
+            // No counter comes near the end of 64 bits: one that is not bounded by bytes never stops a packet.
+            spent.saturating_add(bytes) <= permit.most_bytes
+        }
         None => false,
     }
 }

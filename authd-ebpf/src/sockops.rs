@@ -143,7 +143,10 @@ fn ended(ops: SockOps) {
     let Some(socket) = ops.socket() else { return };
     let Some(tag) = tag::of(socket) else { return };
     if tag.grant.is_permit() && tag.role == role::CLIENT && tag.flags & tag_flags::ESTABLISHED == 0 {
-        permits::give_back(tag.grant);
+        // A SYN alone is one number (RFC 9293, 3.4). One that carried data may have been all that was wanted (RFC 7413).
+        if ops.unacknowledged() <= 1 {
+            permits::give_back(tag.grant);
+        }
         tag.grant = Grant::NONE;
     }
     if tag.workload == UNMANAGED || tag.flags & tag_flags::OPENED == 0 {

@@ -19,7 +19,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use self::{
-    agents::{Act, ActOutcome, Acted, Exchange, ExchangedToken, Message, OwnIssuer, Ruling, Webhook},
+    agents::{Act, ActOutcome, Acted, Denied, Exchange, ExchangedToken, Fresh, Message, OwnIssuer, Webhook},
     channel::{Channel, IpcError, MAX_MESSAGE, pair},
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
         granting::Effect,
         metrics::results::{Checked, Fetched},
     },
-    decisions::{approvals::TokenFacts, asked},
+    decisions::asked,
     digest::Digest,
     grants::{
         Id,
@@ -209,11 +209,19 @@ pub enum FromControl {
         question: Question,
         connection: Connection,
         asked: asked::Question,
-        token: Option<Box<TokenFacts>>,
+        token: Option<Box<Fresh>>,
     },
     /// A token for an MCP server, by which this node passes on what the caller asks there. Answered by [`ToControl::Exchanged`] or
     /// [`ToControl::NotGranted`].
     Downstream {
+        question: Question,
+        connection: Connection,
+        server: String,
+        token: Option<Box<Token>>,
+    },
+    /// Whether a caller may still use an MCP server, by that token if it shows one. Answered by [`ToControl::Returned`] or
+    /// [`ToControl::NotGranted`].
+    Admit {
         question: Question,
         connection: Connection,
         server: String,

@@ -461,6 +461,14 @@ impl SockOps {
         unsafe { (*self.0).segs_in }
     }
 
+    /// Numbers that were sent and that the other end has not acknowledged.
+    #[inline(always)]
+    pub fn unacknowledged(self) -> u32 {
+        // SAFETY: a context is readable.
+        let (next, first) = unsafe { ((*self.0).snd_nxt, (*self.0).snd_una) };
+        next.wrapping_sub(first)
+    }
+
     #[inline(always)]
     pub fn segments_out(self) -> u32 {
         // SAFETY: a context is readable.

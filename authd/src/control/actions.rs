@@ -26,17 +26,19 @@ use super::{
 };
 use crate::{
     decisions::{
-        Call, Denial, Outcome, Subject,
+        Call, Outcome, Subject,
         call::{self, Arguments, ArgumentsError},
     },
     grants::proof::{Shown, Token},
-    ipc::{Act, ActOutcome, Acted, Caller, FromControl, Ruling},
+    ipc::{Act, ActOutcome, Acted, Caller, Denied, FromControl},
     policy::{
         file::Proof,
         model::{OWN_ISSUER, Rule, TokenRequirement},
     },
 };
 
+/// The longest arguments, with the names around them.
+pub const BODY_BYTES: usize = call::LIMITS.bytes + (1 << 10);
 /// For whom verification is remembered, beside rules: no rule can be called so.
 const CACHED_FOR: &str = "acting for somebody";
 
@@ -179,13 +181,8 @@ pub async fn act(
     let model = &verifier.model;
     let index = model.workloads.iter().position(|known| known.name == workload.name);
     let index = index.ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "ask again"))?;
-    let subject = token.as_ref().map(|token| Subject {
-        issuer: token.issuer.clone(),
-        id: token.subject.clone().unwrap_or_default(),
-        scopes: token.scopes.clone(),
-        audience: token.audience.clone(),
-        client: token.client_id.clone(),
-    });
+    let subject = token.as_ref().map(|token| Subject::of(token, model)).transpose();
+    let subject = subject.map_err(|error| Problem::forbidden(error.reason(), error.to_string()))?;
     let actors = token.as_ref().map_or(&[][..], |token| &token.actors);
     let call = Call {
         workload: index,
@@ -198,27 +195,26 @@ pub async fn act(
         now: Timestamp::now(),
     };
     let decision = model.actions.decide(&call);
-    let (ruling, why) = match &decision.outcome {
-        Outcome::Allowed => (Ruling::Allowed, None),
-        Outcome::Pending(alternatives) => {
-            let mut approvers: Vec<String> = alternatives.iter().map(|way| way.name.clone()).collect();
-            approvers.dedup();
-            (Ruling::Pending { approvers }, None)
-        }
-        Outcome::Denied(denial) => (Ruling::Denied { reason: denial.reason().to_owned() }, Some(denial)),
+    let denied = match &decision.outcome {
+        Outcome::Denied(denial) => Some(Denied {
+            reason: denial.reason().to_owned(),
+            message: denial.to_string(),
+            policies: decision.policies.clone(),
+        }),
+        // Which of the two it is, dataplane finds again.
+        Outcome::Allowed | Outcome::Pending(_) => None,
     };
     let mut proofs: Vec<Shown> = token.into_iter().map(Shown::Token).collect();
-    if why.is_none()
+    if denied.is_none()
         && let Some(rule) = rule_of(verifier, tool).filter(|rule| rule.require.contains(&Proof::Mtls))
     {
         let found = prove::certificate(verifier, rule, &session.chain, Timestamp::now()).map_err(|problem| *problem)?;
         proofs.push(Shown::Mtls(Box::new(found)));
     }
-    let policies = decision.policies.clone();
-    let act = Box::new(Act { tool: tool.to_owned(), arguments, ruling, policies: policies.clone(), proofs });
+    let act = Box::new(Act { tool: tool.to_owned(), arguments, denied, proofs });
     let connection = session.connection;
     match session.shared.ask(|question| FromControl::Act { question, connection, act }).await {
-        Answer::Acted(acted) => Ok(answer(*acted, policies, why)),
+        Answer::Acted(acted) => Ok(answer(*acted)),
         Answer::Refused(refusal) => Err(Problem::of(refusal)),
         _ => Err(confused()),
     }
@@ -231,8 +227,8 @@ fn rule_of<'a>(verifier: &'a Verifier, tool: &str) -> Option<&'a Rule> {
     model.rules.iter().find(|rule| rule.name == *name)
 }
 
-fn answer(acted: Acted, policies: Vec<String>, why: Option<&Denial>) -> ActionAnswer {
-    let Acted { call, outcome } = acted;
+fn answer(acted: Acted) -> ActionAnswer {
+    let Acted { call, policies, outcome } = acted;
     let base = ActionAnswer {
         decision: "deny",
         reason: String::new(),
@@ -260,8 +256,6 @@ fn answer(acted: Acted, policies: Vec<String>, why: Option<&Denial>) -> ActionAn
             until: Some(until.to_string()),
             ..base
         },
-        ActOutcome::Denied { refusal } => {
-            ActionAnswer { reason: refusal.reason, message: why.map_or(refusal.message, ToString::to_string), ..base }
-        }
+        ActOutcome::Denied { refusal } => ActionAnswer { reason: refusal.reason, message: refusal.message, ..base },
     }
 }

@@ -179,7 +179,7 @@ pub fn router() -> Router {
         .route("/v1/grants", post(post_grant).get(get_grants))
         .route("/v1/grants/{id}", delete(delete_grant))
         .route("/v1/revocations", post(post_revocation))
-        .route("/v1/actions", post(actions::post_action))
+        .route("/v1/actions", post(actions::post_action).layer(DefaultBodyLimit::max(actions::BODY_BYTES)))
         .route("/v1/approvals", get(approvals::get_approvals))
         .route("/v1/approvals/{id}", get(approvals::get_approval))
         .route("/v1/approvals/{id}/grant", post(approvals::grant))
@@ -224,7 +224,8 @@ async fn in_time(Extension(session): Extension<Arc<Session>>, request: Request, 
             .into_response();
     }
     // What is announced as too long is not waited for.
-    if request.body().size_hint().lower() > BODY_BYTES as u64 {
+    let most = if request.uri().path() == "/v1/actions" { actions::BODY_BYTES } else { BODY_BYTES };
+    if request.body().size_hint().lower() > most as u64 {
         return too_long().with(header::CONNECTION, "close").into_response();
     }
     let mut response = match timeout(REQUEST, next.run(request)).await {
@@ -239,7 +240,7 @@ async fn in_time(Extension(session): Extension<Arc<Session>>, request: Request, 
 }
 
 fn too_long() -> Problem {
-    let detail = format!("the body is longer than {BODY_BYTES} bytes");
+    let detail = format!("the body is longer than {BODY_BYTES} bytes, or for an action, than {}", actions::BODY_BYTES);
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "request_oversize", detail)
 }
 

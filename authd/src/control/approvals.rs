@@ -8,8 +8,8 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     body::Bytes,
-    extract::{Path, rejection::BytesRejection},
-    http::{HeaderMap, StatusCode, header},
+    extract::{OriginalUri, Path, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, Uri, header},
 };
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -24,11 +24,9 @@ use super::{
     verifier::Verifier,
 };
 use crate::{
-    decisions::{
-        approvals::{Id, TokenFacts},
-        asked,
-    },
-    ipc::FromControl,
+    decisions::{approvals::Id, asked},
+    grants::proof::Token,
+    ipc::{Fresh, FromControl},
     policy::model::TokenRequirement,
     proofs::{jwt, scheme},
 };
@@ -71,12 +69,13 @@ pub async fn get_approval(
 pub async fn grant(
     Extension(session): Extension<Arc<Session>>,
     Path(id): Path<String>,
+    OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Problem> {
     let Word { approvers, reason } = read(body, "an approval")?;
     let verifier = prove::verifier_of(&session)?;
-    let token = fresh(&verifier, &headers).await?;
+    let token = fresh(&session, &verifier, &uri, &headers).await?;
     let question = asked::Question::Grant { id: parsed(&id)?, approvers, text: reason.unwrap_or_default() };
     ask(&session, question, token).await
 }
@@ -95,7 +94,7 @@ pub async fn deny(
     ask(&session, asked::Question::Deny { id: parsed(&id)?, text: reason.unwrap_or_default() }, None).await
 }
 
-async fn ask(session: &Session, asked: asked::Question, token: Option<TokenFacts>) -> Result<Json<Value>, Problem> {
+async fn ask(session: &Session, asked: asked::Question, token: Option<Fresh>) -> Result<Json<Value>, Problem> {
     let (connection, token) = (session.connection, token.map(Box::new));
     match session.shared.ask(|question| FromControl::Approve { question, connection, asked, token }).await {
         Answer::Approvals(answer) => match *answer {
@@ -114,8 +113,14 @@ fn parsed(id: &str) -> Result<Id, Problem> {
     id.parse().map_err(|_| Problem::new(StatusCode::NOT_FOUND, "approval_unknown", "there is no such approval"))
 }
 
-/// What the token of the `Authorization` header says of who shows it: one of an issuer that approvers of the policy show tokens of.
-async fn fresh(verifier: &Verifier, headers: &HeaderMap) -> Result<Option<TokenFacts>, Problem> {
+/// The token of the `Authorization` header, in the hands of whoever it is bound to: one of an issuer that approvers of the policy
+/// show tokens of.
+async fn fresh(
+    session: &Session,
+    verifier: &Verifier,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<Option<Fresh>, Problem> {
     let values: Vec<&[u8]> = headers.get_all(header::AUTHORIZATION).iter().map(|value| value.as_bytes()).collect();
     if values.is_empty() {
         return Ok(None);
@@ -130,15 +135,21 @@ async fn fresh(verifier: &Verifier, headers: &HeaderMap) -> Result<Option<TokenF
         issuer.is_some_and(|issuer| claimed.as_ref().is_none_or(|claimed| claimed == issuer))
     };
     let index = issuers.into_iter().find(is_it).ok_or_else(unknown)?;
-    let issuer = verifier.issuers.get(index).ok_or_else(unknown)?;
-    let asked = TokenRequirement { issuer: index, audience: None, scopes: vec![], bound: false, subjects: vec![] };
-    let found = prove::verify(verifier, issuer, &asked, CACHED_FOR, credentials.token, Timestamp::now()).await;
-    let found = found.map_err(|problem| *problem)?;
-    Ok(Some(TokenFacts {
-        issuer_name: found.issuer_name.clone(),
-        issuer: found.issuer.clone(),
-        subject: found.subject.clone().unwrap_or_default(),
-        acr: found.acr.clone(),
-        auth_time: found.auth_time,
-    }))
+    let requirement =
+        TokenRequirement { issuer: index, audience: None, scopes: vec![], bound: false, subjects: vec![] };
+    let asked = prove::Asked { method: "POST", uri, headers };
+    let target = prove::target_of(verifier, &session.caller, uri, headers);
+    let now = Timestamp::now();
+    let found =
+        prove::presented_token(verifier, &requirement, CACHED_FOR, &session.chain, &asked, target.as_ref(), now).await;
+    match found {
+        Ok((verified, bound_to)) => {
+            let (acr, auth_time) = (verified.acr.clone(), verified.auth_time);
+            Ok(Some(Fresh { token: Token::new(&verified, bound_to), acr, auth_time }))
+        }
+        Err((checked, problem)) => {
+            verifier.counts.refused(checked, &problem.reason, &[]);
+            Err(*problem)
+        }
+    }
 }

@@ -206,6 +206,20 @@ pub async fn presented(
     target: Option<&Target>,
     now: Timestamp,
 ) -> Result<Shown, (Checked, Refused)> {
+    let (verified, bound_to) = presented_token(verifier, requirement, rule, chain, asked, target, now).await?;
+    Ok(Shown::Token(Box::new(Token::new(&verified, bound_to))))
+}
+
+/// The same, with all that it says, and what it is bound to.
+pub async fn presented_token(
+    verifier: &Verifier,
+    requirement: &TokenRequirement,
+    rule: &str,
+    chain: &[CertificateDer<'static>],
+    asked: &Asked<'_>,
+    target: Option<&Target>,
+    now: Timestamp,
+) -> Result<(Arc<VerifiedToken>, Vec<Binding>), (Checked, Refused)> {
     let refused = |problem: Refused| (Checked::Token, problem);
     let misconfigured =
         || refused(Problem::forbidden("rule_not_grantable", "the rule does not say which token").into());
@@ -235,7 +249,7 @@ pub async fn presented(
     )?;
     let bound = [(met.certificate, Binding::Certificate), (met.dpop, Binding::Dpop)];
     let bound_to = bound.into_iter().filter(|(met, _)| *met).map(|(_, binding)| binding).collect();
-    Ok(Shown::Token(Box::new(Token::new(&verified, bound_to))))
+    Ok((verified, bound_to))
 }
 
 /// The token itself, whoever presents it. Remembered for a short time, for this rule.

@@ -17,11 +17,12 @@ use super::{
     callers::{Known, Owned, holder_names},
     clock,
     control::Who,
-    granting::{refusal, revoked_reason, rule_named, verified_by_control},
+    granting::{is_used_up, refusal, revoked_reason, rule_named, verified_by_control},
 };
 use crate::{
     audit::record::Record,
     decisions::{
+        self, Outcome, Subject,
         call::{Actor, Agent, Call, Delegation},
         kept::{KeptError, Wanted},
     },
@@ -30,7 +31,7 @@ use crate::{
         proof::{Acted as Called, Approved, Shown},
         terms,
     },
-    ipc::{Act, ActOutcome, Acted, Granted, Refusal, Ruling},
+    ipc::{Act, ActOutcome, Acted, Denied, Granted, Refusal},
     policy::model::Tool,
 };
 
@@ -39,30 +40,82 @@ const OUTCOMES: [&str; 7] = ["answered", "answered_error", "denied", "unapproved
 /// How long a permit lives whose rule does not say.
 const DEFAULT_TTL: Duration = Duration::from_secs(30);
 
+/// What the action policy says of a call.
+enum Ruling {
+    Allowed,
+    /// If one of these approves it.
+    Pending {
+        approvers: Vec<String>,
+    },
+    Denied {
+        reason: String,
+        message: String,
+    },
+}
+
 impl Daemon {
     /// Says what becomes of a call. Whatever it is, it is on record.
     pub fn act(&mut self, who: &Who, act: Act) -> Result<Acted, Refusal> {
         self.follow_policy();
         let known = self.known(who)?;
-        let (Owned::Workload { spiffe_id, .. }, Holder::Workload { name, cgroup, instance }) =
+        let (Owned::Workload { index, spiffe_id }, Holder::Workload { name, cgroup, instance }) =
             (&known.claimant, &known.holder)
         else {
             return Err(refusal("caller_not_local", "workloads ask on their own node's socket"));
         };
-        let Act { tool, arguments, ruling, policies, proofs } = act;
+        let index = *index;
+        let Act { tool, arguments, denied, proofs } = act;
         let agent =
             Agent { workload: name.clone(), cgroup: cgroup.clone(), instance: *instance, spiffe_id: spiffe_id.clone() };
         let mut proofs = verified_by_control(&proofs);
         let completed = self.complete_all(&mut proofs, Some(spiffe_id)).and_then(|()| self.only_own(&proofs));
         let call = Call { tool, arguments, agent, delegation: delegation(&proofs), policy: self.policy_digest() };
         let hash = call.hash();
-        proofs.push(Shown::Action(Box::new(Called { tool: call.tool.clone(), call: hash, policies })));
-        let outcome = match completed.and_then(|()| self.carry_out(who, &known, call, ruling, &mut proofs)) {
-            Ok(outcome) => outcome,
-            Err(refusal) => ActOutcome::Denied { refusal },
+        let ruled = match denied {
+            Some(Denied { reason, message, policies }) => Ok((Ruling::Denied { reason, message }, policies)),
+            // What control decided is not asked: nobody is let do anything by its word.
+            None => completed.and_then(|()| self.ruling(index, &call, &proofs)),
         };
+        let policies = ruled.as_ref().map_or_else(|_| Vec::new(), |(_, policies)| policies.clone());
+        let called = Called { tool: call.tool.clone(), call: hash, policies: policies.clone() };
+        proofs.push(Shown::Action(Box::new(called)));
+        let outcome = ruled.and_then(|(ruling, _)| self.carry_out(who, &known, call, ruling, &mut proofs));
+        let outcome = outcome.unwrap_or_else(|refusal| ActOutcome::Denied { refusal });
         self.report_act(who, &outcome, &proofs);
-        Ok(Acted { call: hash, outcome })
+        Ok(Acted { call: hash, policies, outcome })
+    }
+
+    /// What the action policy in force says.
+    fn ruling(&self, workload: usize, call: &Call, proofs: &[Shown]) -> Result<(Ruling, Vec<String>), Refusal> {
+        let model = &self.active.prepared.model;
+        let token = proofs.iter().find_map(|shown| match shown {
+            Shown::Token(token) => Some(token),
+            _ => None,
+        });
+        let subject = token.map(|token| Subject::of(token, model)).transpose();
+        let subject = subject.map_err(|error| refusal(error.reason(), error))?;
+        let decision = model.actions.decide(&decisions::Call {
+            workload,
+            spiffe_id: &call.agent.spiffe_id,
+            instance: &call.agent.cgroup,
+            tool: &call.tool,
+            arguments: call.arguments.map(),
+            subject: subject.as_ref(),
+            actors: token.map_or(&[], |token| &token.actors),
+            now: Timestamp::now(),
+        });
+        let ruling = match decision.outcome {
+            Outcome::Allowed => Ruling::Allowed,
+            Outcome::Pending(alternatives) => {
+                let mut approvers: Vec<String> = alternatives.into_iter().map(|way| way.name).collect();
+                approvers.dedup();
+                Ruling::Pending { approvers }
+            }
+            Outcome::Denied(denial) => {
+                Ruling::Denied { reason: denial.reason().to_owned(), message: denial.to_string() }
+            }
+        };
+        Ok((ruling, decision.policies))
     }
 
     fn carry_out(
@@ -84,10 +137,7 @@ impl Daemon {
             return Err(refusal(revoked_reason(&found), format!("{} was revoked", found.kind())));
         }
         let approvers = match ruling {
-            Ruling::Denied { reason } => {
-                let message = "the action policy does not permit the call";
-                return Err(Refusal { reason, message: message.to_owned() });
-            }
+            Ruling::Denied { reason, message } => return Err(Refusal { reason, message }),
             Ruling::Allowed => None,
             Ruling::Pending { approvers } => Some(approvers),
         };
@@ -202,7 +252,7 @@ impl Daemon {
         let Some(live) = self.ledger.grants.at(event.grant) else { return };
         let id = live.given.id;
         let Some(permit) = self.writer.permit(event.grant) else { return };
-        if permit.begun < permit.most_begun.into() && permit.bytes < permit.most_bytes {
+        if !is_used_up(permit) {
             return;
         }
         let commands = self.ledger.grants.use_up(&id);
@@ -241,7 +291,7 @@ impl Daemon {
 fn delegation(proofs: &[Shown]) -> Option<Delegation> {
     proofs.iter().find_map(|shown| match shown {
         Shown::Token(token) => Some(Delegation {
-            issuer: token.iss.clone(),
+            issuer: token.subject_issuer.clone().unwrap_or_else(|| token.iss.clone()),
             subject: token.subject.clone().unwrap_or_default(),
             actors: token.actors.iter().map(|subject| Actor { issuer: None, subject: subject.clone() }).collect(),
         }),

@@ -80,6 +80,7 @@ impl Daemon {
             self.tries_others()?;
         }
         self.report_loaded(&loaded);
+        self.follow_policy();
         self.review_grants();
         self.place_nodes();
         tracing::info!(

@@ -6,7 +6,13 @@
 use jiff::{SignedDuration, Timestamp};
 use nix::unistd::{User, gethostname};
 
-use super::{Daemon, callers::Owned, control::Who, granting::refusal, trust::Trust};
+use super::{
+    Daemon,
+    callers::Owned,
+    control::Who,
+    granting::{refusal, revoked_reason},
+    trust::Trust,
+};
 use crate::{
     audit::record::{Record, format_time},
     decisions::{
@@ -16,7 +22,8 @@ use crate::{
         notify::Notice,
     },
     digest::Digest,
-    ipc::{Message, Refusal},
+    grants::proof,
+    ipc::{Fresh, Message, Refusal},
     policy::{
         file::Kind,
         model::{Approvers, Model},
@@ -63,20 +70,18 @@ impl Daemon {
     }
 
     /// The same of somebody who is connected to the workloads' socket: a person, and never one who acts for people.
-    pub fn approve(
-        &mut self,
-        who: &Who,
-        question: Question,
-        token: Option<TokenFacts>,
-    ) -> Result<asked::Answer, Refusal> {
+    pub fn approve(&mut self, who: &Who, question: Question, token: Option<Fresh>) -> Result<asked::Answer, Refusal> {
+        let token = token.map(|token| self.fresh(token)).transpose()?;
         let uid = match who {
             Who::Admin { uid } => *uid,
             Who::Local(attested) => {
+                // A cgroup that is gone, or not known yet, is nobody's.
+                self.follow_cgroups().map_err(|error| refusal("unavailable", error))?;
                 let model = &self.active.prepared.model;
                 let is_person = match self.known(who).map(|known| known.claimant) {
                     Ok(Owned::Workload { index, .. }) => model.workloads[index].kind == Kind::Person,
                     Ok(Owned::Address(_)) => false,
-                    Err(_) => true,
+                    Err(_) => self.is_unmanaged(&attested.cgroup),
                 };
                 if !is_person {
                     return Err(refusal("approval_by_workload", "people approve calls, and workloads do not"));
@@ -86,6 +91,32 @@ impl Daemon {
             Who::Remote { .. } => return Err(refusal("caller_not_local", "calls are approved on their own node")),
         };
         self.approvals(uid, question, token)
+    }
+
+    /// An approver's token, unless it has ended.
+    fn fresh(&self, fresh: Fresh) -> Result<TokenFacts, Refusal> {
+        let Fresh { mut token, acr, auth_time } = fresh;
+        if token.not_after <= Timestamp::now() {
+            return Err(refusal("token_expired", "the token has expired"));
+        }
+        self.complete(&mut token)?;
+        let facts = TokenFacts {
+            issuer_name: token.issuer.clone(),
+            issuer: token.iss.clone(),
+            subject: token.subject.clone().unwrap_or_default(),
+            audience: token.audience.clone(),
+            acr,
+            auth_time,
+        };
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        match proof::Shown::Token(Box::new(token))
+            .revocable()
+            .into_iter()
+            .find(|(name, since)| trust.is_revoked(name, *since))
+        {
+            Some((found, _)) => Err(refusal(revoked_reason(&found), format!("{} was revoked", found.kind()))),
+            None => Ok(facts),
+        }
     }
 
     /// Ends what was asked under another policy. Whoever asks or uses an approval comes here first; after the policy in force was
@@ -233,6 +264,7 @@ fn groups(model: &Model, uid_of: impl Fn(&str) -> Option<u32>) -> Vec<Group> {
             users: known.collect(),
             step_up: step_up.as_ref().map(|step_up| StepUp {
                 issuer: issuer(step_up.issuer),
+                audience: step_up.audience.clone(),
                 subjects: step_up.subjects.clone(),
                 acr: step_up.acr.clone(),
                 max_age: step_up.max_age.map(signed),
@@ -300,6 +332,7 @@ mod tests {
     fn names_become_users_and_unknown_ones_nobody() {
         let step_up = model::StepUp {
             issuer: 7,
+            audience: "approvals".to_owned(),
             subjects: vec!["alice".to_owned()],
             acr: vec!["phr".to_owned()],
             max_age: Some(Duration::from_secs(300)),

@@ -94,6 +94,12 @@ impl Daemon {
     }
 
     /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
+    /// Whether a cgroup is there that no workload has.
+    pub(super) fn is_unmanaged(&self, cgroup: &str) -> bool {
+        let Some(path) = self.base.below(cgroup) else { return true };
+        self.tree.nearest(&path).is_some_and(|entry| entry.workload == UNMANAGED)
+    }
+
     fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
         let entry = self.tree.nearest(path)?;
         (entry.workload != UNMANAGED).then(|| {

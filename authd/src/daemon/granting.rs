@@ -11,7 +11,7 @@ use std::{
 
 use authd_common::{
     address::Address,
-    tables::{Grant, GrantKey},
+    tables::{Grant, GrantKey, Permit},
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -40,7 +40,7 @@ use crate::{
         network::from_ip,
     },
     proofs::x509::identity::VerifiedCertificate,
-    store::{grants::Grant as Row, revocations::Revocation, revoked::Revoked},
+    store::{StoreError, grants::Grant as Row, revocations::Revocation, revoked::Revoked},
 };
 
 /// How long a grant lives whose rule does not say.
@@ -115,6 +115,11 @@ impl Ledger {
 
 pub(super) fn refusal(reason: &str, message: impl ToString) -> Refusal {
     Refusal { reason: reason.to_owned(), message: message.to_string() }
+}
+
+/// Whether a permit lets nothing more begin.
+pub(super) fn is_used_up(permit: Permit) -> bool {
+    permit.begun >= permit.most_begun.into() || permit.bytes >= permit.most_bytes
 }
 
 impl Daemon {
@@ -348,7 +353,9 @@ impl Daemon {
         let is_vouched_for = |shown: &Shown| match shown {
             Shown::Mtls(found) => is_meant(found),
             Shown::Node(vouched) => is_meant(&vouched.certificate),
-            Shown::Token(_) | Shown::ApiKey(_) | Shown::Action(_) | Shown::Approval(_) => false,
+            // Exchanged by whoever showed the certificate.
+            Shown::Token(token) => token.ends_with.iter().any(|(found, _)| *found == name),
+            Shown::ApiKey(_) | Shown::Action(_) | Shown::Approval(_) => false,
         };
         let rests =
             |id: &&Id| self.ledger.grants.get(id).is_some_and(|live| live.given.proofs.iter().any(is_vouched_for));
@@ -357,6 +364,7 @@ impl Daemon {
             let effect = self.end_grants(&ids, "grant_revoked", Some(&name));
             self.metrics.revoked(&effect);
         }
+        self.forget_tokens(&name);
         self.end_node_keys(is_meant);
     }
 
@@ -539,6 +547,10 @@ impl Daemon {
             self.writer.follow(&commands)?;
             self.directory.granted(grant, id);
             kept.insert(row.slot, row.serial);
+            if self.writer.permit(grant).is_some_and(is_used_up) {
+                let commands = self.ledger.grants.use_up(&id);
+                self.writer.follow(&commands)?;
+            }
         }
         // A live slot that nothing explains is nobody's.
         for (at, slot) in slots.iter().enumerate() {
@@ -567,10 +579,12 @@ impl Daemon {
         let (rows, gone) = (std::mem::take(&mut self.ledger.unsaved), std::mem::take(&mut self.ledger.unremoved));
         let Ok(trust) = &self.trust else { return };
         let live = rows.iter().filter(|row| !gone.contains(&row.given.id));
-        let saved = trust.store().put_grants(live).and_then(|()| trust.store().remove_grants(gone.iter().copied()));
-        if let Err(error) = saved {
-            tracing::error!(%error, "grants are not on disk: a restart would end them");
+        let lost = |error: StoreError| tracing::error!(%error, "grants are not on disk: a restart would end them");
+        if trust.store().put_grants(live.clone()).is_err() {
+            // One that cannot be kept takes none of the others along.
+            live.for_each(|row| trust.store().put_grants([row]).unwrap_or_else(lost));
         }
+        trust.store().remove_grants(gone.iter().copied()).unwrap_or_else(lost);
     }
 
     fn forget_names(&mut self, live: &Live) {

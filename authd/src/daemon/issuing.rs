@@ -12,6 +12,7 @@ use super::{
     callers::{Owned, holder_names},
     control::Who,
     granting::{refusal, revoked_reason},
+    servers::Admitted,
 };
 use crate::{
     audit::record::Record,
@@ -60,10 +61,12 @@ pub enum IssuingError {
 }
 
 /// Who wants to act, under the policy in force.
-pub(super) struct Actor {
+pub struct Actor {
     pub named: Vec<model::Actor>,
     pub spiffe_id: String,
     pub tenant: Option<String>,
+    /// The workload or peer whose share of what there is at one time it uses.
+    pub share: String,
     /// By what else it is revoked.
     pub names: Vec<Revoked>,
 }
@@ -102,6 +105,17 @@ impl Daemon {
         }
         if let Err(error) = issuing.ring.due(now).map_err(IssuingError::from).and_then(|due| self.change_keys(due)) {
             tracing::error!(%error, "the keys that sign tokens");
+        }
+    }
+
+    /// Tokens end that somebody got by what is revoked by another one than this node's operators.
+    pub(super) fn forget_tokens(&mut self, name: &Revoked) {
+        let Some(issuing) = &mut self.issuing else { return };
+        let over = issuing.tokens.forget(name);
+        if let (Ok(trust), false) = (&self.trust, over.is_empty())
+            && let Err(error) = trust.store().remove_issued_tokens(&over)
+        {
+            tracing::error!(%error, "tokens that have ended would be believed after a restart");
         }
     }
 
@@ -211,10 +225,13 @@ impl Daemon {
         if let Some((found, _)) = ends_with.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
             return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
         }
-        issuing.tokens.admits(&actor.spiffe_id, &ends_with).map_err(|error| refusal(error.reason(), error))?;
+        issuing
+            .tokens
+            .admits(&actor.spiffe_id, &actor.share, &ends_with)
+            .map_err(|error| refusal(error.reason(), error))?;
         let model = &self.active.prepared.model;
         let (delegation, exchanged) = by_delegation(model, &issuing.url, &actor, &subject, wanted, now)?;
-        let signed = self.sign(&delegation, &exchanged, actor.spiffe_id, ends_with, record)?;
+        let signed = self.sign(&delegation, &exchanged, &actor, ends_with, record)?;
         let Exchanged { scopes, expires, confirmation, .. } = exchanged;
         Ok(ExchangedToken { text: signed, scopes, expires, dpop: confirmation.jkt.is_some() })
     }
@@ -228,36 +245,21 @@ impl Daemon {
         token: Option<proof::Token>,
     ) -> Result<ExchangedToken, Refusal> {
         let now = Timestamp::now();
-        let actor = self.actor(who, None)?;
-        if !matches!(actor.named[..], [model::Actor::Workload(_)]) {
-            return Err(refusal("caller_not_local", "workloads ask on their own node's socket"));
-        }
-        let mut proofs: Vec<Shown> = token.into_iter().map(|token| Shown::Token(Box::new(token))).collect();
-        self.complete_all(&mut proofs, Some(&actor.spiffe_id))?;
-        self.only_own(&proofs)?;
+        let Admitted { at, actor, token, ends_with } = self.admit_to_server(who, server, token)?;
         let Some(issuing) = &self.issuing else {
             return Err(refusal("exchange_unavailable", "this node issues no tokens"));
         };
-        let model = &self.active.prepared.model;
-        let server = model.mcp_servers.iter().find(|known| known.name == server);
-        let (server, audience) = server
-            .and_then(|server| Some((server, server.audience.clone()?)))
-            .ok_or_else(|| refusal("mcp_server_unknown", "the policy has no such server that takes tokens"))?;
-        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
-        let mut ends_with: Vec<(Revoked, Option<Timestamp>)> = proofs.iter().flat_map(Shown::revocable).collect();
-        ends_with.extend(actor.names.iter().map(|name| (name.clone(), Some(now))));
-        if let Some((found, _)) = ends_with.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
-            return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
-        }
-        issuing.tokens.admits(&actor.spiffe_id, &ends_with).map_err(|error| refusal(error.reason(), error))?;
-        let shown = proofs.iter().find_map(|shown| match shown {
-            Shown::Token(token) => Some(token),
-            _ => None,
-        });
+        let server = &self.active.prepared.model.mcp_servers[at];
+        let audience = server.audience.clone();
+        let audience = audience.ok_or_else(|| refusal("mcp_server_unknown", "this server takes no tokens"))?;
+        issuing
+            .tokens
+            .admits(&actor.spiffe_id, &actor.share, &ends_with)
+            .map_err(|error| refusal(error.reason(), error))?;
         let end = now.checked_add(DOWNSTREAM_TTL).unwrap_or(now);
-        let expires = shown.map_or(end, |token| token.not_after.min(end));
+        let expires = token.as_ref().map_or(end, |token| token.not_after.min(end));
         // The present one outermost (RFC 8693, 4.1); whoever acts for nobody is the subject itself.
-        let chain = shown.map_or_else(|| vec![actor.spiffe_id.clone()], |token| token.actors.clone());
+        let chain = token.as_ref().map_or_else(|| vec![actor.spiffe_id.clone()], |token| token.actors.clone());
         let act = chain.iter().rev().fold(None, |inner: Option<Map<String, Value>>, who| {
             let mut act = Map::from_iter([("sub".to_owned(), Value::from(who.as_str()))]);
             if let Some(inner) = inner {
@@ -265,23 +267,32 @@ impl Daemon {
             }
             Some(act)
         });
+        // Who acts for somebody does no more there than that one's token lets it do.
+        let mut scopes = server.scopes.clone();
+        if let Some(token) = &token {
+            scopes.retain(|scope| token.scopes.contains(scope));
+        }
         let exchanged = Exchanged {
-            subject: shown.and_then(|token| token.subject.clone()).unwrap_or_else(|| actor.spiffe_id.clone()),
+            subject: token.as_ref().and_then(|token| token.subject.clone()).unwrap_or_else(|| actor.spiffe_id.clone()),
             audience: vec![audience],
-            scopes: server.scopes.clone(),
+            scopes,
             issued_at: now,
             expires,
             confirmation: Confirmation::default(),
             act: act.unwrap_or_default(),
             may_act: None,
             tenant: actor.tenant.clone(),
+            subject_issuer: token
+                .as_ref()
+                .and_then(|token| token.subject_issuer.clone())
+                .unwrap_or_else(|| issuing.url.clone()),
         };
         let name = format!("mcp_server {}", server.name);
         let mut record = Record::event("token_exchanged");
-        record.proofs = proofs.iter().map(Shown::told).collect();
+        record.proofs = token.iter().map(|token| Shown::Token(Box::new(token.clone())).told()).collect();
         record.verdict = Some("allowed".to_owned());
         record.reason = Some("mcp_server".to_owned());
-        let text = self.sign(&name, &exchanged, actor.spiffe_id, ends_with, &mut record)?;
+        let text = self.sign(&name, &exchanged, &actor, ends_with, &mut record)?;
         self.describe(who, &mut record);
         self.report(record);
         Ok(ExchangedToken { text, scopes: exchanged.scopes, expires, dpop: false })
@@ -292,7 +303,7 @@ impl Daemon {
         &mut self,
         delegation: &str,
         exchanged: &Exchanged,
-        actor: String,
+        actor: &Actor,
         ends_with: Vec<(Revoked, Option<Timestamp>)>,
         record: &mut Record,
     ) -> Result<String, Refusal> {
@@ -303,12 +314,15 @@ impl Daemon {
         let key = key.ok_or_else(|| refusal("exchange_unavailable", "there is no key that signs now"))?;
         let failed = |error: KeyError| refusal("unavailable", error);
         let jti = Id::random().map_err(|error| refusal("unavailable", error))?.to_string();
+        let kid = key.kid().to_owned();
         let signed = key.sign(&issuer::claims(&issuing.url, &jti, exchanged)).map_err(failed)?;
         let issued = Issued {
             jti,
+            kid,
             hash: Digest::from_bytes(signed.hash),
             delegation: delegation.to_owned(),
-            actor,
+            actor: actor.spiffe_id.clone(),
+            share: actor.share.clone(),
             token: exchanged.clone(),
             ends_with,
         };
@@ -343,6 +357,7 @@ impl Daemon {
             Owned::Workload { index, spiffe_id } => Ok(Actor {
                 named: vec![model::Actor::Workload(index)],
                 spiffe_id,
+                share: format!("workload {}", model.workloads[index].name),
                 tenant: model.workloads[index].tenant.clone(),
                 names: holder_names(&known.holder, &[], model),
             }),
@@ -368,7 +383,9 @@ impl Daemon {
                 names.push(Revoked::SpiffeId(spiffe_id.as_str().to_owned()));
                 let agents = peers.iter().filter(|index| model.peers[**index].kind == Kind::Agent);
                 names.extend(agents.map(|index| Revoked::Agent(model.peers[*index].name.clone())));
+                let share = peers.first().map(|index| model.peers[*index].name.as_str()).unwrap_or_default();
                 Ok(Actor {
+                    share: format!("peer {share}"),
                     tenant: peers.first().and_then(|index| model.peers[*index].tenant.clone()),
                     named: peers.into_iter().map(model::Actor::Peer).collect(),
                     spiffe_id: spiffe_id.as_str().to_owned(),
@@ -389,14 +406,20 @@ impl Daemon {
     /// What a token says and by what it ends. Of one of this node's own, control is believed nothing but that it was shown.
     pub(super) fn complete(&self, token: &mut proof::Token) -> Result<(), Refusal> {
         token.ends_with.clear();
+        token.subject_issuer = None;
         let Some(known) = self.remembered(&token.iss, token.jti.as_ref(), token.hash)? else { return Ok(()) };
-        let Exchanged { subject, audience, scopes, issued_at, expires, act, .. } = known.token.clone();
+        let Exchanged { subject, audience, scopes, issued_at, expires, act, confirmation, subject_issuer, .. } =
+            known.token.clone();
         token.subject = Some(subject);
         token.audience = audience;
         token.scopes = scopes;
         token.issued_at = Some(issued_at);
         token.not_after = expires;
         token.actors = exchange::actors(Some(&act)).unwrap_or_default().into_iter().map(str::to_owned).collect();
+        token.client_id = token.actors.first().cloned();
+        token.bound_to = proof::Binding::of(&confirmation);
+        token.key_id = Some(known.kid.clone());
+        token.subject_issuer = Some(subject_issuer);
         token.ends_with.clone_from(&known.ends_with);
         Ok(())
     }
@@ -405,8 +428,18 @@ impl Daemon {
     fn completed(&self, token: &VerifiedToken) -> Result<VerifiedToken, Refusal> {
         let known = self.remembered(&token.issuer, token.jti.as_ref(), Digest::from_bytes(token.token_hash))?;
         let Some(known) = known else { return Ok(token.clone()) };
-        let Exchanged { subject, audience, scopes, issued_at, expires, confirmation, act, may_act, tenant } =
-            known.token.clone();
+        let Exchanged {
+            subject,
+            audience,
+            scopes,
+            issued_at,
+            expires,
+            confirmation,
+            act,
+            may_act,
+            tenant,
+            subject_issuer,
+        } = known.token.clone();
         Ok(VerifiedToken {
             issuer_name: OWN_ISSUER.to_owned(),
             subject: Some(subject),
@@ -419,6 +452,8 @@ impl Daemon {
             act: Some(act),
             may_act,
             tenant,
+            subject_issuer: Some(subject_issuer),
+            key_id: Some(known.kid.clone()),
             ..token.clone()
         })
     }

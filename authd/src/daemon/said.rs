@@ -48,6 +48,11 @@ pub(super) fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut 
             let result = who(control, connection).and_then(|who| daemon.downstream(&who, &server, token));
             answer(control, question, result, |token| ToControl::Exchanged { question, token: Box::new(token) });
         }
+        FromControl::Admit { question, connection, server, token } => {
+            let token = token.map(|token| *token);
+            let result = who(control, connection).and_then(|who| daemon.admit_to_server(&who, &server, token));
+            answer(control, question, result, |_| ToControl::Returned { question });
+        }
         FromControl::Launch { question, connection, server } => {
             let result = who(control, connection).and_then(|who| daemon.launch(&who, question, &server));
             if let Err(refusal) = result {

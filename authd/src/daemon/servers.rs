@@ -13,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use self::process::{Plan, StartError};
@@ -20,12 +21,17 @@ use super::{
     Daemon,
     control::{Control, Who},
     granting::{refusal, revoked_reason},
+    issuing::Actor,
 };
 use crate::{
     audit::record::Record,
-    grants::Id,
+    grants::{
+        Id,
+        proof::{self, Shown},
+    },
     ipc::{Question, Refusal, ToControl},
     policy::model::{self, Reach},
+    store::revoked::Revoked,
 };
 
 /// Servers at one time.
@@ -45,6 +51,17 @@ struct Running {
     name: String,
     caller: Who,
     began: Instant,
+}
+
+/// A caller that may use a server.
+pub struct Admitted {
+    /// Where the policy has the server.
+    pub at: usize,
+    pub actor: Actor,
+    /// By which it acts for somebody, as this node remembers it.
+    pub token: Option<proof::Token>,
+    /// By whose revocation it ends that it may.
+    pub ends_with: Vec<(Revoked, Option<Timestamp>)>,
 }
 
 /// What became of one.
@@ -141,25 +158,46 @@ impl Daemon {
 
     /// What to start, if the policy has it and the caller may call a tool of it.
     fn plan(&self, who: &Who, server: &str) -> Result<Plan, Refusal> {
+        let Admitted { at, .. } = self.admit_to_server(who, server, None)?;
+        match &self.active.prepared.model.mcp_servers[at].reach {
+            Reach::Command { argv, user, environment } => {
+                Ok(Plan { argv: argv.clone(), user: user.clone(), environment: environment.clone() })
+            }
+            Reach::Url(_) => Err(refusal("mcp_server_unknown", "the policy has no such server that is started")),
+        }
+    }
+
+    /// Whether a workload of this node may use a server of the policy now: for itself, or by a token of this node's own.
+    pub fn admit_to_server(&self, who: &Who, server: &str, token: Option<proof::Token>) -> Result<Admitted, Refusal> {
         let actor = self.actor(who, None)?;
         let [model::Actor::Workload(index)] = actor.named[..] else {
-            return Err(refusal("caller_not_local", "servers are started for workloads of this node"));
+            return Err(refusal("caller_not_local", "workloads ask on their own node's socket"));
         };
         let model = &self.active.prepared.model;
         let at = model.mcp_servers.iter().position(|known| known.name == server);
-        let Some((at, Reach::Command { argv, user, environment })) = at.map(|at| (at, &model.mcp_servers[at].reach))
-        else {
-            return Err(refusal("mcp_server_unknown", "the policy has no such server that is started"));
-        };
+        let at = at.ok_or_else(|| refusal("mcp_server_unknown", "the policy has no such MCP server"))?;
         let callable = model.actions.may_call(index);
         if !model.tools.iter().any(|tool| tool.server == Some(at) && callable.contains(&tool.name.as_str())) {
             return Err(refusal("mcp_server_not_allowed", "no policy lets the caller call a tool of this server"));
         }
-        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
-        if let Some(name) = actor.names.iter().find(|name| trust.is_revoked(name, None)) {
-            return Err(refusal(revoked_reason(name), format!("{} was revoked", name.kind())));
+        let mut proofs: Vec<Shown> = token.into_iter().map(|token| Shown::Token(Box::new(token))).collect();
+        self.complete_all(&mut proofs, Some(&actor.spiffe_id))?;
+        self.only_own(&proofs)?;
+        let now = Timestamp::now();
+        let token = proofs.into_iter().find_map(|shown| match shown {
+            Shown::Token(token) => Some(*token),
+            _ => None,
+        });
+        if token.as_ref().is_some_and(|token| token.not_after <= now) {
+            return Err(refusal("token_expired", "the token has expired"));
         }
-        Ok(Plan { argv: argv.clone(), user: user.clone(), environment: environment.clone() })
+        let shown = token.iter().flat_map(|token| Shown::Token(Box::new(token.clone())).revocable());
+        let ends_with: Vec<_> = shown.chain(actor.names.iter().map(|name| (name.clone(), Some(now)))).collect();
+        let trust = self.trust.as_ref().map_err(|error| refusal("store_unusable", error))?;
+        if let Some((found, _)) = ends_with.iter().find(|(name, since)| trust.is_revoked(name, *since)) {
+            return Err(refusal(revoked_reason(found), format!("{} was revoked", found.kind())));
+        }
+        Ok(Admitted { at, actor, token, ends_with })
     }
 
     pub(super) fn server_happened(&mut self, control: &mut Control, event: Event) {

@@ -25,6 +25,8 @@ use crate::digest::Digest;
 
 /// Calls of one instance of an agent that may wait, or be approved and not used, at one time.
 pub const PER_AGENT: usize = 16;
+/// And of all instances of one workload: others wait too.
+pub const PER_WORKLOAD: usize = MOST / 4;
 /// Entries of all agents, ended ones included.
 pub const MOST: usize = 1024;
 /// Bytes of their arguments.
@@ -78,6 +80,8 @@ pub enum ApprovalError {
     WrongIssuer,
     #[error("the token is about somebody else than these approvers")]
     WrongSubject,
+    #[error("the token is not meant for approvals: its `aud` is not the approvers' `audience`")]
+    WrongAudience,
     #[error("the token does not say that its subject authenticated as strongly as these approvers have to (`acr`)")]
     Acr,
     #[error(
@@ -110,6 +114,7 @@ impl ApprovalError {
             Self::StepUpRequired => "approval_step_up_required",
             Self::WrongIssuer => "approval_wrong_issuer",
             Self::WrongSubject => "approval_wrong_subject",
+            Self::WrongAudience => "approval_wrong_audience",
             Self::Acr => "approval_acr",
             Self::AuthTime => "approval_auth_time",
             Self::TextTooLong => "approval_text_too_long",
@@ -235,7 +240,12 @@ impl Approvals {
                 return Ok(Requested { id: known.id, granted, until, told: None, changed, forgotten: Vec::new() });
             }
         }
-        if self.entries.values().filter(|entry| entry.is_live() && entry.call.agent == call.agent).count() >= PER_AGENT
+        let live = |is_same: &dyn Fn(&Agent) -> bool| {
+            self.entries.values().filter(|entry| entry.is_live() && is_same(&entry.call.agent)).count()
+        };
+        let Agent { workload, .. } = &call.agent;
+        if live(&|agent| *agent == call.agent) >= PER_AGENT
+            || live(&|agent| agent.workload == *workload) >= PER_WORKLOAD
         {
             return Err(ApprovalError::TooMany);
         }

@@ -95,6 +95,8 @@ impl Kept {
         let told = self.approvals.grant(now, id, approver)?;
         if let Err(error) = self.keep(store, &[told.id]) {
             if let Some(before) = before {
+                // What failed may have been written all the same; a yes that nobody knows of must not come back.
+                let _ = store.put_approvals_later([&before]);
                 self.approvals.put(before);
             }
             return Err(error.into());

@@ -80,6 +80,16 @@ fn idle(model: &Model, warnings: &mut Vec<Diagnostic>) {
             ));
         }
     }
+    for rule in model.rules.iter().filter(|rule| rule.permit.is_some()) {
+        if !model.tools.iter().any(|tool| tool.permit.as_ref() == Some(&rule.name)) {
+            warnings.push(Diagnostic::warning(
+                "unused",
+                rule.place.clone(),
+                format!("nothing opens rule `{}`: it asks for an action, and no tool's `permit` names it", rule.name),
+                "name it in a tool's `permit`, or remove it",
+            ));
+        }
+    }
     for policy in model.actions.idle() {
         warnings.push(Diagnostic::warning(
             "idle_policy",

@@ -20,7 +20,7 @@ pub mod schema;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::proofs::json::Limits;
+use crate::{grants::proof::Token, policy::model::Model, proofs::json::Limits};
 
 pub use self::{
     actions::{Actions, Policy, Prepared},
@@ -65,6 +65,37 @@ pub struct Subject {
     pub audience: Vec<String>,
     /// `client_id`
     pub client: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the policy does not name the issuer whose subject the token is about")]
+pub struct SubjectError;
+
+impl SubjectError {
+    pub fn reason(self) -> &'static str {
+        "token_wrong_issuer"
+    }
+}
+
+impl Subject {
+    /// The subject of a token: of one of this node's own, that of the issuer whose token was exchanged at first.
+    pub fn of(token: &Token, model: &Model) -> Result<Self, SubjectError> {
+        let first = token.subject_issuer.as_ref().filter(|first| **first != token.iss);
+        let issuer = match first {
+            None => token.issuer.clone(),
+            Some(first) => {
+                let known = model.issuers.iter().find(|issuer| issuer.issuer == *first);
+                known.ok_or(SubjectError)?.name.clone()
+            }
+        };
+        Ok(Self {
+            issuer,
+            id: token.subject.clone().unwrap_or_default(),
+            scopes: token.scopes.clone(),
+            audience: token.audience.clone(),
+            client: token.client_id.clone(),
+        })
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

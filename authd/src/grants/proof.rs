@@ -65,6 +65,9 @@ pub struct Token {
     /// Who acts by it for the subject, the present one first: SPIFFE IDs, or what other issuers call them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub actors: Vec<String>,
+    /// Of a token of this node's own: the issuer who calls the subject so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject_issuer: Option<String>,
 }
 
 /// For whom a node vouches, and the certificate that it showed itself.
@@ -181,6 +184,7 @@ impl Token {
             not_after: token.not_after,
             ends_with: Vec::new(),
             actors: actors.into_iter().map(str::to_owned).collect(),
+            subject_issuer: token.subject_issuer.clone(),
         }
     }
 }

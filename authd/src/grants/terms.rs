@@ -414,6 +414,7 @@ mod tests {
             key_id: None,
             bound_to: vec![Binding::Dpop],
             ends_with: Vec::new(),
+            subject_issuer: None,
             actors: Vec::new(),
             issued_at: None,
             not_after: hour(),

@@ -9,7 +9,7 @@ use crate::{
         approvals,
         call::{Arguments, CallHash},
     },
-    grants::proof::Shown,
+    grants::proof::{Shown, Token},
     proofs::{
         claims::{Confirmation, VerifiedToken},
         exchange::Asked,
@@ -17,32 +17,39 @@ use crate::{
     },
 };
 
-/// A call of a tool, as control decided about it.
+/// A call of a tool. Dataplane decides about it itself, unless control has found already that it is denied.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Act {
     /// As the policy calls it.
     pub tool: String,
     pub arguments: Arguments,
-    pub ruling: Ruling,
-    /// Names of the action policies that decided.
-    pub policies: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denied: Option<Denied>,
     /// By what the caller acts for somebody, and what else its permit asks for.
     pub proofs: Vec<Shown>,
 }
 
-/// What the action policy says of a call.
+/// Why the action policy does not let a call pass.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "ruling", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Ruling {
-    Allowed,
-    /// If one of these approves it.
-    Pending {
-        approvers: Vec<String>,
-    },
-    Denied {
-        reason: String,
-    },
+#[serde(deny_unknown_fields)]
+pub struct Denied {
+    pub reason: String,
+    /// For whoever called.
+    pub message: String,
+    /// Names of the action policies that decided.
+    pub policies: Vec<String>,
+}
+
+/// An approver's token, as it was verified in his hands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fresh {
+    pub token: Token,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acr: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth_time: Option<Timestamp>,
 }
 
 /// What became of it.
@@ -50,6 +57,8 @@ pub enum Ruling {
 #[serde(deny_unknown_fields)]
 pub struct Acted {
     pub call: CallHash,
+    /// Names of the action policies that decided.
+    pub policies: Vec<String>,
     pub outcome: ActOutcome,
 }
 

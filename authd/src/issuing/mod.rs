@@ -16,6 +16,8 @@ use crate::{digest::Digest, proofs::exchange::Exchanged, store::revoked::Revoked
 const MAX_ISSUED: usize = 16_384;
 /// Of these, of one actor.
 const MAX_PER_ACTOR: usize = 1024;
+/// And of all instances of one workload, or of one peer.
+const MAX_PER_SHARE: usize = MAX_ISSUED / 4;
 /// Bytes of everything by which one token ends: grants keep it too.
 const MAX_NAMES: usize = 6 << 10;
 
@@ -24,11 +26,15 @@ const MAX_NAMES: usize = 6 << 10;
 #[serde(deny_unknown_fields)]
 pub struct Issued {
     pub jti: String,
+    /// By which key it is signed.
+    pub kid: String,
     /// [`crate::proofs::claims::VerifiedToken::token_hash`]
     pub hash: Digest,
     pub delegation: String,
     /// SPIFFE ID.
     pub actor: String,
+    /// The workload or peer that it is.
+    pub share: String,
     /// All that it says: of a token of the node's own nobody is asked what it is worth.
     pub token: Exchanged,
     /// Everything besides itself by whose revocation it ends, and since when that exists: the token that it was exchanged for, and
@@ -64,6 +70,7 @@ impl IssueError {
 pub struct Tokens {
     live: HashMap<String, Issued>,
     of_actor: HashMap<String, usize>,
+    of_share: HashMap<String, usize>,
 }
 
 impl Tokens {
@@ -86,11 +93,17 @@ impl Tokens {
     }
 
     /// Whether there is room for one more.
-    pub fn admits(&self, actor: &str, ends_with: &[(Revoked, Option<Timestamp>)]) -> Result<(), IssueError> {
+    pub fn admits(
+        &self,
+        actor: &str,
+        share: &str,
+        ends_with: &[(Revoked, Option<Timestamp>)],
+    ) -> Result<(), IssueError> {
         if self.live.len() >= MAX_ISSUED {
             return Err(IssueError::Full);
         }
-        if self.of_actor.get(actor).is_some_and(|count| *count >= MAX_PER_ACTOR) {
+        let is_full = |counts: &HashMap<String, usize>, name: &str, most| counts.get(name).is_some_and(|n| *n >= most);
+        if is_full(&self.of_actor, actor, MAX_PER_ACTOR) || is_full(&self.of_share, share, MAX_PER_SHARE) {
             return Err(IssueError::TooMany);
         }
         let mut bytes = 0;
@@ -107,21 +120,34 @@ impl Tokens {
 
     pub fn enter(&mut self, issued: Issued) {
         *self.of_actor.entry(issued.actor.clone()).or_default() += 1;
+        *self.of_share.entry(issued.share.clone()).or_default() += 1;
         self.live.insert(issued.jti.clone(), issued);
     }
 
     /// Forgets those that have expired; their ids.
     pub fn expire(&mut self, now: Timestamp) -> Vec<String> {
+        self.remove(|issued| issued.token.expires <= now)
+    }
+
+    /// Forgets those that end with something; their ids.
+    pub fn forget(&mut self, name: &Revoked) -> Vec<String> {
+        self.remove(|issued| issued.ends_with.iter().any(|(found, _)| found == name))
+    }
+
+    fn remove(&mut self, is_over: impl Fn(&Issued) -> bool) -> Vec<String> {
         let over: Vec<String> =
-            self.live.values().filter(|issued| issued.token.expires <= now).map(|issued| issued.jti.clone()).collect();
-        for jti in &over {
-            let Some(issued) = self.live.remove(jti) else { continue };
-            if let Some(count) = self.of_actor.get_mut(&issued.actor) {
+            self.live.values().filter(|issued| is_over(issued)).map(|issued| issued.jti.clone()).collect();
+        let one_less = |counts: &mut HashMap<String, usize>, name: &str| {
+            if let Some(count) = counts.get_mut(name) {
                 *count -= 1;
                 if *count == 0 {
-                    self.of_actor.remove(&issued.actor);
+                    counts.remove(name);
                 }
             }
+        };
+        for issued in over.iter().filter_map(|jti| self.live.remove(jti)) {
+            one_less(&mut self.of_actor, &issued.actor);
+            one_less(&mut self.of_share, &issued.share);
         }
         over
     }
@@ -144,6 +170,7 @@ pub mod tests {
             act: Default::default(),
             may_act: None,
             tenant: None,
+            subject_issuer: "https://idp.example.org".into(),
         }
     }
 
@@ -154,9 +181,11 @@ pub mod tests {
     fn issued(number: usize, actor: &str) -> Issued {
         Issued {
             jti: number.to_string(),
+            kid: "k".into(),
             hash: Digest::of(b"x"),
             delegation: "d".into(),
             actor: actor.into(),
+            share: "workload w".into(),
             token: token("alice", noon() + SignedDuration::from_secs(number as i64)),
             ends_with: Vec::new(),
         }
@@ -165,15 +194,15 @@ pub mod tests {
     #[test]
     fn nobody_fills_the_memory_alone() {
         let mut tokens = Tokens::new((1..=MAX_PER_ACTOR).map(|number| issued(number, "a")).collect());
-        assert_eq!(tokens.admits("a", &[]), Err(IssueError::TooMany));
-        assert_eq!(tokens.admits("b", &[]), Ok(()));
+        assert_eq!(tokens.admits("a", "w", &[]), Err(IssueError::TooMany));
+        assert_eq!(tokens.admits("b", "w", &[]), Ok(()));
         assert_eq!(tokens.expire(noon() + SignedDuration::from_secs(1)), ["1"]);
-        assert_eq!(tokens.admits("a", &[]), Ok(()));
+        assert_eq!(tokens.admits("a", "w", &[]), Ok(()));
         assert!(tokens.get("1").is_none() && tokens.get("2").is_some());
         for number in 0..MAX_ISSUED - tokens.len() {
             tokens.enter(issued(10_000 + number, &format!("c{}", number / MAX_PER_ACTOR)));
         }
-        assert_eq!(tokens.admits("b", &[]), Err(IssueError::Full));
+        assert_eq!(tokens.admits("b", "w", &[]), Err(IssueError::Full));
         tokens.expire(noon() + SignedDuration::from_hours(1_000));
         assert!(tokens.is_empty() && tokens.of_actor.is_empty());
     }
@@ -182,10 +211,10 @@ pub mod tests {
     fn what_a_token_depends_on_has_a_bound() {
         let name = |n: usize| (Revoked::Issuer(format!("https://{n}.{}", "x".repeat(1000))), None);
         let names: Vec<_> = (0..6).map(name).collect();
-        assert_eq!(Tokens::default().admits("a", &names), Err(IssueError::TooLong));
-        assert_eq!(Tokens::default().admits("a", &names[..5]), Ok(()));
+        assert_eq!(Tokens::default().admits("a", "w", &names), Err(IssueError::TooLong));
+        assert_eq!(Tokens::default().admits("a", "w", &names[..5]), Ok(()));
         for odd in [Revoked::Instance("/a\nb".into()), Revoked::Workload(String::new())] {
-            assert_eq!(Tokens::default().admits("a", &[(odd, None)]), Err(IssueError::Nameless));
+            assert_eq!(Tokens::default().admits("a", "w", &[(odd, None)]), Err(IssueError::Nameless));
         }
     }
 }

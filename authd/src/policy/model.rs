@@ -555,6 +555,8 @@ pub struct Approvers {
 pub struct StepUp {
     /// By index.
     pub issuer: usize,
+    /// What their tokens are for.
+    pub audience: String,
     /// One of them.
     pub subjects: Vec<String>,
     /// One of them; any, if there are none.

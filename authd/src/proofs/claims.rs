@@ -19,6 +19,8 @@ use super::{
 pub const MAX_LEEWAY: Duration = Duration::from_secs(60);
 /// The claim of nodes' tokens that names the tenant of whoever acts. Others call other things so, and those are not looked at.
 pub const TENANT: &str = "urn:authd:tenant";
+/// The claim of nodes' tokens that names the issuer (`iss`) of the first token that was exchanged: who calls the subject so.
+pub const SUBJECT_ISSUER: &str = "urn:authd:subject_issuer";
 const MAX_TEXT_BYTES: usize = 1024;
 const MAX_AUDIENCES: usize = 64;
 const MAX_SCOPES: usize = 256;
@@ -113,6 +115,8 @@ pub struct VerifiedToken {
     pub may_act: Option<Map<String, Value>>,
     /// Of whoever acts; only tokens of nodes say so.
     pub tenant: Option<String>,
+    /// Whose subject it is, if not the issuer's own; only tokens of nodes say so.
+    pub subject_issuer: Option<String>,
     /// How, and when, the subject showed the issuer who it is (OpenID Connect Core 1.0, 2; RFC 9470, 6).
     pub acr: Option<String>,
     pub auth_time: Option<Timestamp>,
@@ -188,6 +192,7 @@ pub struct Claims {
     pub act: Option<Map<String, Value>>,
     pub may_act: Option<Map<String, Value>>,
     pub tenant: Option<String>,
+    pub subject_issuer: Option<String>,
     pub acr: Option<String>,
     pub auth_time: Option<Timestamp>,
 }
@@ -209,6 +214,7 @@ impl Claims {
             act: object(claims, "act")?,
             may_act: object(claims, "may_act")?,
             tenant: text(claims, TENANT)?,
+            subject_issuer: text(claims, SUBJECT_ISSUER)?,
             acr: text(claims, "acr")?,
             auth_time: date(claims, "auth_time")?,
         })
@@ -279,6 +285,7 @@ impl Claims {
             act: self.act,
             may_act: self.may_act,
             tenant: self.tenant,
+            subject_issuer: self.subject_issuer,
             acr: self.acr,
             auth_time: self.auth_time,
         }

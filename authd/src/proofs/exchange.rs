@@ -71,6 +71,8 @@ pub struct Exchanged {
     pub act: Map<String, Value>,
     pub may_act: Option<Map<String, Value>>,
     pub tenant: Option<String>,
+    /// Who calls the subject so: the issuer of the first token.
+    pub subject_issuer: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -172,15 +174,13 @@ pub fn exchange(
     let audience =
         narrowed(&token.audience, &allowed.audience, Some(&asked.audience).filter(|named| !named.is_empty()));
     let scopes = narrowed(&token.scopes, &allowed.scopes, asked.scopes.as_ref());
-    let mut act =
-        Map::from_iter([("iss".to_owned(), Value::from(actor.issuer)), ("sub".to_owned(), Value::from(actor.subject))]);
-    if let Some(before) = &token.act {
-        act.insert("act".to_owned(), Value::from(before.clone()));
-    }
+    let act = chain(actor, token.act.as_ref());
+    // Where another issuer's token says so, it is only that one's word.
+    let subject_issuer = token.subject_issuer.as_ref().filter(|_| is_of_a_node).unwrap_or(&token.issuer).clone();
     let audience = audience.filter(|named| !named.is_empty()).ok_or(ExchangeError::Audience)?;
     let scopes = scopes.ok_or(ExchangeError::Scope)?;
-    let may_act = token.may_act.iter().map(|may| Value::from(may.clone()).to_string().len());
-    let names = audience.iter().chain(&scopes).chain([&subject]).map(String::len).chain(may_act);
+    let objects = token.may_act.iter().chain([&act]).map(|object| Value::from(object.clone()).to_string().len());
+    let names = audience.iter().chain(&scopes).chain([&subject, &subject_issuer]).map(String::len).chain(objects);
     if names.sum::<usize>() > MAX_NAMES {
         return Err(ExchangeError::TooLong);
     }
@@ -195,7 +195,27 @@ pub fn exchange(
         // Whoever was said to be the only one stays that.
         may_act: token.may_act.clone(),
         tenant: actor.tenant.map(str::to_owned),
+        subject_issuer,
     })
+}
+
+/// Who acts, around whoever acted before: of those, who they are, and nothing else that their tokens say of them.
+fn chain(actor: &Actor<'_>, before: Option<&Map<String, Value>>) -> Map<String, Value> {
+    let named = [("iss", actor.issuer), ("sub", actor.subject)];
+    let mut act = Map::from_iter(named.map(|(name, value)| (name.to_owned(), Value::from(value))));
+    let inner = before.map(|before| chain_of(before));
+    act.extend(inner.map(|inner| ("act".to_owned(), Value::from(inner))));
+    act
+}
+
+/// As deep as [`actors`] allowed.
+fn chain_of(act: &Map<String, Value>) -> Map<String, Value> {
+    let kept = ["iss", "sub"].into_iter().filter_map(|name| Some((name, act.get(name).filter(|v| v.is_string())?)));
+    let mut found = Map::from_iter(kept.map(|(name, value)| (name.to_owned(), value.clone())));
+    if let Some(Value::Object(inner)) = act.get("act") {
+        found.insert("act".to_owned(), Value::from(chain_of(inner)));
+    }
+    found
 }
 
 /// What is asked for, if all of it is there on both sides; if nothing is, what is there on both.
@@ -300,6 +320,7 @@ mod tests {
             act: None,
             may_act: None,
             tenant: None,
+            subject_issuer: None,
             acr: None,
             auth_time: None,
         }

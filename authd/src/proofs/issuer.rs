@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     base64url,
-    claims::{Confirmation, TENANT},
+    claims::{Confirmation, SUBJECT_ISSUER, TENANT},
     exchange::Exchanged,
     jwk::{PublicKey, sha256},
 };
@@ -97,7 +97,8 @@ impl SigningKey {
 
 /// What an exchanged token says (RFC 9068, 2.2). The client is who acts.
 pub fn claims(issuer: &str, jti: &str, exchanged: &Exchanged) -> Map<String, Value> {
-    let Exchanged { subject, audience, scopes, issued_at, expires, confirmation, act, may_act, tenant } = exchanged;
+    let Exchanged { subject, audience, scopes, issued_at, expires, confirmation, act, may_act, tenant, subject_issuer } =
+        exchanged;
     let mut claims = Map::from_iter([
         ("iss".to_owned(), Value::from(issuer)),
         ("sub".to_owned(), Value::from(subject.as_str())),
@@ -114,6 +115,9 @@ pub fn claims(issuer: &str, jti: &str, exchanged: &Exchanged) -> Map<String, Val
     }
     if let Some(may_act) = may_act {
         claims.insert("may_act".to_owned(), Value::from(may_act.clone()));
+    }
+    if subject_issuer != issuer {
+        claims.insert(SUBJECT_ISSUER.to_owned(), Value::from(subject_issuer.as_str()));
     }
     if let Some(tenant) = tenant {
         claims.insert(TENANT.to_owned(), Value::from(tenant.as_str()));
@@ -155,6 +159,7 @@ mod tests {
             act: Map::from_iter([("sub".to_owned(), Value::from("spiffe://example.org/agent"))]),
             may_act: None,
             tenant: Some("acme".into()),
+            subject_issuer: "https://idp.example.org".into(),
         }
     }
 
@@ -186,6 +191,7 @@ mod tests {
         assert_eq!((found.expires, found.issued_at), (Some(meant.expires), Some(meant.issued_at)));
         assert_eq!((found.confirmation, found.act, found.may_act), (meant.confirmation, Some(meant.act), None));
         assert_eq!((found.tenant, found.token_hash), (meant.tenant, token.hash));
+        assert_eq!(found.subject_issuer, Some(meant.subject_issuer));
         assert!(verify(&set(&[&other])).is_err());
     }
 

@@ -101,9 +101,11 @@ mod tests {
         store.change_signing_keys(&second).unwrap();
         let issued = |jti: &str| Issued {
             jti: jti.into(),
+            kid: "k".into(),
             hash: Digest::of(b"x"),
             delegation: "d".into(),
             actor: "spiffe://example.org/a".into(),
+            share: "workload a".into(),
             token: crate::issuing::tests::token("alice", Timestamp::UNIX_EPOCH),
             ends_with: vec![("peer p".parse().unwrap(), None), ("issuer i".parse().unwrap(), Some(Timestamp::MAX))],
         };

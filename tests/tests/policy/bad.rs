@@ -1,6 +1,6 @@
 //! Policies with one fault each: what is said of it, and where.
 
-use crate::{BASE, bad_nodes::OF_NODES, bad_tools::OF_TOOLS, read};
+use crate::{BASE, bad_agents::OF_AGENTS, bad_nodes::OF_NODES, bad_tools::OF_TOOLS, read};
 
 /// What is added to the base, the finding's code, where it is (line and column of the addition), and some of its words.
 pub type Bad = (&'static str, &'static str, &'static str, &'static str);
@@ -685,12 +685,12 @@ fn the_base_of_the_cases_is_good() {
 fn bad_policies_are_refused_with_place_words_and_remedy() {
     assert!(ADDED.len() + WHOLE.len() >= 60);
     let mut faults = Vec::new();
-    for case in ADDED.iter().chain(OF_NODES).chain(OF_TOOLS) {
+    for case in ADDED.iter().chain(OF_NODES).chain(OF_TOOLS).chain(OF_AGENTS) {
         faults.extend(wrong(&format!("{BASE}{}", case.0), case, BASE.lines().count()));
     }
     for case in WHOLE {
         faults.extend(wrong(case.0, case, 0));
     }
-    let all = ADDED.len() + OF_NODES.len() + OF_TOOLS.len() + WHOLE.len();
+    let all = ADDED.len() + OF_NODES.len() + OF_TOOLS.len() + OF_AGENTS.len() + WHOLE.len();
     assert!(faults.is_empty(), "{} of {all}:\n{}", faults.len(), faults.join("\n"));
 }

@@ -210,6 +210,7 @@ scopes = ["tools:call"]
 name = "finance"
 users = ["alice", "1001", "alice"]
 issuer = "corp"
+audience = "approvals"
 subjects = ["alice@example.org"]
 acr = ["phr"]
 max_age = "5m"
@@ -223,6 +224,7 @@ users = ["bob"]
 name = "agents-db"
 from = ["agent"]
 to = ["db"]
+require = ["action"]
 [[tool]]
 name = "refund"
 service = "db"

@@ -2,6 +2,7 @@
 //! into a file makes the reader fall over.
 
 mod bad;
+mod bad_agents;
 mod bad_nodes;
 mod bad_tools;
 mod decisions;

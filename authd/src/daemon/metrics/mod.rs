@@ -250,6 +250,7 @@ mod tests {
     fn token(bound_to: Vec<Binding>) -> Shown {
         Shown::Token(Box::new(Token {
             ends_with: Vec::new(),
+            subject_issuer: None,
             actors: Vec::new(),
             issuer: "corp".into(),
             iss: "https://idp.example.org".into(),

@@ -37,6 +37,7 @@ pub struct Group {
 pub struct StepUp {
     /// Name of the `[[issuer]]`.
     pub issuer: String,
+    pub audience: String,
     pub subjects: Vec<String>,
     /// One of these; anything, if there are none.
     pub acr: Vec<String>,
@@ -53,6 +54,7 @@ pub struct TokenFacts {
     /// Its `iss`.
     pub issuer: String,
     pub subject: String,
+    pub audience: Vec<String>,
     pub acr: Option<String>,
     pub auth_time: Option<Timestamp>,
 }
@@ -114,6 +116,10 @@ impl StepUp {
     pub(super) fn is_met_by(&self, now: Timestamp, token: &TokenFacts) -> Result<(), ApprovalError> {
         if token.issuer_name != self.issuer {
             return Err(ApprovalError::WrongIssuer);
+        }
+        // One that was meant for something else, perhaps given to an agent, approves nothing.
+        if !token.audience.contains(&self.audience) {
+            return Err(ApprovalError::WrongAudience);
         }
         if !self.subjects.contains(&token.subject) {
             return Err(ApprovalError::WrongSubject);

@@ -83,6 +83,7 @@ pub fn group(name: &str, users: &[(u32, &str)]) -> Group {
 fn strong() -> Group {
     let step_up = StepUp {
         issuer: "corp".to_owned(),
+        audience: "approvals".to_owned(),
         subjects: names(&["alice", "carol", "spiffe://example.org/router", "spiffe://example.org/support/support-1"]),
         acr: names(&["phr", "phrh"]),
         max_age: Some(SignedDuration::from_secs(300)),
@@ -103,6 +104,7 @@ fn token() -> TokenFacts {
         issuer_name: "corp".to_owned(),
         issuer: IDP.to_owned(),
         subject: "alice".to_owned(),
+        audience: vec!["approvals".to_owned()],
         acr: Some("phr".to_owned()),
         auth_time: Some(later(-60)),
     }

@@ -9,7 +9,7 @@ use crate::{
     policy::{
         diagnostic::{Place, Source},
         file,
-        model::{Actor, Delegation, Model, Subject},
+        model::{Actor, Delegation, Model, OWN_ISSUER, Subject},
     },
     proofs::exchange::DEEPEST,
 };
@@ -37,7 +37,31 @@ impl Builder {
             all.extend(self.delegation(&source, raw.into_inner(), name, model));
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
+        self.tell_apart(&all, model);
         all
+    }
+
+    /// Tokens of this node say `sub`, and that has to be one person, whoever reads it (RFC 7519, 4.1.2).
+    fn tell_apart(&mut self, all: &[Delegation], model: &Model) {
+        let of_others = |delegation: &&Delegation| {
+            model.issuers.get(delegation.issuer).is_some_and(|issuer| issuer.name != OWN_ISSUER)
+        };
+        let all: Vec<&Delegation> = all.iter().filter(of_others).collect();
+        for (index, second) in all.iter().enumerate() {
+            let both = |first: &&&Delegation| {
+                let shared = || first.subjects.iter().any(|subject| second.subjects.contains(subject));
+                first.issuer != second.issuer && (first.subjects.is_empty() || second.subjects.is_empty() || shared())
+            };
+            let Some(first) = all[..index].iter().find(both) else { continue };
+            let name = |index: usize| model.issuers.get(index).map(|issuer| issuer.name.as_str()).unwrap_or_default();
+            let (one, other) = (name(first.issuer), name(second.issuer));
+            let message = format!(
+                "tokens by delegations `{}` and `{}` could be about a subject of `{one}` or one of `{other}` with the same name",
+                first.name, second.name
+            );
+            let help = "name `subjects` in both, and each of them in one only";
+            self.error("ambiguous_subject", &second.place, message, help);
+        }
     }
 
     /// `None` only after an error.

@@ -166,10 +166,11 @@ impl Builder {
 
     /// `None` only after an error.
     fn approvers_of(&mut self, source: &Source, raw: file::Approvers, at: Place) -> Option<Approvers> {
-        let file::Approvers { name, users, issuer, subjects, acr, max_age, ttl, valid, may_be_subject } = raw;
-        if users.is_empty() && issuer.is_none() {
+        let file::Approvers { name, users, issuer, audience, subjects, acr, max_age, ttl, valid, may_be_subject } = raw;
+        if users.is_empty() {
             let message = format!("nobody is among approvers `{}`", name.as_ref());
-            self.error("no_approver", &at, message, "add `users`, or `issuer` and `subjects`");
+            let help = "add `users`: who approves is known by the kernel, whatever token is asked for besides";
+            self.error("no_approver", &at, message, help);
         }
         for user in &users {
             self.user(source, user);
@@ -185,6 +186,7 @@ impl Builder {
         let step_up = match issuer {
             None => {
                 let why = "no token is asked of these approvers";
+                self.unused_if(source, &audience, "audience", why);
                 self.unused_if(source, &subjects.first().cloned(), "subjects", why);
                 self.unused_if(source, &acr.first().cloned(), "acr", why);
                 self.unused_if(source, &max_age.map(|(span, _)| Spanned::new(span, ())), "max_age", why);
@@ -196,8 +198,15 @@ impl Builder {
                     let help = "name the approvers in `subjects`";
                     self.error("no_approver", &place(source, issuer.span()), message, help);
                 }
+                let audience = audience.map(Spanned::into_inner).unwrap_or_default();
+                if audience.is_empty() {
+                    let message = "any token of an approver would do, also one that an agent was given";
+                    let help = "say in `audience` for whom tokens for approvals are";
+                    self.error("no_audience", &place(source, issuer.span()), message, help);
+                }
                 Some(StepUp {
                     issuer: self.named_issuer(source, &issuer)?,
+                    audience,
                     subjects: sorted(subjects.into_iter().map(Spanned::into_inner)),
                     acr: sorted(acr.into_iter().map(Spanned::into_inner)),
                     max_age: match max_age {
@@ -295,9 +304,15 @@ impl Builder {
             }
             found
         });
-        if let Some(permit) = &permit
-            && !model.rules.iter().any(|rule| rule.name == *permit.as_ref())
+        let found = permit.as_ref().map(|permit| model.rules.iter().find(|rule| rule.name == *permit.as_ref()));
+        if let (Some(permit), Some(Some(rule))) = (&permit, found)
+            && rule.permit.is_none()
         {
+            let message = format!("no action opens rule `{}`", permit.as_ref());
+            let help = "add `\"action\"` to what it requires, or leave `permit` out";
+            self.error("permit_without_action", &place(source, permit.span()), message, help);
+        }
+        if let (Some(permit), Some(None)) = (&permit, found) {
             let known = model.rules.iter().map(|rule| rule.name.clone()).collect();
             let help = self.similar(permit.as_ref(), known, "define it as a `[[rule]]`");
             let message = format!("no rule is called `{}`", permit.as_ref());

@@ -51,6 +51,9 @@ pub struct Approvers {
     /// Approvers show a fresh token of this issuer.
     #[schemars(with = "Option<String>")]
     pub issuer: Option<Spanned<String>>,
+    /// `aud` that these tokens carry: of tokens for approvals, and for nothing else.
+    #[schemars(with = "Option<String>")]
+    pub audience: Option<Spanned<String>>,
     /// Subjects (`sub`) of whose tokens one is taken.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
