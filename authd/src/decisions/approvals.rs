@@ -27,6 +27,7 @@ use crate::digest::Digest;
 pub const PER_AGENT: usize = 16;
 /// And of all instances of one workload: others wait too.
 pub const PER_WORKLOAD: usize = MOST / 4;
+pub const PER_WORKLOAD_BYTES: usize = MOST_BYTES / 4;
 /// Entries of all agents, ended ones included.
 pub const MOST: usize = 1024;
 /// Bytes of their arguments.
@@ -43,7 +44,9 @@ pub enum ApprovalError {
     // The agent asks for too much.
     #[error("{MOST} calls wait for approvals, or they are too large: let some be decided")]
     Full,
-    #[error("{PER_AGENT} calls of this agent wait for approvals: let some be decided, or use what was approved")]
+    #[error(
+        "{PER_AGENT} calls of this agent, or {PER_WORKLOAD} of its workload, wait for approvals: let some be decided, or use what was approved"
+    )]
     TooMany,
     // The policy asks nobody.
     #[error("the policy names nobody who could approve this call")]
@@ -240,13 +243,14 @@ impl Approvals {
                 return Ok(Requested { id: known.id, granted, until, told: None, changed, forgotten: Vec::new() });
             }
         }
-        let live = |is_same: &dyn Fn(&Agent) -> bool| {
-            self.entries.values().filter(|entry| entry.is_live() && is_same(&entry.call.agent)).count()
+        let of = |is_same: &dyn Fn(&Agent) -> bool| {
+            let same = self.entries.values().filter(|entry| entry.is_live() && is_same(&entry.call.agent));
+            same.fold((0, 0), |(count, bytes), entry| (count + 1, bytes + entry.call.arguments.text().len()))
         };
-        let Agent { workload, .. } = &call.agent;
-        if live(&|agent| *agent == call.agent) >= PER_AGENT
-            || live(&|agent| agent.workload == *workload) >= PER_WORKLOAD
-        {
+        let (of_agent, _) = of(&|agent| *agent == call.agent);
+        let (of_workload, bytes) = of(&|agent| agent.workload == call.agent.workload);
+        let bytes = bytes + call.arguments.text().len();
+        if of_agent >= PER_AGENT || of_workload >= PER_WORKLOAD || bytes > PER_WORKLOAD_BYTES {
             return Err(ApprovalError::TooMany);
         }
         let forgotten = self.make_room(call.arguments.text().len())?;

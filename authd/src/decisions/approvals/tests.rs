@@ -471,6 +471,7 @@ fn an_agent_cannot_flood() {
 fn of_instance(number: u32) -> Asked {
     let mut call = call(number);
     call.agent.instance = u64::from(number) + 100;
+    call.agent.workload = format!("support-{}", number % 9);
     asked(number, call)
 }
 
@@ -488,6 +489,25 @@ fn all_agents_together_cannot_flood() {
     assert_eq!(approvals.request(later(12), of_instance(9998)).unwrap().forgotten, [id(5)]);
     assert_eq!(approvals.request(later(12), of_instance(9997)).unwrap_err().reason(), "approvals_full");
     assert_eq!(approvals.list().len(), MOST);
+}
+
+#[test]
+fn one_workload_with_many_instances_leaves_room_for_others() {
+    let of = |workload: &str, number: u32, text: usize| {
+        let mut asked = of_instance(number);
+        asked.call.agent.workload = workload.to_owned();
+        let text = format!("{{\"a\":\"{number}{}\"}}", "x".repeat(text));
+        asked.call.arguments = Arguments::read(text.as_bytes()).unwrap();
+        asked
+    };
+    for (text, most) in [(0, PER_WORKLOAD), (60_000, PER_WORKLOAD_BYTES / 60_000)] {
+        let mut approvals = fresh();
+        let refused = (0..MOST as u32).find(|number| approvals.request(noon(), of("many", *number, text)).is_err());
+        let refused = refused.unwrap();
+        assert_eq!(refused as usize, most);
+        assert_eq!(approvals.request(noon(), of("many", refused, text)).unwrap_err().reason(), "too_many_approvals");
+        assert!(approvals.request(noon(), of("other", refused, text)).is_ok());
+    }
 }
 
 #[test]
