@@ -35,6 +35,7 @@ use crate::{
         file::Proof,
         model::{OWN_ISSUER, Rule, TokenRequirement},
     },
+    proofs::{jwt, scheme},
 };
 
 /// The longest arguments, with the names around them.
@@ -143,6 +144,13 @@ pub async fn on_behalf(
     }
     let issuer = verifier.model.issuers.iter().position(|issuer| issuer.name == OWN_ISSUER);
     let issuer = issuer.ok_or_else(|| Problem::forbidden("exchange_unavailable", "this node issues no tokens"))?;
+    let values: Vec<&[u8]> = bearer.headers.get_all(header::AUTHORIZATION).iter().map(|v| v.as_bytes()).collect();
+    let claimed = scheme::parse(&values).ok().and_then(|credentials| jwt::claimed_issuer(credentials.token));
+    let own = verifier.issuers.get(issuer).map(|issuer| issuer.policy.issuer.as_str());
+    if claimed.is_some() && claimed.as_deref() != own {
+        let message = "agents act by tokens of this node: exchange that one first";
+        return Err(Problem::unauthorized("token_wrong_issuer", message));
+    }
     let requirement = TokenRequirement { issuer, audience: None, scopes: vec![], bound: true, subjects: vec![] };
     let asked = prove::Asked { method: bearer.method, uri: bearer.uri, headers: bearer.headers };
     let target = prove::target_of(verifier, &session.caller, bearer.uri, bearer.headers);

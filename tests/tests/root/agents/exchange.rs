@@ -98,13 +98,13 @@ token = { issuer = "own", audience = "ledger", scopes = ["ledger:read"], bound =
 pub struct Scene {
     pub sandbox: Sandbox,
     pub daemon: Daemon,
-    issuer: Issuer,
+    pub issuer: Issuer,
     pub authority: Authority,
     _server: Running,
 }
 
 /// A file with a key, and what proves with it.
-struct Key(PathBuf);
+pub struct Key(PathBuf);
 
 impl Scene {
     fn new() -> Result<Self> {
@@ -112,6 +112,20 @@ impl Scene {
     }
 
     fn started(settings: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
+        Self::of_policy(POLICY, "", settings, start)
+    }
+
+    /// One whose action policy says something.
+    pub fn with(policy: &str, actions: &str) -> Result<Self> {
+        Self::of_policy(policy, actions, "", Sandbox::start)
+    }
+
+    fn of_policy(
+        policy: &str,
+        actions: &str,
+        settings: &str,
+        start: impl FnOnce(&Sandbox) -> Result<Daemon>,
+    ) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         sandbox.add_settings(settings)?;
         sandbox.add_settings(&format!("issuer.url = \"{OWN}\"\n"))?;
@@ -121,25 +135,26 @@ impl Scene {
         fs::write(sandbox.policy_directory().join("ca.crt"), authority.pem())?;
         let address = rcgen::SanType::IpAddress("192.0.2.1".parse()?);
         authority.issue(sandbox.directory(), "listener", vec![address])?;
-        sandbox.write_policy(POLICY)?;
+        fs::write(sandbox.policy_directory().join("actions.cedar"), actions)?;
+        sandbox.write_policy(policy)?;
         let daemon = start(&sandbox)?;
         wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
         let server = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7101"])?;
         Ok(Self { sandbox, daemon, issuer, authority, _server: server })
     }
 
-    fn file(&self, text: &str) -> Result<String> {
+    pub fn file(&self, text: &str) -> Result<String> {
         let path = self.sandbox.directory().join(format!("file-{:x}", rand::random::<u64>()));
         fs::write(&path, text)?;
         Ok(path.display().to_string())
     }
 
-    fn key(&self) -> Result<Key> {
+    pub fn key(&self) -> Result<Key> {
         Ok(Key(self.file(&rcgen::KeyPair::generate()?.serialize_pem())?.into()))
     }
 
     /// A person's token.
-    fn of(&self, subject: &str, changed: &Value) -> Result<(String, String)> {
+    pub fn of(&self, subject: &str, changed: &Value) -> Result<(String, String)> {
         let jti = format!("{:x}", rand::random::<u128>());
         let mut claims = json!({ "sub": subject, "jti": jti, "scope": "ledger:read ledger:write admin",
             "aud": ["ledger", "wiki", "spiffe://example.org/writer/w"] });
@@ -150,10 +165,10 @@ impl Scene {
     }
 
     /// `authd token exchange` from a cgroup: the answer, as JSON.
-    fn exchange(&self, cgroup: &str, token: &str, key: Option<&Key>, more: &[&str]) -> Result<Value> {
+    pub fn exchange(&self, cgroup: &str, token: &str, key: Option<&Key>, more: &[&str]) -> Result<Value> {
         let file = self.file(token)?;
         let mut arguments = vec!["token", "exchange", "--json", "--subject-token-file", &file];
-        let path = key.map(|key| key.0.display().to_string());
+        let path = key.map(Key::path);
         if let Some(path) = &path {
             arguments.extend(["--dpop-key", path.as_str()]);
         }
@@ -162,13 +177,13 @@ impl Scene {
         serde_json::from_str(outcome.detail.trim()).with_context(|| format!("{outcome:?}\n{}", self.daemon.log()))
     }
 
-    fn exchanged(&self, cgroup: &str, token: &str, key: &Key, more: &[&str]) -> Result<String> {
+    pub fn exchanged(&self, cgroup: &str, token: &str, key: &Key, more: &[&str]) -> Result<String> {
         let answer = self.exchange(cgroup, token, Some(key), more)?;
         let token = answer["access_token"].as_str();
         Ok(token.with_context(|| format!("{answer}\n{}", self.daemon.log()))?.to_owned())
     }
 
-    fn refused(&self, cgroup: &str, token: &str, key: Option<&Key>, more: &[&str], why: [&str; 2]) -> Result<()> {
+    pub fn refused(&self, cgroup: &str, token: &str, key: Option<&Key>, more: &[&str], why: [&str; 2]) -> Result<()> {
         let answer = self.exchange(cgroup, token, key, more)?;
         ensure!(answer["error"] == why[0] && answer["reason"] == why[1], "{why:?} was expected: {answer}");
         let is_it = |event: &str| matches!(event, "token_exchanged" | "caller_refused");
@@ -176,48 +191,54 @@ impl Scene {
         Ok(())
     }
 
-    fn grant(&self, cgroup: &str, token: &str, key: &Key) -> Result<Value> {
-        let (file, key) = (self.file(token)?, key.0.display().to_string());
+    pub fn grant(&self, cgroup: &str, token: &str, key: &Key) -> Result<Value> {
+        let (file, key) = (self.file(token)?, key.path());
         let arguments = ["grant", "--json", "--rule", "read-ledger", "--token-file", &file, "--dpop-key", &key];
         let outcome = self.sandbox.authd_in(cgroup, &arguments)?;
         serde_json::from_str(outcome.detail.trim()).with_context(|| format!("{outcome:?}\n{}", self.daemon.log()))
     }
 
-    fn granted(&self, cgroup: &str, token: &str, key: &Key) -> Result<()> {
+    pub fn granted(&self, cgroup: &str, token: &str, key: &Key) -> Result<()> {
         let answer = self.grant(cgroup, token, key)?;
         ensure!(answer["id"].is_string(), "{answer}\n{}", self.daemon.log());
         Ok(())
     }
 
-    fn not_granted(&self, cgroup: &str, token: &str, key: &Key, reason: &str) -> Result<()> {
+    pub fn not_granted(&self, cgroup: &str, token: &str, key: &Key, reason: &str) -> Result<()> {
         let answer = self.grant(cgroup, token, key)?;
         ensure!(answer["reason"] == reason, "{reason} was expected: {answer}");
         Ok(())
     }
 
-    fn passes(&self, cgroup: &str, passes: bool) -> Result<()> {
+    pub fn passes(&self, cgroup: &str, passes: bool) -> Result<()> {
         let outcome = self.sandbox.probe(cgroup, &["tcp", "127.0.0.1:7101"])?;
         ensure!((outcome.ok) == passes, "{outcome:?}");
         Ok(())
     }
 
     /// What anybody can ask of the local socket.
-    fn get(&self, path: &str) -> Result<Value> {
+    pub fn get(&self, path: &str) -> Result<Value> {
         let target = Target::Socket(self.sandbox.directory().join("workload.sock"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(serde_json::from_slice(&runtime.block_on(client::get(&target, path))?.body)?)
     }
 
-    fn kids(&self) -> Result<BTreeSet<String>> {
+    pub fn kids(&self) -> Result<BTreeSet<String>> {
         let keys = self.get("/v1/jwks")?;
         let kids = keys["keys"].as_array().context("a key set")?.iter();
         Ok(kids.filter_map(|key| key["kid"].as_str().map(str::to_owned)).collect())
     }
 
-    fn authd(&self, arguments: &[&str]) -> Result<()> {
+    pub fn authd(&self, arguments: &[&str]) -> Result<()> {
         let output = self.daemon.command(arguments)?;
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+}
+
+impl Key {
+    pub fn path(&self) -> String {
+        self.0.display().to_string()
     }
 }
 

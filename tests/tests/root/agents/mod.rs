@@ -3,10 +3,14 @@
 mod actions;
 mod exchange;
 mod mcp;
+mod scenarios;
 mod servers;
 
 use libtest_mimic::Trial;
 
 pub fn trials() -> Vec<Trial> {
-    [exchange::trials(), actions::trials(), mcp::trials(), servers::trials()].into_iter().flatten().collect()
+    [exchange::trials(), actions::trials(), mcp::trials(), servers::trials(), scenarios::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
