@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use cedar_policy::{Entity, EntityId, EntityTypeName, EntityUid, RestrictedExpression};
 
+use super::schema::ALL_TOOLS;
 use crate::policy::{
     file::Sensitivity,
     model::{Model, Service, Tool, Workload},
@@ -87,10 +88,15 @@ impl Types {
     /// A tool with everything that can be reached from it.
     pub fn tool_with_all(&self, tool: &Tool, model: &Model) -> Result<Vec<Entity>, EntityError> {
         let service = tool.service.map(|index| &model.services[index]);
-        let mut entities = vec![self.tool_entity(tool, model)?];
+        let mut entities = vec![self.tool_entity(tool, model)?, self.action_entity(tool)];
         entities.extend(service.map(|service| self.service_entity(service)).transpose()?);
         entities.extend(tool.server.map(|index| self.server_entity(&model.mcp_servers[index].name)).transpose()?);
         Ok(entities)
+    }
+
+    /// Cedar takes an action to be in a group only if an entity says so: the schema is not asked when it decides.
+    fn action_entity(&self, tool: &Tool) -> Entity {
+        Entity::new_no_attrs(self.action(&tool.name), HashSet::from([self.action(ALL_TOOLS)]))
     }
 
     /// An entity that a policy names, with everything that can be reached from it. `None` for what has no attributes.

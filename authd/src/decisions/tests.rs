@@ -159,6 +159,22 @@ fn a_forbid_wins_over_permits_and_approvals() {
 }
 
 #[test]
+fn all_tools_together_are_an_action_too() {
+    let permits = "permit (principal, action in Action::\"tools\", resource);";
+    for (more, reason) in [
+        ("", "action_permitted"),
+        ("forbid (principal, action in Action::\"tools\", resource);", "action_forbidden"),
+        ("forbid (principal, action in [Action::\"tools\"], resource);", "action_forbidden"),
+        ("forbid (principal, action, resource) when { action in Action::\"tools\" };", "action_forbidden"),
+    ] {
+        let actions = actions(&format!("{permits}\n{more}"));
+        for asked in [refund("1"), Asked::new("read", json!({ "path": "/" })), Asked::new("idle", json!({}))] {
+            assert_eq!(asked.of(&actions).reason(), reason, "{more} {}", asked.tool);
+        }
+    }
+}
+
+#[test]
 fn without_policies_everything_is_denied() {
     let actions = actions("");
     assert_eq!(told(&refund("1").of(&actions)), ("action_not_permitted", vec![]));
@@ -525,7 +541,10 @@ mod random {
             let types = Types::new().unwrap();
             let tools = model.tools.iter().flat_map(|tool| types.tool_with_all(tool, &model).unwrap());
             let mut seen = std::collections::HashSet::new();
-            let all = Entities::from_entities(tools.filter(|entity| seen.insert(entity.uid())), None).unwrap();
+            // Which actions are in which is Cedar's own reading of the schema.
+            let (schema, _) = cedar_policy::Schema::from_cedarschema_str(&schema::generate(&model)).unwrap();
+            let others = tools.filter(|entity| entity.uid().type_name().basename() != "Action");
+            let all = Entities::from_entities(others.filter(|entity| seen.insert(entity.uid())), Some(&schema)).unwrap();
             for workload in 0..model.workloads.len() {
                 let listed = model.actions.may_call(workload);
                 for asked in [refund("1"), Asked::new("read", json!({ "path": "/" })), Asked::new("idle", json!({}))] {
