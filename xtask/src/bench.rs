@@ -23,6 +23,8 @@ pub enum Part {
     Revocation,
     /// Handshakes, token checks and grants
     Control,
+    /// Decisions about actions, beside bare Cedar
+    Actions,
 }
 
 impl Part {
@@ -32,6 +34,7 @@ impl Part {
             Self::Xdp => "xdp",
             Self::Revocation => "revocation",
             Self::Control => "control",
+            Self::Actions => "actions",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What authd costs, as ratios of times within one run: lower is better, and what is compared takes turns.
 
+mod actions;
 mod compare;
 mod control;
 mod kernel;
@@ -38,6 +39,8 @@ enum Part {
     Revocation(How),
     /// Handshakes, token checks and grants
     Control(How),
+    /// Decisions about actions, beside bare Cedar
+    Actions(How),
     /// Makes the kernel part's traffic, in a cgroup and a network; told what to do line by line
     #[command(hide = true)]
     Worker { cgroup: PathBuf, netns: PathBuf },
@@ -47,6 +50,9 @@ enum Part {
     /// Asks for grants from a cgroup; told how many line by line
     #[command(hide = true)]
     Asker(control::grants::Asker),
+    /// Asks about actions from a cgroup
+    #[command(hide = true)]
+    Agent(actions::Agent),
 }
 
 fn main() -> Result<()> {
@@ -54,10 +60,12 @@ fn main() -> Result<()> {
         Part::Worker { cgroup, netns } => return kernel::worker(&cgroup, &netns),
         Part::BareTls(bare) => return bare.run(),
         Part::Asker(asker) => return asker.run(),
+        Part::Agent(agent) => return agent.run(),
         Part::Kernel(how) => (kernel::run(how.quick)?, how),
         Part::Xdp(how) => (xdp::run(how.quick)?, how),
         Part::Revocation(how) => (revocation::run(how.quick)?, how),
         Part::Control(how) => (control::run(how.quick)?, how),
+        Part::Actions(how) => (actions::run(how.quick)?, how),
     };
     compare::print(&results);
     if let Some(path) = how.json {
