@@ -1,6 +1,6 @@
 //! Agents: acting for somebody, and only as far as that one's token and the policy go.
 
-mod actions;
+pub mod actions;
 mod exchange;
 mod mcp;
 mod scenarios;
@@ -8,9 +8,12 @@ mod servers;
 
 use libtest_mimic::Trial;
 
+/// What starts processes, and what every release has to survive.
 pub fn trials() -> Vec<Trial> {
-    [exchange::trials(), actions::trials(), mcp::trials(), servers::trials(), scenarios::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [servers::trials(), scenarios::trials()].into_iter().flatten().collect()
+}
+
+/// What they are told.
+pub fn of_callers() -> Vec<Trial> {
+    [exchange::trials(), mcp::trials()].into_iter().flatten().collect()
 }
