@@ -17,12 +17,13 @@ use authd_tests::{
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::{Verdict, reload::wait_until, trial};
+use crate::{Verdict, lifecycle::CAPABILITIES, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![
         trial("a_server_is_nobody_but_its_user", a_server_is_nobody_but_its_user),
         trial("a_server_ends_with_all_that_it_started", a_server_ends_with_all_that_it_started),
+        trial("a_server_starts_with_the_units_capabilities", a_server_starts_with_the_units_capabilities),
         trial("nobody_starts_what_the_policy_does_not_name", nobody_starts_what_the_policy_does_not_name),
         trial("servers_of_a_daemon_that_was_killed_are_ended", servers_of_a_daemon_that_was_killed_are_ended),
     ];
@@ -46,6 +47,10 @@ struct Scene {
 
 impl Scene {
     fn new(argv: &[String], more: &str) -> Result<Self> {
+        Self::started(argv, more, Sandbox::start)
+    }
+
+    fn started(argv: &[String], more: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         sandbox.write_policy(&format!(
             r#"
@@ -76,7 +81,7 @@ arguments = {{ a = "long", b = "long" }}
         ))?;
         let permits = "permit (principal in Kind::\"agent\", action, resource);\n";
         fs::write(sandbox.policy_directory().join("actions.cedar"), permits)?;
-        let daemon = sandbox.start()?;
+        let daemon = start(&sandbox)?;
         wait_until("the control process", || Ok(daemon.status()?.control_ready)).with_context(|| daemon.log())?;
         Ok(Self { sandbox, daemon })
     }
@@ -102,12 +107,7 @@ arguments = {{ a = "long", b = "long" }}
         Ok(agent)
     }
 
-    /// The process that was started, and its cgroup.
-    fn started(&self) -> Result<(u32, PathBuf)> {
-        self.started_as(1)
-    }
-
-    /// The same of the one that was started as so many before.
+    /// The process that was started as the first, second and so on, and its cgroup.
     fn started_as(&self, number: usize) -> Result<(u32, PathBuf)> {
         let is_it = |r: &authd::audit::record::Record| r.event == "mcp_server_started";
         let started = || -> Result<_> { Ok(self.daemon.records()?.into_iter().filter(is_it).nth(number - 1)) };
@@ -146,7 +146,7 @@ fn nobody_but_its_user(probe: &Path) -> Result<Verdict> {
     let script = format!("echo it is here >&2; {} tcp 127.0.0.1:7999 >&2; cat", probe.display());
     let scene = Scene::shell(&script)?;
     let mut agent = scene.begin(A)?;
-    let (pid, cgroup) = scene.started()?;
+    let (pid, cgroup) = scene.started_as(1)?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let user = SERVER_USER;
     for line in [
@@ -180,11 +180,23 @@ fn nobody_but_its_user(probe: &Path) -> Result<Verdict> {
     Ok(Verdict::Ran)
 }
 
+fn a_server_starts_with_the_units_capabilities() -> Result<Verdict> {
+    let argv = ["/bin/sh", "-c", STUBBORN].map(str::to_owned);
+    let numbers = CAPABILITIES.map(|(_, number)| number);
+    let scene = Scene::started(&argv, "", |sandbox| Daemon::start_with_capabilities(sandbox, &numbers))?;
+    let mut agent = scene.begin(A)?;
+    let (pid, cgroup) = scene.started_as(1)?;
+    agent.kill()?;
+    agent.wait()?;
+    wait_until("the server's end", || Ok(!is_there(pid) && !cgroup.exists()))?;
+    Ok(Verdict::Ran)
+}
+
 fn a_server_ends_with_all_that_it_started() -> Result<Verdict> {
     let scene = Scene::shell(STUBBORN)?;
     // The agent goes away.
     let mut agent = scene.begin(A)?;
-    let (pid, cgroup) = scene.started()?;
+    let (pid, cgroup) = scene.started_as(1)?;
     wait_until("both processes", || Ok(members(&cgroup)?.len() >= 2))?;
     let all = members(&cgroup)?;
     ensure!(all.contains(&pid));
@@ -198,7 +210,7 @@ fn a_server_ends_with_all_that_it_started() -> Result<Verdict> {
     // The control process ends.
     let scene = Scene::shell(STUBBORN)?;
     let mut agent = scene.begin(A)?;
-    let (pid, cgroup) = scene.started()?;
+    let (pid, cgroup) = scene.started_as(1)?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(scene.daemon.control_pid()?), nix::sys::signal::Signal::SIGKILL)?;
     wait_until("the server's end", || Ok(!cgroup.exists() && !is_there(pid)))?;
     agent.wait()?;
@@ -206,7 +218,7 @@ fn a_server_ends_with_all_that_it_started() -> Result<Verdict> {
     // The daemon ends.
     let mut scene = Scene::shell(STUBBORN)?;
     let mut agent = scene.begin(A)?;
-    let (pid, cgroup) = scene.started()?;
+    let (pid, cgroup) = scene.started_as(1)?;
     scene.daemon.terminate()?;
     ensure!(!is_there(pid) && !cgroup.exists());
     agent.wait()?;
@@ -216,7 +228,7 @@ fn a_server_ends_with_all_that_it_started() -> Result<Verdict> {
 fn servers_of_a_daemon_that_was_killed_are_ended() -> Result<Verdict> {
     let mut scene = Scene::shell(STUBBORN)?;
     let mut agent = scene.begin(A)?;
-    let (pid, cgroup) = scene.started()?;
+    let (pid, cgroup) = scene.started_as(1)?;
     scene.daemon.kill_hard()?;
     agent.wait()?;
     ensure!(is_there(pid), "nobody was left to end it");
