@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("an_allowed_action_opens_one_connection", an_allowed_action_opens_one_connection),
         trial("a_permit_lets_so_many_bytes_pass", a_permit_lets_so_many_bytes_pass),
+        trial("what_a_syn_carried_is_not_had_again", what_a_syn_carried_is_not_had_again),
         trial("datagrams_pass_on_a_permit_too", datagrams_pass_on_a_permit_too),
         trial("a_call_waits_for_a_person", a_call_waits_for_a_person),
         trial("an_approval_is_for_one_call_as_it_was", an_approval_is_for_one_call_as_it_was),
@@ -92,7 +93,7 @@ forbid (principal, action == Action::"shell", resource);
 struct Scene {
     sandbox: Sandbox,
     daemon: Daemon,
-    _servers: Vec<Running>,
+    servers: Vec<Running>,
 }
 
 impl Scene {
@@ -109,7 +110,7 @@ impl Scene {
             serve("serve-tcp", 7102)?,
             serve("serve-tcp", 7103)?,
         ];
-        Ok(Self { sandbox, daemon, _servers: servers })
+        Ok(Self { sandbox, daemon, servers })
     }
 
     /// `authd act` from a cgroup: the answer, as JSON.
@@ -249,6 +250,21 @@ fn a_permit_lets_so_many_bytes_pass() -> Result<Verdict> {
         scene.opens(A, 7102)?;
     }
     scene.is_closed(A, 7102)?;
+    Ok(Verdict::Ran)
+}
+
+/// Whoever does not want to be answered could send the same request again and again.
+fn what_a_syn_carried_is_not_had_again() -> Result<Verdict> {
+    let mut scene = Scene::new()?;
+    scene.servers.clear();
+    scene.allowed(A, "refund", &refund("1.00"))?;
+    for _ in 0..3 {
+        let outcome = scene.tcp(A, 7101)?;
+        ensure!(outcome.errno == "ECONNREFUSED", "nothing was used: {outcome:?}\n{}", scene.last_records()?);
+    }
+    let outcome = scene.sandbox.probe(A, &["fast-open", "127.0.0.1:7101"])?;
+    ensure!(!outcome.ok && !outcome.is_eperm(), "{outcome:?}");
+    scene.is_closed(A, 7101)?;
     Ok(Verdict::Ran)
 }
 
