@@ -505,6 +505,12 @@ pub struct McpQuestion {
     /// Name of the `[[mcp_server]]`
     #[arg(required_unless_present = "command", conflicts_with = "command")]
     pub server: Option<String>,
+    /// File with the token by which the agent acts for somebody: see `authd token exchange`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Key (PKCS#8 PEM, P-256) that the token is bound to by DPoP
+    #[arg(long, value_name = "PEM", requires = "token_file")]
+    pub dpop_key: Option<PathBuf>,
     /// Or the command of one, exactly as the policy has it; the daemon starts it, as the user that the policy names
     #[arg(last = true)]
     pub command: Vec<String>,

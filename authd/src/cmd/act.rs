@@ -8,19 +8,19 @@ use std::{
 
 use anyhow::Context;
 use hyper::{
-    HeaderMap, Method, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
+    Method,
+    header::{CONTENT_TYPE, HeaderValue},
 };
 use serde_json::Value;
 
 use super::{
     FAILED,
-    dpop_key::DpopKey,
-    grant::{identity, secret, target, text_of},
+    grant::{identity, target},
+    shown::Shown,
 };
 use crate::{
     cli::ActQuestion,
-    client::{self, Answer, Identity, Target},
+    client::{self, Identity, Target},
 };
 
 const PATH: &str = "/v1/actions";
@@ -71,29 +71,14 @@ async fn ask(
     question: &ActQuestion,
     body: &str,
 ) -> anyhow::Result<Value> {
-    let token = question.token_file.as_deref().map(text_of).transpose()?;
-    let dpop = question.dpop_key.as_deref().map(DpopKey::read).transpose()?;
-    let mut nonce: Option<String> = None;
+    let mut shown = Shown::read(question.token_file.as_deref(), question.dpop_key.as_deref())?;
     loop {
-        let mut headers = HeaderMap::new();
+        let mut headers = shown.headers(target, PATH)?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(token) = &token {
-            let scheme = if dpop.is_some() { "DPoP" } else { "Bearer" };
-            headers.insert(AUTHORIZATION, secret(&format!("{scheme} {token}"))?);
-            if let Some(key) = &dpop {
-                let proof = key.proof(target, PATH, Some(token), nonce.as_deref())?;
-                headers.insert(HeaderName::from_static("dpop"), secret(&proof)?);
-            }
+        let answer = client::ask(target, identity, Method::POST, PATH, headers, body.as_bytes().to_vec()).await?;
+        if !shown.again(answer.status, &answer.headers) {
+            return serde_json::from_slice(&answer.body).context("the answer is no JSON");
         }
-        let body = body.as_bytes().to_vec();
-        let Answer { status, headers, body } = client::ask(target, identity, Method::POST, PATH, headers, body).await?;
-        // RFC 9449, 8: the server says which nonce it wants, once.
-        let wanted = headers.get("dpop-nonce").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        if status == StatusCode::UNAUTHORIZED && dpop.is_some() && nonce.is_none() && wanted.is_some() {
-            nonce = wanted;
-            continue;
-        }
-        return serde_json::from_slice(&body).context("the answer is no JSON");
     }
 }
 

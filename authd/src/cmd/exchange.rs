@@ -4,16 +4,17 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
 use hyper::{
-    HeaderMap, Method, StatusCode,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue},
+    Method, StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
 };
 use serde_json::Value;
 
 use super::{
     FAILED, ask,
-    dpop_key::DpopKey,
-    grant::{identity, secret, target, text_of},
-    settings, unexpected,
+    grant::{identity, target, text_of},
+    settings,
+    shown::Shown,
+    unexpected,
 };
 use crate::{
     cli::ExchangeQuestion,
@@ -30,27 +31,18 @@ pub fn run(config: Option<&Path>, question: &ExchangeQuestion) -> anyhow::Result
     };
     let identity = identity(&question.caller)?;
     let token = text_of(&question.subject_token_file)?;
-    let dpop = question.dpop_key.as_deref().map(DpopKey::read).transpose()?;
+    let mut shown = Shown::read(None, question.dpop_key.as_deref())?;
     let body = form(question, &token);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async {
-        let mut nonce: Option<String> = None;
         loop {
-            let mut headers = HeaderMap::new();
+            let mut headers = shown.headers(&target, PATH)?;
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            if let Some(key) = &dpop {
-                let proof = key.proof(&target, PATH, None, nonce.as_deref())?;
-                headers.insert(HeaderName::from_static("dpop"), secret(&proof)?);
-            }
             let body = body.clone().into_bytes();
             let answer = client::ask(&target, identity.as_ref(), Method::POST, PATH, headers, body).await?;
-            // RFC 9449, 8: the server says which nonce it wants, once.
-            let wanted = answer.headers.get("dpop-nonce").and_then(|value| value.to_str().ok()).map(str::to_owned);
-            if answer.status == StatusCode::BAD_REQUEST && nonce.is_none() && wanted.is_some() {
-                nonce = wanted;
-                continue;
+            if !shown.again(answer.status, &answer.headers) {
+                return anyhow::Ok(answer);
             }
-            return anyhow::Ok(answer);
         }
     })?;
     let body: Value = serde_json::from_slice(&answer.body).context("the answer is no JSON")?;

@@ -4,12 +4,12 @@ use std::{fs, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use hyper::{
-    HeaderMap, Method, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue},
+    Method, StatusCode,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use serde_json::{Value, json};
 
-use super::dpop_key::DpopKey;
+use super::shown::Shown;
 use crate::{
     cli::{CallerArgs, GrantQuestion},
     client::{self, Answer, Identity, Target},
@@ -82,33 +82,19 @@ pub fn identity(caller: &CallerArgs) -> anyhow::Result<Option<Identity>> {
 
 async fn ask(target: &Target, question: &GrantQuestion) -> anyhow::Result<Answer> {
     let identity = identity(&question.caller)?;
-    let token = question.token_file.as_deref().map(text_of).transpose()?;
+    let mut shown = Shown::read(question.token_file.as_deref(), question.dpop_key.as_deref())?;
     let api_key = question.api_key_file.as_deref().map(text_of).transpose()?;
-    let dpop = question.dpop_key.as_deref().map(DpopKey::read).transpose()?;
     let body = serde_json::to_vec(&json!({ "rule": question.rule, "seconds": question.seconds }))?;
-    let mut nonce: Option<String> = None;
     loop {
-        let mut headers = HeaderMap::new();
+        let mut headers = shown.headers(target, PATH)?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(key) = &api_key {
             headers.insert(HeaderName::from_static("x-api-key"), secret(key)?);
         }
-        if let Some(token) = &token {
-            let scheme = if dpop.is_some() { "DPoP" } else { "Bearer" };
-            headers.insert(AUTHORIZATION, secret(&format!("{scheme} {token}"))?);
-            if let Some(key) = &dpop {
-                let proof = key.proof(target, PATH, Some(token), nonce.as_deref())?;
-                headers.insert(HeaderName::from_static("dpop"), secret(&proof)?);
-            }
-        }
         let answer = client::ask(target, identity.as_ref(), Method::POST, PATH, headers, body.clone()).await?;
-        // RFC 9449, 8: the server says which nonce it wants, once.
-        let wanted = answer.headers.get("dpop-nonce").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        if answer.status == StatusCode::UNAUTHORIZED && dpop.is_some() && nonce.is_none() && wanted.is_some() {
-            nonce = wanted;
-            continue;
+        if !shown.again(answer.status, &answer.headers) {
+            return Ok(answer);
         }
-        return Ok(answer);
     }
 }
 

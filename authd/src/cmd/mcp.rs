@@ -8,7 +8,7 @@ use std::{path::Path, process::ExitCode};
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{HeaderMap, Method, Request, StatusCode, header};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{
@@ -17,6 +17,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::shown::Shown;
 use crate::{
     cli::McpQuestion,
     client::{self, Target},
@@ -33,12 +34,13 @@ pub fn run(config: Option<&Path>, question: McpQuestion) -> anyhow::Result<ExitC
         Err(code) => return Ok(code),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let shown = Shown::read(question.token_file.as_deref(), question.dpop_key.as_deref())?;
     let result = runtime.block_on(async {
         let server = match question.server {
             Some(server) => server,
             None => server_of(&socket, &question.command).await?,
         };
-        pipe(&socket, &server).await
+        pipe(&socket, &server, shown).await
     });
     // Reading standard input is a thread that nobody can wake.
     runtime.shutdown_background();
@@ -59,17 +61,31 @@ async fn server_of(socket: &Path, command: &[String]) -> anyhow::Result<String> 
     Ok(body["server"].as_str().context("the answer names a server")?.to_owned())
 }
 
-async fn pipe(socket: &Path, server: &str) -> anyhow::Result<()> {
-    let stream = UnixStream::connect(socket).await.with_context(|| format!("connecting to {}", socket.display()))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection.with_upgrades());
-    let request = Request::post(format!("{}/{server}/stdio", http::PATH))
-        .header(header::HOST, LOCAL_HOST)
-        .header(header::CONNECTION, "upgrade")
-        .header(header::UPGRADE, http::UPGRADE)
-        .body(Full::new(Bytes::new()))
-        .with_context(|| format!("`{server}` is no server's name"))?;
-    let response = timeout(PATIENCE, sender.send_request(request)).await.context("the daemon does not answer")??;
+/// The daemon's answer, and with it the connection.
+async fn begin(socket: &Path, server: &str, mut shown: Shown) -> anyhow::Result<Response<Incoming>> {
+    let path = format!("{}/{server}/stdio", http::PATH);
+    let target = Target::Socket(socket.to_owned());
+    loop {
+        let stream =
+            UnixStream::connect(socket).await.with_context(|| format!("connecting to {}", socket.display()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::post(&path)
+            .header(header::HOST, LOCAL_HOST)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, http::UPGRADE)
+            .body(Full::new(Bytes::new()))
+            .with_context(|| format!("`{server}` is no server's name"))?;
+        request.headers_mut().extend(shown.headers(&target, &path)?);
+        let answer = timeout(PATIENCE, sender.send_request(request)).await.context("the daemon does not answer")??;
+        if !shown.again(answer.status(), answer.headers()) {
+            return Ok(answer);
+        }
+    }
+}
+
+async fn pipe(socket: &Path, server: &str, shown: Shown) -> anyhow::Result<()> {
+    let response = begin(socket, server, shown).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error)).context("the answer")?.to_bytes();

@@ -14,7 +14,7 @@ use authd_tests::{
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use super::exchange::OWN;
+use super::exchange::{self, OWN};
 use crate::{Verdict, reload::wait_until, trial};
 
 /// Only where the programs of others were fetched: emulated machines have no network.
@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
     }
     vec![
         trial("agents_call_tools_through_the_gateway", agents_call_tools_through_the_gateway),
+        trial("an_agent_calls_tools_for_somebody", an_agent_calls_tools_for_somebody),
         trial("a_policy_ends_what_the_gateway_lets_pass", a_policy_ends_what_the_gateway_lets_pass),
     ]
 }
@@ -164,6 +165,84 @@ fn agents_call_tools_through_the_gateway() -> Result<Verdict> {
             "do": "verify", "token": scene.shown()?, "keys": keys, "issuer": OWN, "audience": AUDIENCE,
         }))?;
     }
+    Ok(Verdict::Ran)
+}
+
+/// For whom it acts, the server is told; what it may do there is what that one's token allows.
+fn an_agent_calls_tools_for_somebody() -> Result<Verdict> {
+    let server = HttpServer::start("server.mjs", "http")?;
+    let policy = format!(
+        r#"
+trust_domain = "example.org"
+[[workload]]
+name = "agent"
+kind = "agent"
+cgroup = "/agents/*"
+[[issuer]]
+name = "corp"
+kind = "jwt"
+issuer = "https://idp.example.org"
+jwks_file = "jwks.json"
+algorithms = ["ES256"]
+[[delegation]]
+name = "agents-for-people"
+actors = ["agent"]
+issuer = "corp"
+audiences = ["authd"]
+scopes = ["tools:call"]
+[[mcp_server]]
+name = "tools"
+url = "{}"
+audience = "{AUDIENCE}"
+scopes = ["tools:admin", "tools:call"]
+[[tool]]
+name = "add"
+server = "tools"
+arguments = {{ a = "long", b = "long" }}
+"#,
+        server.url
+    );
+    let actions = r#"
+permit (principal, action == Action::"add", resource)
+when { context has subject && context.subject.issuer == "corp" && context.subject.id == "alice" };
+"#;
+    let scene = exchange::Scene::with(&policy, actions)?;
+    let key = scene.key()?;
+    let agent = |token: &str| -> Result<Peer> {
+        let cgroup = scene.sandbox.cgroup.child(A)?;
+        let (authd, settings) = (binary().display().to_string(), scene.sandbox.settings().display().to_string());
+        let mut probe = Command::new(probe::binary());
+        probe.arg("--cgroup").arg(&cgroup).arg("--netns").arg(scene.sandbox.netns.path()).args(["exec", "--"]);
+        probe.args(command("client.mjs")?).args(["stdio", &authd, "--config", &settings, "mcp", "tools"]);
+        probe.args(["--token-file", &scene.file(token)?, "--dpop-key", &key.path()]);
+        let mut peer = Peer::start(&mut probe)?;
+        peer.ask(json!({ "do": "connect" })).with_context(|| scene.daemon.log())?;
+        Ok(peer)
+    };
+    let of = |person: &str| scene.of(person, &json!({ "aud": ["authd"], "scope": "tools:call tools:other" }));
+    let ((alice, jti), (bob, _)) = (of("alice")?, of("bob")?);
+    let exchanged = |token: &str| scene.exchanged(A, token, &key, &[]);
+    let mut for_bob = agent(&exchanged(&bob)?)?;
+    ensure!(for_bob.call("add", json!({ "a": 2, "b": 40 }))?["is_error"] == true, "bob may not");
+    let mut for_alice = agent(&exchanged(&alice)?)?;
+    ensure!(for_alice.text("add", json!({ "a": 2, "b": 40 }))? == "42");
+    let seen = server.seen()?;
+    let is_of_token = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
+    let shown: Vec<Value> = seen
+        .split("Bearer ")
+        .skip(1)
+        .filter_map(|rest| jws::inspect(&rest.chars().take_while(is_of_token).collect::<String>()).ok())
+        .map(|(_, claims)| Value::from(claims))
+        .collect();
+    let last = shown.iter().rev().find(|claims| claims["sub"] == "alice").with_context(|| seen.clone())?;
+    ensure!(last["act"]["sub"] == "spiffe://example.org/agent/a" && last["scope"] == "tools:call", "{last}");
+    ensure!(
+        last["aud"] == json!([AUDIENCE]) && last["urn:authd:subject_issuer"] == authd_tests::trust::ISSUER,
+        "{last}"
+    );
+    scene.authd(&["revoke", "token", authd_tests::trust::ISSUER, &jti])?;
+    let denied = for_alice.call("add", json!({ "a": 2, "b": 40 }));
+    ensure!(!denied.is_ok_and(|denied| denied["is_error"] != true), "her token was revoked");
     Ok(Verdict::Ran)
 }
 

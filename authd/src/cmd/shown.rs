@@ -1,6 +1,6 @@
-//! The key by which a client of the command line shows that a token is its own (RFC 9449).
+//! What a client of the command line shows with its requests: a token, and that it has the key which the token is bound to (RFC 9449).
 //!
-//! Enters: a file, a request. Leaves: a proof for that request alone. Never: the key.
+//! Enters: files, requests. Leaves: headers, with a proof for one request alone. Never: the key.
 
 use std::{path::Path, time::SystemTime};
 
@@ -9,18 +9,62 @@ use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
 };
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, HeaderName},
+};
 use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::json;
 
+use super::grant::{secret, text_of};
 use crate::{client::Target, digest::Digest, proofs::base64url};
 
+/// A token, a key, or both.
+#[derive(Default)]
+pub struct Shown {
+    token: Option<String>,
+    key: Option<DpopKey>,
+    nonce: Option<String>,
+}
+
+impl Shown {
+    pub fn read(token: Option<&Path>, key: Option<&Path>) -> anyhow::Result<Self> {
+        let (token, key) = (token.map(text_of).transpose()?, key.map(DpopKey::read).transpose()?);
+        Ok(Self { token, key, nonce: None })
+    }
+
+    /// For one POST.
+    pub fn headers(&self, target: &Target, path: &str) -> anyhow::Result<HeaderMap> {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &self.token {
+            let scheme = if self.key.is_some() { "DPoP" } else { "Bearer" };
+            headers.insert(AUTHORIZATION, secret(&format!("{scheme} {token}"))?);
+        }
+        if let Some(key) = &self.key {
+            let proof = key.proof(target, path, self.token.as_deref(), self.nonce.as_deref())?;
+            headers.insert(HeaderName::from_static("dpop"), secret(&proof)?);
+        }
+        Ok(headers)
+    }
+
+    /// Whether to ask again: the server says which nonce it wants, once (RFC 9449, 8).
+    pub fn again(&mut self, status: StatusCode, headers: &HeaderMap) -> bool {
+        let wanted = headers.get("dpop-nonce").and_then(|value| value.to_str().ok());
+        let again = status.is_client_error() && self.key.is_some() && self.nonce.is_none() && wanted.is_some();
+        if again {
+            self.nonce = wanted.map(str::to_owned);
+        }
+        again
+    }
+}
+
 /// A key that tokens are bound to (RFC 9449).
-pub struct DpopKey {
+struct DpopKey {
     pair: EcdsaKeyPair,
 }
 
 impl DpopKey {
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path) -> anyhow::Result<Self> {
         let wrong = || format!("{}: no P-256 key in PKCS#8 PEM", path.display());
         let der = PrivatePkcs8KeyDer::from_pem_file(path).with_context(wrong)?;
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der())
@@ -30,13 +74,7 @@ impl DpopKey {
     }
 
     /// A proof for one POST (RFC 9449, 4.2).
-    pub fn proof(
-        &self,
-        target: &Target,
-        path: &str,
-        token: Option<&str>,
-        nonce: Option<&str>,
-    ) -> anyhow::Result<String> {
+    fn proof(&self, target: &Target, path: &str, token: Option<&str>, nonce: Option<&str>) -> anyhow::Result<String> {
         let scheme = match target {
             Target::Socket(_) => "http",
             Target::Peer { .. } => "https",
