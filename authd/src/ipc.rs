@@ -52,7 +52,13 @@ pub type Question = u64;
 #[serde(tag = "caller", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Caller {
     /// A process of this node, known by its cgroup. Without a workload: unmanaged.
-    Local { workload: Option<Workload>, uid: u32 },
+    Local {
+        workload: Option<Workload>,
+        uid: u32,
+        /// Over TCP on loopback: for MCP alone.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        tcp: bool,
+    },
     /// Somebody elsewhere, at an address; and whom another node vouches that it is.
     Remote { address: SocketAddr, vouched: Option<VouchedCaller> },
     /// An operator, on the operators' socket.

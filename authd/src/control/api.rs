@@ -3,7 +3,7 @@
 //! Enters: requests whose connection is known. Leaves: answers, and problems with a stable reason. Never: a decision; proofs
 //! are verified in [`super::prove`], and grants are given by dataplane.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -206,6 +206,31 @@ pub fn router() -> Router {
 /// With the MCP gateway, whose requests are larger, last longer, and are let in by `access`.
 pub fn with_mcp(router: Router, access: Arc<dyn mcp::http::Access>) -> Router {
     router.merge(mcp::http::router(access))
+}
+
+/// The gateway alone, for agents that come over TCP. Their browsers may be led here under another name (DNS rebinding).
+pub fn on_loopback(access: Arc<dyn mcp::http::Access>) -> Router {
+    let nothing = || async { Problem::new(StatusCode::NOT_FOUND, "not_found", "only MCP is spoken here") };
+    mcp::http::router(access).fallback(nothing).layer(from_fn(is_meant))
+}
+
+async fn is_meant(request: Request, next: Next) -> Response {
+    let named = request.uri().authority().map(|authority| authority.as_str());
+    let named = named.or_else(|| request.headers().get(header::HOST)?.to_str().ok());
+    if named.is_some_and(is_loopback) {
+        return next.run(request).await;
+    }
+    let message = "the request names another host than this one's loopback";
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, "mcp_host", message).into_response()
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|octet| octet.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Every request has its time, and every caller its share.

@@ -42,8 +42,8 @@ use crate::{
     daemon::granting::Effect,
     decisions::asked,
     ipc::{
-        Acted, Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Message, Question,
-        Refusal, Sealed, Settings, ToControl,
+        Acted, Caller, Channel, ExchangedToken, FromControl, Granted, Identities, IpcError, MAX_ENTRIES, Message,
+        Question, Refusal, Sealed, Settings, ToControl,
     },
     proofs::x509::spiffe::SpiffeId,
 };
@@ -160,6 +160,7 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
     let shared = Shared::new(Channel::new(fd)?);
     tokio::spawn(counts::tell(shared.clone()));
     let router = api::with_mcp(api::router(), Arc::new(gateway::Door));
+    let loopback = api::on_loopback(Arc::new(gateway::Door));
     tokio::spawn(mcp::http::keep_swept(shared.gateways.sessions()));
     let mut sessions = nodes::Sessions::default();
     while let Some((message, mut attached)) = shared.channel.receive::<ToControl>().await? {
@@ -181,6 +182,8 @@ pub async fn run(fd: OwnedFd) -> Result<(), ControlError> {
             }
             ToControl::Connected { connection, caller } => match attached.pop() {
                 Some(fd) => {
+                    let is_tcp = matches!(caller, Caller::Local { tcp: true, .. });
+                    let router = if is_tcp { &loopback } else { &router };
                     tokio::spawn(serve::serve(shared.clone(), router.clone(), fd, connection, caller));
                 }
                 None => shared.tell(FromControl::Closed { connection }).await,

@@ -415,6 +415,10 @@ fn dpop_challenge(error: &str) -> String {
 pub fn target_of(verifier: &Verifier, caller: &Caller, uri: &Uri, headers: &HeaderMap) -> Option<Target> {
     let path = uri.path();
     match caller {
+        Caller::Local { tcp: true, .. } => {
+            let host = headers.get(header::HOST).and_then(|host| host.to_str().ok())?;
+            Target::parse(&format!("http://{host}{path}")).ok()
+        }
         Caller::Local { .. } | Caller::Admin { .. } => Target::parse(&format!("http://{LOCAL_HOST}{path}")).ok(),
         Caller::Remote { .. } => {
             // HTTP/2 has it in the request, HTTP/1.1 in a header.

@@ -100,6 +100,13 @@ async fn serve_any(
         stream.set_nodelay(true)?;
         return serve_tls(shared, router, TcpStream::from_std(stream)?, open, caller).await;
     }
+    if let Caller::Local { tcp: true, .. } = caller {
+        let stream = StdTcp::from(fd);
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        let session = Session::new(open, caller, Vec::new(), None);
+        return serve_http(router, TcpStream::from_std(stream)?, session).await;
+    }
     let stream = StdUnix::from(fd);
     stream.set_nonblocking(true)?;
     let stream = UnixStream::from_std(stream)?;

@@ -261,7 +261,7 @@ impl Verifier {
             (Caller::Local { workload: Some(workload), .. }, Share::Caller) => {
                 (REQUESTS_PER_MINUTE, workload.cgroup.clone())
             }
-            (Caller::Local { workload: None, uid }, _) => (REQUESTS_PER_MINUTE, format!("uid {uid}")),
+            (Caller::Local { workload: None, uid, .. }, _) => (REQUESTS_PER_MINUTE, format!("uid {uid}")),
             (Caller::Admin { .. }, _) => return true,
             (Caller::Remote { address, .. }, _) => (REQUESTS_PER_MINUTE, network_of(address.ip()).to_string()),
         };

@@ -3,13 +3,21 @@
 //! Enters: a connection's other end as the kernel knows it, the policy in force. Leaves: whom rules and records name. Never:
 //! what a caller says of itself.
 
-use std::net::IpAddr;
+use std::{
+    fs,
+    net::{IpAddr, TcpStream},
+    os::unix::fs::MetadataExt,
+};
 
 use authd_common::{address::Address, tables::UNMANAGED};
 
 use super::{Daemon, control::Who, granting::refusal};
 use crate::{
     audit::record::Record,
+    dataplane::{
+        attestation::{self, AttestError, Attested},
+        sockets::message::Owner,
+    },
     grants::{Holder, proof::Shown, terms::Claimant},
     ipc::{Caller, Refusal, VouchedCaller, Workload},
     policy::{
@@ -94,6 +102,20 @@ impl Daemon {
     }
 
     /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
+    /// Who made the socket at the other end of a connection to the loopback listener.
+    pub(super) fn attest_maker(&mut self, connection: &TcpStream) -> Result<Who, AttestError> {
+        let Owner { uid, cgroup } = attestation::maker(connection)?;
+        // A cgroup that is not below the enforced one is nobody's of the policy.
+        let path = self.tree.path_of(cgroup).ok_or(AttestError::NoCgroup)?;
+        // Another one may have its path by now.
+        let there = fs::metadata(self.base.path.join(path.trim_start_matches('/')));
+        if there.is_ok_and(|found| found.ino() == cgroup) {
+            Ok(Who::Local(Attested { pid: 0, uid, cgroup: self.base.above(&path) }))
+        } else {
+            Err(AttestError::NoCgroup)
+        }
+    }
+
     /// Whether a cgroup is there that no workload has.
     pub(super) fn is_unmanaged(&self, cgroup: &str) -> bool {
         let Some(path) = self.base.below(cgroup) else { return true };
@@ -126,7 +148,7 @@ impl Daemon {
                     }
                     _ => None,
                 });
-                Caller::Local { workload, uid: attested.uid }
+                Caller::Local { workload, uid: attested.uid, tcp: attested.pid == 0 }
             }
         }
     }

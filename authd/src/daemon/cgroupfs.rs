@@ -59,6 +59,11 @@ impl Base {
         }
     }
 
+    /// The opposite: a path below this cgroup, as one below the root of cgroup v2.
+    pub fn above(&self, path: &str) -> String {
+        if path == "/" && !self.own.is_empty() { self.own.clone() } else { format!("{}{path}", self.own) }
+    }
+
     /// Number of the cgroup's directory.
     pub fn id(&self) -> io::Result<u64> {
         Ok(fs::metadata(&self.path)?.ino())

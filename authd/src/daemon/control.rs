@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
@@ -75,6 +75,8 @@ pub enum Who {
 pub struct Control {
     socket: UnixListener,
     peers: Option<TcpListener>,
+    /// Of agents that speak HTTP over TCP alone.
+    agents: Option<TcpListener>,
     running: Option<Running>,
     restart: Option<Instant>,
     delay: Duration,
@@ -101,6 +103,8 @@ pub enum Happened {
     Message(FromControl),
     /// A local connection or one of a peer: to be identified, and handed over with [`Control::hand_over`].
     Accepted(OwnedFd, Result<Who, AttestError>),
+    /// A connection on loopback: to be identified by its other end, and handed over.
+    AcceptedTcp(TcpStream),
     /// Control ended, by itself or because it said something that it cannot mean.
     Ended(String),
     /// It is time to start it again.
@@ -129,8 +133,17 @@ impl Control {
                 Some(TcpListener::from_std(listener)?)
             }
         };
+        let agents = match config.mcp.listen {
+            None => None,
+            Some(address) => {
+                let listener = std::net::TcpListener::bind(address);
+                let listener = listener.map_err(|error| ControlError::Listen(address.to_string(), error))?;
+                listener.set_nonblocking(true)?;
+                Some(TcpListener::from_std(listener)?)
+            }
+        };
         let delay = RESTART_AFTER;
-        Ok(Self { socket, peers, running: None, restart: Some(Instant::now()), delay, next: 1, cell })
+        Ok(Self { socket, peers, agents, running: None, restart: Some(Instant::now()), delay, next: 1, cell })
     }
 
     /// Starts the process, with its settings.
@@ -280,6 +293,10 @@ impl Control {
                 }
                 Err(_) => pause().await,
             },
+            accepted = accept_tcp(self.agents.as_ref()), if running.ready => match accepted {
+                Ok(stream) => Happened::AcceptedTcp(stream),
+                Err(_) => pause().await,
+            },
             accepted = accept(self.peers.as_ref()), if running.ready => match accepted {
                 Ok((fd, address)) => Happened::Accepted(fd, Ok(Who::Remote { address, label: 0 })),
                 Err(_) => pause().await,
@@ -293,6 +310,11 @@ impl Control {
         self.try_later();
         Happened::Ended(how.to_owned())
     }
+}
+
+async fn accept_tcp(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    let Some(listener) = listener else { return std::future::pending().await };
+    listener.accept().await?.0.into_std()
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(OwnedFd, SocketAddr)> {

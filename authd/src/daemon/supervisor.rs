@@ -355,6 +355,13 @@ fn serve(
             // The connection is closed: nobody can be told.
             Err(error) => daemon.not_attested(&error),
         },
+        Happened::AcceptedTcp(stream) => match daemon.attest_maker(&stream) {
+            Ok(who) => {
+                let caller = daemon.introduce(&who);
+                control.hand_over(stream.into(), who, caller);
+            }
+            Err(error) => daemon.not_attested(&error),
+        },
         Happened::Message(message) => said::said(daemon, control, forgetting, message),
     }
 }

@@ -7,6 +7,7 @@
 
 use std::{
     fs, io,
+    net::TcpStream,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -24,6 +25,12 @@ use nix::{
         stat::fstat,
     },
 };
+
+use super::sockets::{
+    diag::Diag,
+    message::{Owner, Protocol, Socket},
+};
+use crate::policy::network::from_ip;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttestError {
@@ -53,6 +60,7 @@ impl AttestError {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attested {
+    /// 0: of a TCP connection, whose socket anybody may have by now.
     pub pid: u32,
     pub uid: u32,
     /// Path below the root of cgroup v2.
@@ -71,6 +79,26 @@ pub fn attest(connection: BorrowedFd<'_>) -> Result<Attested, AttestError> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The cgroup in which the other end of a loopback TCP connection was made, by its number, and its user. In the network namespace of
+/// the calling thread.
+pub fn maker(connection: &TcpStream) -> Result<Owner, AttestError> {
+    let (ours, theirs) = (connection.local_addr()?, connection.peer_addr()?);
+    let (ours_at, theirs_at) = (from_ip(ours.ip().to_canonical()), from_ip(theirs.ip().to_canonical()));
+    let socket = Socket {
+        protocol: Protocol::Tcp,
+        local: theirs_at,
+        local_port: theirs.port(),
+        remote: ours_at,
+        remote_port: ours.port(),
+        interface: 0,
+        // Any: no two sockets have both ends in common.
+        cookie: u64::MAX,
+    };
+    let unknown = |error: &dyn std::fmt::Display| AttestError::Unknown(io::Error::other(error.to_string()));
+    let mut diag = Diag::open().map_err(|error| unknown(&error))?;
+    diag.owner(&socket).map_err(|error| unknown(&error))?.ok_or(AttestError::Gone)
 }
 
 /// By the kernel's descriptor of the process.

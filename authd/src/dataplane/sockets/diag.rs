@@ -24,7 +24,7 @@ use nix::{
 
 use super::{
     SocketError,
-    message::{self, Acknowledgements, DESTROY, Family, Listed, Listing, Listings, Protocol, Socket, state},
+    message::{self, Acknowledgements, DESTROY, Family, Listed, Listing, Listings, Owner, Protocol, Socket, state},
 };
 
 sockopt_impl!(
@@ -137,6 +137,22 @@ impl Diag {
             }
         }
         Err(SocketError::Interrupted)
+    }
+
+    /// Whose one socket is. `None`: there is none with these ends.
+    pub fn owner(&mut self, socket: &Socket) -> Result<Option<Owner>, SocketError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        self.send(&message::find(sequence, socket))?;
+        loop {
+            let length = self.receive(MsgFlags::empty())?;
+            match message::owner(self.buffer.get(..length).unwrap_or_default(), sequence)? {
+                Some(Ok(owner)) => return Ok(Some(owner)),
+                Some(Err(Errno::ENOENT)) => return Ok(None),
+                Some(Err(error)) => return Err(SocketError::Kernel(error)),
+                None => {}
+            }
+        }
     }
 
     /// One try each; what is not clear after it comes back, with the reason in its fate.

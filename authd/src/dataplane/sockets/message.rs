@@ -149,10 +149,23 @@ const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 // include/uapi/linux/inet_diag.h
 const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const INET_DIAG_CGROUP_ID: u16 = 21;
 
 /// Appends the request to destroy one socket, to be acknowledged under this number.
 pub fn put_destroy(bytes: &mut Vec<u8>, sequence: u32, socket: &Socket) {
     put_header(bytes, DESTROY, SOCK_DESTROY, libc::NLM_F_REQUEST | libc::NLM_F_ACK, sequence);
+    put_identity(bytes, socket);
+}
+
+/// The request to tell of one socket.
+pub fn find(sequence: u32, socket: &Socket) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + REQUEST);
+    put_header(&mut bytes, HEADER + REQUEST, SOCK_DIAG_BY_FAMILY, libc::NLM_F_REQUEST, sequence);
+    put_identity(&mut bytes, socket);
+    bytes
+}
+
+fn put_identity(bytes: &mut Vec<u8>, socket: &Socket) {
     // Looking for an IPv4 flow finds the IPv6 socket that carries it under mapped addresses, too.
     let v4 = socket.remote.is_v4();
     let family = if v4 { Family::V4 } else { Family::V6 };
@@ -168,6 +181,41 @@ pub fn put_destroy(bytes: &mut Vec<u8>, sequence: u32, socket: &Socket) {
     bytes.extend(socket.interface.to_ne_bytes());
     bytes.extend((socket.cookie as u32).to_ne_bytes());
     bytes.extend(((socket.cookie >> 32) as u32).to_ne_bytes());
+}
+
+/// Whose a socket is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    pub uid: u32,
+    /// Number of the cgroup in which it was made.
+    pub cgroup: u64,
+}
+
+/// The answer to [`find`]. `None`: there is no such socket, or no such answer among these.
+pub fn owner(datagram: &[u8], sequence: u32) -> Result<Option<Result<Owner, Errno>>, Malformed> {
+    for message in messages(datagram) {
+        let message = message?;
+        if message.sequence != sequence {
+            continue;
+        }
+        if message.kind == libc::NLMSG_ERROR as u16 {
+            return match message.result()? {
+                Err(error) => Ok(Some(Err(error))),
+                Ok(()) => Err(Malformed),
+            };
+        }
+        let uid = u32_at(message.payload, LISTED - 8).ok_or(Malformed)?;
+        for attribute in attributes(message.payload.get(LISTED..).ok_or(Malformed)?) {
+            let (kind, content) = attribute?;
+            if kind == INET_DIAG_CGROUP_ID {
+                let cgroup = u64::from_ne_bytes(content.try_into().map_err(|_| Malformed)?);
+                return Ok(Some(Ok(Owner { uid, cgroup })));
+            }
+        }
+        // Kernels before 5.8 do not say.
+        return Ok(Some(Err(Errno::EOPNOTSUPP)));
+    }
+    Ok(None)
 }
 
 /// The request to list all sockets of one family and protocol in some states, with what a map of socket storage holds for them.
@@ -623,6 +671,26 @@ mod tests {
             let mut listing = Listing::new(5, Protocol::Tcp);
             let _ = listing.take(&changed);
             prop_assert!(listing.sockets.len() <= 2);
+        }
+    }
+
+    #[test]
+    fn an_owner_is_read_from_a_whole_answer() {
+        let told = |cgroup: &[u8]| {
+            let mut bytes = shown(&socket(), &attribute(INET_DIAG_CGROUP_ID, cgroup));
+            bytes[LISTED - 8..LISTED - 4].copy_from_slice(&40_001_u32.to_ne_bytes());
+            message(SOCK_DIAG_BY_FAMILY, 0, 5, &bytes)
+        };
+        let good = told(&77_u64.to_ne_bytes());
+        assert_eq!(owner(&good, 5), Ok(Some(Ok(Owner { uid: 40_001, cgroup: 77 }))));
+        assert_eq!(owner(&good, 6), Ok(None), "an answer to something else");
+        assert_eq!(owner(&told(&[1, 2, 3, 4]), 5), Err(Malformed));
+        let without = message(SOCK_DIAG_BY_FAMILY, 0, 5, &shown(&socket(), &[]));
+        assert_eq!(owner(&without, 5), Ok(Some(Err(Errno::EOPNOTSUPP))));
+        let error = message(libc::NLMSG_ERROR as u16, 0, 5, &(-libc::ENOENT).to_ne_bytes());
+        assert_eq!(owner(&error, 5), Ok(Some(Err(Errno::ENOENT))));
+        for length in 17..good.len() {
+            assert!(owner(&good[..length], 5).is_err(), "{length}");
         }
     }
 }

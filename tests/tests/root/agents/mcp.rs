@@ -1,6 +1,6 @@
 //! Agents and servers of others, unmodified, on both sides of the MCP gateway of the real daemon.
 
-use std::{fs, process::Command};
+use std::{fs, net::TcpListener, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use authd::proofs::jws;
@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
     }
     vec![
         trial("agents_call_tools_through_the_gateway", agents_call_tools_through_the_gateway),
+        trial("agents_come_over_loopback_too", agents_come_over_loopback_too),
         trial("an_agent_calls_tools_for_somebody", an_agent_calls_tools_for_somebody),
         trial("a_policy_ends_what_the_gateway_lets_pass", a_policy_ends_what_the_gateway_lets_pass),
     ]
@@ -48,8 +49,12 @@ struct Scene {
 
 impl Scene {
     fn new(program: &str) -> Result<Self> {
+        Self::with(program, "", "")
+    }
+
+    fn with(program: &str, more: &str, settings: &str) -> Result<Self> {
         let sandbox = Sandbox::new()?;
-        sandbox.add_settings(&format!("issuer.url = \"{OWN}\"\n"))?;
+        sandbox.add_settings(&format!("issuer.url = \"{OWN}\"\n{settings}"))?;
         let server = HttpServer::start(program, "http")?;
         fs::write(sandbox.policy_directory().join("actions.cedar"), ACTIONS)?;
         sandbox.write_policy(&format!(
@@ -79,6 +84,7 @@ arguments = {{ amount = "string" }}
 [[approvers]]
 name = "leads"
 users = ["{LEAD}"]
+{more}
 "#,
             server.url
         ))?;
@@ -165,6 +171,59 @@ fn agents_call_tools_through_the_gateway() -> Result<Verdict> {
             "do": "verify", "token": scene.shown()?, "keys": keys, "issuer": OWN, "audience": AUDIENCE,
         }))?;
     }
+    Ok(Verdict::Ran)
+}
+
+/// Agents that speak HTTP over TCP alone are known by the cgroups of their sockets.
+fn agents_come_over_loopback_too() -> Result<Verdict> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let more = format!(
+        "[[service]]\nname = \"gateway\"\naddresses = [\"127.0.0.1\"]\nports = [\"tcp/{port}\"]\n\
+         [[rule]]\nname = \"agents-to-the-gateway\"\nfrom = [\"agent\"]\nto = [\"gateway\"]\n"
+    );
+    let scene = Scene::with("server.mjs", &more, &format!("mcp.listen = \"127.0.0.1:{port}\"\n"))?;
+    let url = format!("http://127.0.0.1:{port}/v1/mcp/tools");
+    // In the daemon's own network, as loopback is.
+    let inside = |cgroup: &str, program: &[String]| -> Result<Command> {
+        let cgroup = scene.sandbox.cgroup.child(cgroup)?;
+        scene.daemon.status()?;
+        let mut probe = Command::new(probe::binary());
+        probe.arg("--cgroup").arg(&cgroup).args(["--netns", "/proc/self/ns/net", "exec", "--"]).args(program);
+        Ok(probe)
+    };
+    for (program, mode) in [("client.mjs", &[][..]), ("client2.mjs", &["auto"]), ("client.py", &["auto"])] {
+        let mut command_line = inside(A, &command(program)?)?;
+        let mut agent = Peer::start(command_line.args(mode).args([&url, "a"]))?;
+        agent.ask(json!({ "do": "connect" })).with_context(|| scene.daemon.log())?;
+        ensure!(agent.text("add", json!({ "a": 2, "b": 40 }))? == "42", "{program}");
+        ensure!(agent.call("secret", json!({}))?["is_error"] == true, "{program}");
+    }
+    let record = scene.daemon.wait_for("who called", |r| r.event == "action_decided")?;
+    ensure!(record.cgroup.as_deref() == Some(A) && record.workload.as_deref() == Some("agent"), "{record:?}");
+    // Nobody of the policy, nobody under another name, and nothing else.
+    let curl = |cgroup: &str, arguments: &[&str]| -> Result<String> {
+        let all = [&["curl", "-sS", "-m", "5", "-o", "-", "-w", " %{http_code}"][..], arguments].concat();
+        let all: Vec<String> = all.into_iter().map(str::to_owned).collect();
+        let output = inside(cgroup, &all)?.output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    };
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    let headers = ["-H", "Content-Type: application/json", "-H", "Accept: application/json, text/event-stream"];
+    let post = [&headers[..], &["-d", body]].concat();
+    let at = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let (mcp, grants, whoami) = (at("/v1/mcp/tools"), at("/v1/grants"), at("/v1/whoami"));
+    for (cgroup, arguments, told) in [
+        ("/elsewhere", [&post[..], &[&mcp]].concat(), "caller_unmanaged"),
+        (A, [&post[..], &["-H", "Host: rebound.example", &mcp]].concat(), "mcp_host"),
+        (A, [&post[..], &["-H", "Origin: https://rebound.example", &mcp]].concat(), "mcp_origin"),
+        (A, vec![whoami.as_str()], "only MCP is spoken here"),
+        (A, vec!["-X", "POST", grants.as_str()], "only MCP is spoken here"),
+    ] {
+        let answer = curl(cgroup, &arguments)?;
+        ensure!(answer.contains(told), "{told} was expected: {answer}");
+    }
+    let answer = curl("/service", &[&post[..], &[&mcp]].concat())?;
+    ensure!(!answer.contains("result"), "its rules do not let it come here: {answer}");
     Ok(Verdict::Ran)
 }
 

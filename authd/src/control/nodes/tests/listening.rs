@@ -24,7 +24,7 @@ async fn who_is_no_node_of_the_policy_speaks_for_nobody() {
     let router = api::router();
     let remote = Caller::Remote { address: nowhere(), vouched: None };
     let workload = Workload { name: "a".into(), spiffe_id: HERE.into(), cgroup: "/a".into() };
-    let local = Caller::Local { workload: Some(workload), uid: 7 };
+    let local = Caller::Local { workload: Some(workload), uid: 7, tcp: false };
     let body = r#"{"speaks_for":["spiffe://example.org/a"]}"#;
     let key = || Some(NodeKey([7; 16]));
     let expired = ca.leaf_with(HERE, |params| params.not_after = rcgen::date_time_ymd(2024, 1, 1));
