@@ -6,7 +6,11 @@ use std::{
     net::{SocketAddr, TcpListener as StdListener},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +21,7 @@ use authd::control::{
         BoxFuture, Gateway, Limits, Reach,
         authorization::{Challenge, Metadata},
         conversation::Conversation,
-        gate::{Agent, Bearer, Denial, Gate, Report, Ruling, ToolCall},
+        gate::{Agent, Bearer, Denial, Gate, Report, Ruling, Standing, ToolCall},
         http::{Access, router},
         session::{Bounds, Sessions},
         stdio::{Launch, Streams},
@@ -43,6 +47,8 @@ pub struct Script {
     pub approved: Mutex<BTreeSet<String>>,
     pub asked: Mutex<Vec<ToolCall>>,
     pub reports: Mutex<Vec<(ToolCall, Report)>>,
+    /// Nobody is let in any more.
+    pub lost: AtomicBool,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -105,8 +111,25 @@ impl Gate for Script {
         Box::pin(async move { ruling })
     }
 
+    fn standing(&self) -> BoxFuture<'_, Standing> {
+        let standing = match self.lost.load(Ordering::SeqCst) {
+            false => Standing::In,
+            true => Standing::Out(Denial {
+                reason: "workload_revoked".to_owned(),
+                message: "workload was revoked".to_owned(),
+                policies: Vec::new(),
+                scopes: Vec::new(),
+            }),
+        };
+        Box::pin(async { standing })
+    }
+
     fn access(&self) -> BoxFuture<'_, Result<Option<Bearer>, Denial>> {
         Box::pin(async { Ok(Bearer::new(TOKEN.to_owned())) })
+    }
+
+    fn admits(&self) -> bool {
+        true
     }
 
     fn report(&self, call: &ToolCall, report: Report) {
@@ -160,7 +183,10 @@ impl Access for Door {
                 return Err(problem.unwrap_or_else(unknown));
             }
             let challenge = challenge.filter(|_| self.challenges);
-            Ok((gateway.clone(), Agent { key: key.to_owned(), gate: self.script.clone(), connection: 0, challenge }))
+            // `a/x` is the caller `a` with a token `x`.
+            let caller = key.split('/').next().unwrap_or_default().to_owned();
+            let (key, gate) = (key.to_owned(), self.script.clone());
+            Ok((gateway.clone(), Agent { key, caller, gate, connection: 0, challenge }))
         })
     }
 

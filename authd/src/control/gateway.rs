@@ -4,6 +4,8 @@
 //! the action policy about each call, as for `POST /v1/actions`. Never: an agent's own token towards a server; the node shows one that
 //! it makes.
 
+mod gate;
+
 use std::{
     collections::HashMap,
     io,
@@ -11,19 +13,19 @@ use std::{
 };
 
 use axum::http::{StatusCode, request::Parts};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::net::unix::pipe;
 
+use self::gate::PolicyGate;
 use super::{
-    Answer, Shared,
-    actions::{self, ActionAnswer},
+    Answer, Shared, actions,
     api::Session,
     mcp::{
         BoxFuture, Gateway, Limits, Reach as Way,
         authorization::Metadata,
         conversation::Conversation,
-        gate::{Agent, Bearer, Denial, Gate, Report, Ruling, ToolCall},
-        http::Access,
+        gate::{Agent, Bearer, Gate, Standing},
+        http::{Access, end_all},
         session::{Bounds, Sessions},
         stdio::{Launch, Streams},
         upstream::HttpUpstream,
@@ -33,29 +35,39 @@ use super::{
     verifier::{Share, Verifier, lock},
 };
 use crate::{
-    decisions::call::Arguments,
-    grants::proof::Token,
     ipc::{Caller, FromControl},
     policy::model::{McpServer, Model, Reach},
 };
 
-/// A token for a server is used again until so shortly before its end.
-const SPARE: SignedDuration = SignedDuration::from_secs(20);
-/// Tokens that are kept for that.
-const TOKENS: usize = 4096;
-
 /// What outlives a policy.
 pub struct Gateways {
     sessions: Arc<Sessions<Arc<Conversation>>>,
-    /// By server, as it was when the gateway was made.
-    made: Mutex<HashMap<String, (Reach, Arc<Gateway>)>>,
+    /// By server.
+    made: Mutex<HashMap<String, Made>>,
+    shown: Mutex<Shown>,
+}
+
+/// A gateway, and what it was made of.
+struct Made {
+    reach: Reach,
+    /// PEM of the authorities that a server of HTTP has to be known by.
+    roots: Option<Vec<u8>>,
+    gateway: Arc<Gateway>,
+}
+
+/// What is shown to servers, and since when.
+#[derive(Default)]
+struct Shown {
+    /// Another one since each revocation, and each policy: what was found out under an earlier one does not count.
+    generation: u64,
     /// By server, caller, and the token by which that one acts.
-    tokens: Mutex<HashMap<String, (Bearer, Timestamp)>>,
+    tokens: HashMap<String, (Bearer, Timestamp)>,
 }
 
 impl Default for Gateways {
     fn default() -> Self {
-        Self { sessions: Arc::new(Sessions::new(Bounds::default())), made: Mutex::default(), tokens: Mutex::default() }
+        let sessions = Arc::new(Sessions::new(Bounds::default()));
+        Self { sessions, made: Mutex::default(), shown: Mutex::default() }
     }
 }
 
@@ -64,27 +76,53 @@ impl Gateways {
         self.sessions.clone()
     }
 
-    /// Another policy is in force: gateways to servers that it does not have, or has elsewhere, end with their sessions.
+    /// Another policy is in force: gateways to servers that it does not have, or has elsewhere, end with their sessions. Those whose
+    /// authorities are others by now end when somebody comes to them, and no later than sessions are looked at again.
     pub fn follow(&self, model: &Model) {
-        lock(&self.made).retain(|name, (reach, _)| {
-            model.mcp_servers.iter().any(|server| server.name == *name && server.reach == *reach)
+        lock(&self.made).retain(|name, made| {
+            let stays = model.mcp_servers.iter().any(|server| server.name == *name && server.reach == made.reach);
+            if !stays {
+                made.gateway.retire();
+            }
+            stays
         });
-        let known = |name: &str| model.mcp_servers.iter().any(|server| server.name == name);
-        for conversation in self.sessions.close_where(|server, _| !known(server)) {
-            tokio::spawn(async move { conversation.end().await });
-        }
+        self.end_retired();
         self.forget();
     }
 
-    /// Something was revoked: tokens are made anew.
-    pub fn forget(&self) {
-        lock(&self.tokens).clear();
+    fn end_retired(&self) {
+        end_all(self.sessions.close_where(|_, _, conversation| conversation.gateway().is_retired()));
     }
 
-    fn to(&self, server: &McpServer, shared: &Arc<Shared>, verifier: &Verifier) -> Result<Arc<Gateway>, Problem> {
+    /// Something was revoked: tokens are made anew, and everybody is asked about anew.
+    pub fn forget(&self) {
+        let mut shown = lock(&self.shown);
+        shown.generation += 1;
+        shown.tokens.clear();
+    }
+
+    fn generation(&self) -> u64 {
+        lock(&self.shown).generation
+    }
+
+    /// Whether a gateway leads where these settings say, by the authorities that they name.
+    fn is_present(&self, gateway: &Arc<Gateway>, verifier: &Verifier) -> bool {
+        let made = lock(&self.made);
+        let Some(made) = made.get(&gateway.name).filter(|made| Arc::ptr_eq(&made.gateway, gateway)) else {
+            return false;
+        };
+        let server = verifier.model.mcp_servers.iter().find(|server| server.name == gateway.name);
+        server.is_some_and(|server| made.fits(server, verifier)) && !gateway.is_retired()
+    }
+
+    fn to(&self, server: &McpServer, shared: &Arc<Shared>, verifier: &Arc<Verifier>) -> Result<Arc<Gateway>, Problem> {
         let mut made = lock(&self.made);
-        if let Some((_, gateway)) = made.get(&server.name).filter(|(reach, _)| *reach == server.reach) {
-            return Ok(gateway.clone());
+        if let Some(found) = made.get(&server.name).filter(|made| made.fits(server, verifier)) {
+            return Ok(found.gateway.clone());
+        }
+        // Whoever brings other settings looks at what is made here after they are in force, and not again.
+        if shared.verifier().is_none_or(|now| !Arc::ptr_eq(&now, verifier)) {
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "ask again"));
         }
         let unusable = |why: String| {
             tracing::error!(server = server.name, why, "this MCP server cannot be used");
@@ -103,8 +141,24 @@ impl Gateways {
         };
         let way = way.map_err(|error| unusable(error.to_string()))?;
         let gateway = Arc::new(Gateway::new(&server.name, way, Limits::default(), self.sessions.clone()));
-        made.insert(server.name.clone(), (server.reach.clone(), gateway.clone()));
+        let (reach, roots) = (server.reach.clone(), verifier.server_roots.clone());
+        let before = made.insert(server.name.clone(), Made { reach, roots, gateway: gateway.clone() });
+        drop(made);
+        if let Some(before) = before {
+            before.gateway.retire();
+            self.end_retired();
+        }
         Ok(gateway)
+    }
+}
+
+impl Made {
+    fn fits(&self, server: &McpServer, verifier: &Verifier) -> bool {
+        let is_known_alike = match server.reach {
+            Reach::Url(_) => self.roots == verifier.server_roots,
+            Reach::Command { .. } => true,
+        };
+        self.reach == server.reach && is_known_alike
     }
 }
 
@@ -139,30 +193,36 @@ pub struct Door;
 impl Access for Door {
     fn enter<'a>(&'a self, server: &'a str, head: &'a Parts) -> BoxFuture<'a, Result<(Arc<Gateway>, Agent), Problem>> {
         Box::pin(async move {
-            let (session, verifier, index) = caller(head)?;
+            let (session, verifier) = caller(head)?;
             let model = &verifier.model;
             let at = model.mcp_servers.iter().position(|known| known.name == server).ok_or_else(unknown)?;
             let gateway = session.shared.gateways.to(&model.mcp_servers[at], &session.shared, &verifier)?;
-            let listed = names(model, at, model.actions.may_call(index));
-            if listed.is_empty() {
-                let message = "no policy lets the caller call a tool of this server";
-                return Err(Problem::forbidden("mcp_server_not_allowed", message));
-            }
             let bearer = actions::Bearer { method: head.method.as_str(), uri: &head.uri, headers: &head.headers };
             let token = actions::on_behalf(&session, &verifier, &bearer).await?;
             let Caller::Local { workload: Some(workload), .. } = &session.caller else { return Err(unknown()) };
             // Of whoever acts for another one, or for nobody, the sessions are others.
             let acts = token.as_ref().map_or_else(String::new, |token| token.hash.to_string());
-            let key = format!("{} {acts}", workload.cgroup);
-            let connection = session.connection;
-            let gate = PolicyGate { shared: session.shared.clone(), session, server: server.to_owned(), listed, token };
-            Ok((gateway, Agent { key, gate: Arc::new(gate), connection, challenge: None }))
+            let (caller, connection) = (workload.cgroup.clone(), session.connection);
+            let key = format!("{caller} {acts}");
+            let gate = PolicyGate::new(session.clone(), gateway.clone(), token);
+            match gate.standing().await {
+                Standing::In => {}
+                Standing::Unsure(denial) => {
+                    return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, &denial.reason, denial.message));
+                }
+                Standing::Out(denial) => {
+                    let is_theirs = |at: &str, whose: &str, _: &_| at == server && whose == key;
+                    end_all(session.shared.gateways.sessions.close_where(is_theirs));
+                    return Err(Problem::forbidden(&denial.reason, denial.message));
+                }
+            }
+            Ok((gateway, Agent { key, caller, gate: Arc::new(gate), connection, challenge: None }))
         })
     }
 
     fn of_command<'a>(&'a self, command: &'a [String], head: &'a Parts) -> BoxFuture<'a, Result<String, Problem>> {
         Box::pin(async move {
-            let (_, verifier, _) = caller(head)?;
+            let (_, verifier) = caller(head)?;
             let is_it = |server: &&McpServer| matches!(&server.reach, Reach::Command { argv, .. } if argv == command);
             let found = verifier.model.mcp_servers.iter().find(is_it);
             found.map(|server| server.name.clone()).ok_or_else(unknown)
@@ -179,8 +239,8 @@ fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "mcp_server_unknown", "the policy has no such MCP server")
 }
 
-/// The connection of a request, and the index of the workload at its other end.
-fn caller(head: &Parts) -> Result<(Arc<Session>, Arc<Verifier>, usize), Problem> {
+/// The connection of a request, which a workload of the settings has at its other end.
+fn caller(head: &Parts) -> Result<(Arc<Session>, Arc<Verifier>), Problem> {
     let session = head.extensions.get::<Arc<Session>>().ok_or_else(unknown)?.clone();
     let verifier = prove::verifier_of(&session)?;
     if !verifier.admit(&session.caller, Share::Caller, Timestamp::now()) {
@@ -190,9 +250,10 @@ fn caller(head: &Parts) -> Result<(Arc<Session>, Arc<Verifier>, usize), Problem>
         let message = "no workload of the policy matches the caller's cgroup, or it is not on this node";
         return Err(Problem::forbidden("caller_unmanaged", message));
     };
-    let index = verifier.model.workloads.iter().position(|known| known.name == workload.name);
-    let index = index.ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "ask again"))?;
-    Ok((session, verifier, index))
+    if !verifier.model.workloads.iter().any(|known| known.name == workload.name) {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "ask again"));
+    }
+    Ok((session, verifier))
 }
 
 /// Of some tools, those of a server: what it calls each, and its name in the policy.
@@ -202,125 +263,5 @@ fn names(model: &Model, server: usize, tools: Vec<&str>) -> HashMap<String, Stri
     of_server.map(|tool| (tool.mcp_name.clone(), tool.name.clone())).collect()
 }
 
-/// Decides for one caller at one server, by the policy of the moment.
-struct PolicyGate {
-    shared: Arc<Shared>,
-    session: Arc<Session>,
-    server: String,
-    /// Of the policy under which the caller came: what it is told of, and no more than that.
-    listed: HashMap<String, String>,
-    /// By which it acts for somebody.
-    token: Option<Box<Token>>,
-}
-
-impl PolicyGate {
-    async fn ruling(&self, call: &ToolCall) -> Ruling {
-        let denied = |reason: &str, message: &str, policies: Vec<String>| {
-            let (reason, message) = (reason.to_owned(), message.to_owned());
-            Ruling::Deny(Denial { reason, message, policies, scopes: Vec::new() })
-        };
-        let Some(verifier) = self.shared.verifier() else {
-            return denied("unavailable", "there are no settings yet", Vec::new());
-        };
-        if !call.rest.is_empty() {
-            // It would not be part of what is decided about.
-            return denied(
-                "mcp_extra_members",
-                "a call says which tool, and its arguments, and nothing else",
-                Vec::new(),
-            );
-        }
-        let model = &verifier.model;
-        let server = model.mcp_servers.iter().position(|known| known.name == self.server);
-        let tool = model.tools.iter().find(|tool| tool.server == server && tool.mcp_name == call.tool);
-        let Some(tool) = tool.filter(|_| server.is_some()) else {
-            return denied("action_unknown_tool", "the policy has no such tool", Vec::new());
-        };
-        let arguments = match Arguments::new(&call.arguments) {
-            Ok(arguments) => arguments,
-            Err(error) => return denied(error.reason(), &error.to_string(), Vec::new()),
-        };
-        match actions::act(&self.session, &verifier, &tool.name, arguments, self.token.clone()).await {
-            Ok(ActionAnswer { decision: "allow", .. }) => match self.bearer(&verifier).await {
-                Ok(token) => Ruling::Allow { token },
-                Err(denial) => Ruling::Deny(denial),
-            },
-            Ok(ActionAnswer { decision: "pending", approval: Some(approval), until: Some(until), .. }) => {
-                Ruling::Pending { approval, until: until.parse().unwrap_or_else(|_| Timestamp::now()) }
-            }
-            Ok(ActionAnswer { reason, message, policies, .. }) => denied(&reason, &message, policies),
-            Err(problem) => denied(&problem.reason, &problem.detail, Vec::new()),
-        }
-    }
-
-    /// What this node shows the server.
-    async fn bearer(&self, verifier: &Verifier) -> Result<Option<Bearer>, Denial> {
-        let server = verifier.model.mcp_servers.iter().find(|known| known.name == self.server);
-        if server.is_none_or(|server| server.audience.is_none()) {
-            return Ok(None);
-        }
-        let acts = self.token.as_ref().map_or_else(String::new, |token| token.hash.to_string());
-        let key = format!("{} {} {acts}", self.server, self.session.connection);
-        let tokens = &self.shared.gateways.tokens;
-        let now = Timestamp::now();
-        if let Some((bearer, until)) = lock(tokens).get(&key)
-            && now < *until
-        {
-            return Ok(Some(bearer.clone()));
-        }
-        let denied = |reason: &str, message: String| Denial {
-            reason: reason.to_owned(),
-            message,
-            policies: vec![],
-            scopes: vec![],
-        };
-        let (connection, server, token) = (self.session.connection, self.server.clone(), self.token.clone());
-        match self.shared.ask(|question| FromControl::Downstream { question, connection, server, token }).await {
-            Answer::Exchanged(made) => {
-                let until = made.expires.checked_sub(SPARE).unwrap_or(now);
-                let bearer = Bearer::new(made.text);
-                let mut tokens = lock(tokens);
-                if tokens.len() >= TOKENS {
-                    tokens.retain(|_, (_, until)| now < *until);
-                }
-                if let Some(bearer) = bearer.clone().filter(|_| tokens.len() < TOKENS) {
-                    tokens.insert(key, (bearer, until));
-                }
-                Ok(bearer)
-            }
-            Answer::Refused(refusal) => Err(denied(&refusal.reason, refusal.message)),
-            _ => Err(denied("internal", "an answer to another question".to_owned())),
-        }
-    }
-}
-
-impl Gate for PolicyGate {
-    fn listed(&self, tool: &str) -> bool {
-        self.listed.contains_key(tool)
-    }
-
-    fn call<'a>(&'a self, call: &'a ToolCall) -> BoxFuture<'a, Ruling> {
-        Box::pin(self.ruling(call))
-    }
-
-    fn access(&self) -> BoxFuture<'_, Result<Option<Bearer>, Denial>> {
-        Box::pin(async move {
-            match self.shared.verifier() {
-                Some(verifier) => self.bearer(&verifier).await,
-                None => Ok(None),
-            }
-        })
-    }
-
-    fn report(&self, call: &ToolCall, report: Report) {
-        let (shared, connection) = (self.shared.clone(), self.session.connection);
-        let told = FromControl::Called {
-            connection,
-            server: self.server.clone(),
-            tool: self.listed.get(&call.tool).cloned(),
-            outcome: report.outcome.name().to_owned(),
-            microseconds: u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX),
-        };
-        tokio::spawn(async move { shared.tell(told).await });
-    }
-}
+#[cfg(test)]
+mod tests;

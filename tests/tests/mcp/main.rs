@@ -1,5 +1,6 @@
 //! The MCP gateway between agents and servers that its authors did not write.
 
+mod hostile;
 mod npm;
 mod python;
 mod raw;

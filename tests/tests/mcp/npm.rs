@@ -136,7 +136,8 @@ fn a_call_that_is_cancelled_before_its_approval_is_never_made() -> Result<()> {
     client.ask(json!({ "do": "cancel", "call": number }))?;
     wait("a report", || pair.gateway.script.outcomes("refund") == ["Cancelled { sent: false }"])?;
     pair.gateway.script.approve("approval-77");
-    std::thread::sleep(Duration::from_millis(1500));
+    // Longer than until the gate would be asked again.
+    std::thread::sleep(Duration::from_millis(3500));
     assert_eq!(pair.gateway.script.outcomes("refund").len(), 1);
     Ok(())
 }

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use crate::npm::Pair;
 
-const ACCEPT: (&str, &str) = ("Accept", "application/json, text/event-stream");
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-const A: (&str, &str) = ("X-Test-Caller", "a");
+pub const ACCEPT: (&str, &str) = ("Accept", "application/json, text/event-stream");
+pub const JSON: (&str, &str) = ("Content-Type", "application/json");
+pub const A: (&str, &str) = ("X-Test-Caller", "a");
 
-fn begin(gateway: &Serving, headers: &[(&str, &str)]) -> Result<Answer> {
+pub fn begin(gateway: &Serving, headers: &[(&str, &str)]) -> Result<Answer> {
     let params =
         json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "x", "version": "1" } });
     let message = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params });

@@ -81,7 +81,12 @@ pub fn client(asks: For, allow_private: bool, roots: Option<&[u8]>) -> Result<Cl
         Some(pem) => reqwest::Certificate::from_pem_bundle(pem).map_err(FetchError::Authorities)?,
         None => Vec::new(),
     };
-    Client::builder()
+    let builder = match asks {
+        // What HTTP/2 says was not taken is sent again otherwise, and the one who says so is the server.
+        For::Calls => Client::builder().retry(reqwest::retry::never()),
+        For::Keys | For::Introspection => Client::builder(),
+    };
+    builder
         .tls_certs_only(roots)
         .no_proxy()
         .connect_timeout(CONNECT)

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -217,6 +218,69 @@ async fn a_token_goes_to_its_issuer_and_no_further() {
         assert_eq!(ask(server.url.clone()).await, Err(reason));
     }
     assert_eq!(ask("http://127.0.0.1:1/".to_owned()).await, Err("issuer_unreachable"));
+}
+
+/// A server of HTTP/2 that refuses each request as one that it has not begun with (RFC 9113, 8.7). Returns the authority that it is
+/// known by, its URL, and how many requests there were.
+async fn refusing() -> (String, String, Arc<AtomicUsize>) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, count) = (acceptor.clone(), count.clone());
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await?;
+                let mut preface = [0; 24];
+                stream.read_exact(&mut preface).await?;
+                // SETTINGS, empty.
+                stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await?;
+                loop {
+                    let mut head = [0; 9];
+                    stream.read_exact(&mut head).await?;
+                    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                    let mut payload = vec![0; length as usize];
+                    stream.read_exact(&mut payload).await?;
+                    match (head[3], head[4]) {
+                        // HEADERS, answered by RST_STREAM with REFUSED_STREAM.
+                        (1, _) => {
+                            count.fetch_add(1, Ordering::SeqCst);
+                            let mut reset = vec![0, 0, 4, 3, 0];
+                            reset.extend(&head[5..]);
+                            reset.extend([0, 0, 0, 7]);
+                            stream.write_all(&reset).await?;
+                        }
+                        // SETTINGS, acknowledged.
+                        (4, 0) => stream.write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0]).await?,
+                        _ => {}
+                    }
+                }
+                #[expect(unreachable_code, reason = "it says what the block fails with")]
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", STANDARD.encode(made.cert.der()));
+    (pem, url, asked)
+}
+
+#[tokio::test]
+async fn a_call_is_sent_once_whatever_its_server_says_of_it() {
+    for (asks, once) in [(For::Calls, true), (For::Keys, false)] {
+        let (authority, url, asked) = refusing().await;
+        let client = client(asks, true, Some(authority.as_bytes())).unwrap();
+        let sent = client.post(&url).body("{}").timeout(Duration::from_secs(10)).send().await;
+        assert!(sent.is_err());
+        assert_eq!(asked.load(Ordering::SeqCst) == 1, once, "{asks:?}: {sent:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Enters: lines. Leaves: lines. Never: a request that waits for another one; and no more of them at once than may be.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
@@ -27,6 +27,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TRIES: u32 = 5;
 /// A session of lines is used as long as it is there.
 const USED: Duration = Duration::from_secs(60);
+/// Who says more than it may waits so long, and what it says next behind it.
+const TOO_OFTEN: Duration = Duration::from_millis(50);
 /// For answers that are under way when an agent ends its stream.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -60,40 +62,83 @@ async fn talk(
     output: impl AsyncWrite + Unpin + Send + 'static,
 ) {
     let (lines, to_write) = mpsc::channel(QUEUE);
-    let mut others = JoinSet::new();
-    others.spawn(write(output, to_write));
-    let mut requests = JoinSet::new();
+    let mut writer = tokio::spawn(write(output, to_write));
+    let (mut requests, mut listener) = (JoinSet::new(), JoinSet::new());
+    // Each request has two.
+    let most = 2 * gateway.limits.in_flight;
     loop {
-        let next = tokio::select! {
-            next = line(&mut input, gateway.limits.agent_message) => next,
-            // Agents start a program again that ended; one that only refuses they keep.
-            () = conversation.finished() => break,
-        };
-        let bytes = match next {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => break,
-            Err(error) => {
-                // What follows cannot be told from what was too long.
-                let error = RpcError::new(super::message::INVALID_REQUEST, "mcp_bad_stream", error.to_string());
-                let _ = lines.send(error.to_value(None).to_string()).await;
-                break;
+        let step = async {
+            let bytes = match next(&mut input, &mut requests, most, gateway, agent).await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return false,
+                Err(error) => {
+                    // What follows cannot be told from what was too long.
+                    let error = RpcError::new(super::message::INVALID_REQUEST, "mcp_bad_stream", error.to_string());
+                    let _ = lines.send(error.to_value(None).to_string()).await;
+                    return false;
+                }
+            };
+            match said(gateway, conversation, agent, &bytes, &lines, &mut requests).await {
+                Ok(begins) => {
+                    while listener.try_join_next().is_some() {}
+                    // One hears all that there is.
+                    if begins && listener.is_empty() {
+                        listener.spawn(listen(conversation.clone(), agent.clone(), lines.clone()));
+                    }
+                }
+                Err((error, id)) => drop(lines.send(error.to_value(id.as_ref()).to_string()).await),
             }
+            true
         };
-        while requests.try_join_next().is_some() {}
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        let heard = said(gateway, conversation, agent, &bytes, &lines, &mut requests);
-        match heard.await {
-            Ok(true) => drop(others.spawn(listen(conversation.clone(), agent.clone(), lines.clone()))),
-            Ok(false) => {}
-            Err((error, id)) => drop(lines.send(error.to_value(id.as_ref()).to_string()).await),
+        let goes_on = tokio::select! {
+            biased;
+            // Agents start a program again that ended; one that only refuses they keep.
+            () = conversation.finished() => false,
+            () = lines.closed() => false,
+            goes_on = step => goes_on,
+        };
+        if !goes_on {
+            break;
         }
     }
+    listener.abort_all();
     // What is about to be answered still is.
-    let _ = timeout(LAST, async { while requests.join_next().await.is_some() {} }).await;
+    let _ = timeout(LAST, async {
+        while requests.join_next().await.is_some() {}
+        while listener.join_next().await.is_some() {}
+        drop(lines);
+        let _ = (&mut writer).await;
+    })
+    .await;
     requests.abort_all();
-    others.abort_all();
+    writer.abort();
+}
+
+/// The next line that says something, once there is room for what comes of it, and the agent may say one more.
+async fn next(
+    input: &mut (impl AsyncBufRead + Unpin),
+    requests: &mut JoinSet<()>,
+    most: usize,
+    gateway: &Gateway,
+    agent: &Agent,
+) -> io::Result<Option<Vec<u8>>> {
+    loop {
+        while requests.try_join_next().is_some() {}
+        // An agent that does not read what it is told is not heard either.
+        while requests.len() > most {
+            requests.join_next().await;
+        }
+        match line(input, gateway.limits.agent_message).await? {
+            Some(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => {}
+            None => return Ok(None),
+            Some(bytes) => {
+                while !agent.gate.admits() {
+                    sleep(TOO_OFTEN).await;
+                }
+                return Ok(Some(bytes));
+            }
+        }
+    }
 }
 
 /// `true`: from now on the server may say something by itself.
@@ -186,10 +231,78 @@ async fn write(mut output: impl AsyncWrite + Unpin, mut lines: mpsc::Receiver<St
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use std::sync::atomic::Ordering;
+
+    use serde_json::{Value, json};
+    use tokio::io::{DuplexStream, duplex};
 
     use super::*;
-    use crate::control::mcp::methods::Era;
+    use crate::control::mcp::{
+        Limits,
+        methods::Era,
+        testing::{SOON, Talk},
+    };
+
+    /// Serves an agent, whose input and output these are.
+    fn serve_one(talk: &Talk, room: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<()>) {
+        let ((to, input), (output, from)) = (duplex(room), duplex(room));
+        let (conversation, agent) = (talk.conversation.clone(), talk.agent.clone());
+        let served = tokio::spawn(async move {
+            serve(conversation.gateway(), &conversation, &agent, input, output, || {}).await;
+        });
+        (to, from, served)
+    }
+
+    fn unknown(id: usize) -> String {
+        format!("{}\n", json!({ "jsonrpc": "2.0", "id": id, "method": "unknown" }))
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_read_is_not_heard() {
+        let limits = Limits { in_flight: 4, ..Limits::default() };
+        let talk = Talk::new(limits);
+        let (mut to, from, served) = serve_one(&talk, 256);
+        let mut taken = 0;
+        while let Ok(written) = timeout(Duration::from_millis(300), to.write_all(unknown(taken).as_bytes())).await {
+            written.unwrap();
+            taken += 1;
+            assert!(taken < 100, "what comes of so much is kept somewhere");
+        }
+        // It reads at last, and everything was kept; what it had written half is no line.
+        let mut from = BufReader::new(from);
+        for _ in 0..taken {
+            let answer = timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+            let answer: Value = serde_json::from_slice(&answer).unwrap();
+            assert_eq!(answer["error"]["code"], -32601);
+        }
+        drop(to);
+        timeout(SOON, served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_ends_while_its_agent_does_not_read() {
+        let talk = Talk::new(Limits { in_flight: 1, ..Limits::default() });
+        let (mut to, _unread, served) = serve_one(&talk, 64);
+        // Refused before it becomes a request: there is nothing to do but to say so.
+        for _ in 0..8 {
+            let _ = timeout(Duration::from_millis(50), to.write_all(b"no JSON\n")).await;
+        }
+        assert!(!served.is_finished());
+        talk.conversation.end().await;
+        timeout(SOON, served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_agent_says_no_more_at_a_time_than_it_may() {
+        let talk = Talk::new(Limits::default());
+        let (mut to, from, _served) = serve_one(&talk, 4096);
+        let mut from = BufReader::new(from);
+        talk.gate.is_busy.store(true, Ordering::SeqCst);
+        to.write_all(unknown(1).as_bytes()).await.unwrap();
+        assert!(timeout(Duration::from_millis(200), line(&mut from, 4096)).await.is_err());
+        talk.gate.is_busy.store(false, Ordering::SeqCst);
+        assert!(timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().is_some());
+    }
 
     #[test]
     fn a_line_says_its_version_in_itself() {

@@ -42,6 +42,7 @@ pub async fn admitted(
     let begun = Instant::now();
     let patience = if progress_token.is_some() { limits.approval_with_progress } else { limits.approval };
     let mut progress = Progress { token: progress_token, steps: 0, next: begun, pause: limits.progress };
+    let mut pause = limits.ask_again;
     loop {
         let ruling = tokio::select! {
             biased;
@@ -66,8 +67,10 @@ pub async fn admitted(
             () = cancelled.notified() => return Admission::Cancelled,
             () = told.closed() => return Admission::Cancelled,
             // Asked once more at the very end.
-            () = sleep_until(end.min(now + limits.ask_again)) => {}
+            () = sleep_until(end.min(now + pause)) => {}
         }
+        // Each time costs a decision and a record, and people are not faster than this.
+        pause = limits.ask_again_at_last.min(pause + pause / 2);
     }
 }
 
@@ -101,24 +104,34 @@ mod tests {
 
     use super::*;
     use crate::control::{
-        mcp::{BoxFuture, gate::Report},
+        mcp::{
+            BoxFuture,
+            gate::{Report, Standing},
+        },
         verifier::lock,
     };
 
-    /// Says one ruling after the other, the last one again and again.
-    struct Script(Mutex<Vec<fn() -> Ruling>>);
+    /// Says one ruling after the other, the last one again and again; and notes when it was asked.
+    struct Script(Mutex<Vec<fn() -> Ruling>>, Mutex<Vec<Instant>>);
 
     impl Gate for Script {
         fn listed(&self, _: &str) -> bool {
             true
         }
         fn call<'a>(&'a self, _: &'a ToolCall) -> BoxFuture<'a, Ruling> {
+            lock(&self.1).push(Instant::now());
             let mut script = lock(&self.0);
             let next = if script.len() > 1 { script.remove(0) } else { script[0] };
             Box::pin(async move { next() })
         }
+        fn standing(&self) -> BoxFuture<'_, Standing> {
+            Box::pin(async { Standing::In })
+        }
         fn access(&self) -> BoxFuture<'_, Result<Option<Bearer>, Denial>> {
             Box::pin(async { Ok(None) })
+        }
+        fn admits(&self) -> bool {
+            true
         }
         fn report(&self, _: &ToolCall, _: Report) {}
     }
@@ -140,7 +153,7 @@ mod tests {
     }
 
     async fn run(script: &[fn() -> Ruling], token: Option<Value>, cancel: bool) -> (Admission, Vec<String>, Duration) {
-        let gate = Script(Mutex::new(script.to_vec()));
+        let gate = Script(Mutex::new(script.to_vec()), Mutex::default());
         let call = ToolCall { server: "s".to_owned(), tool: "t".to_owned(), arguments: Map::new(), rest: Map::new() };
         let (told, mut heard) = mpsc::channel(128);
         let cancelled = Notify::new();
@@ -153,6 +166,7 @@ mod tests {
             approval_with_progress: Duration::from_millis(400),
             progress: Duration::from_millis(50),
             ask_again: Duration::from_millis(10),
+            ask_again_at_last: Duration::from_millis(50),
             ..Limits::default()
         };
         let admission = admitted(&gate, &call, token.as_ref(), &limits, &told, &cancelled).await;
@@ -184,6 +198,26 @@ mod tests {
         assert!(messages[0].contains("\"progressToken\":\"p\"") && messages[0].contains("a1"), "{}", messages[0]);
         let (admission, ..) = run(&[overdue], None, false).await;
         assert!(matches!(admission, Admission::Unapproved { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_gate_is_asked_again_less_and_less_often() {
+        let gate = Script(Mutex::new(vec![pending]), Mutex::default());
+        let call = ToolCall { server: "s".to_owned(), tool: "t".to_owned(), arguments: Map::new(), rest: Map::new() };
+        let (told, _heard) = mpsc::channel(1);
+        let normal = Limits::default();
+        // All of it a hundred times as fast.
+        let limits = Limits {
+            approval: normal.approval / 100,
+            ask_again: normal.ask_again / 100,
+            ask_again_at_last: normal.ask_again_at_last / 100,
+            ..normal
+        };
+        admitted(&gate, &call, None, &limits, &told, &Notify::new()).await;
+        let asked = lock(&gate.1).clone();
+        let pauses: Vec<u128> = asked.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+        assert!(pauses.iter().zip([20, 30, 45, 50]).all(|(pause, least)| *pause >= least), "{pauses:?}");
+        assert!((5..=12).contains(&asked.len()), "{pauses:?}");
     }
 
     #[tokio::test]

@@ -4,41 +4,38 @@
 //! Never: a call that its gate did not allow, an answer to what was not asked, or a message that nobody understands.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     future::pending,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use tokio::{
-    sync::{Notify, OnceCell, mpsc, watch},
-    time::Instant,
+    sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::sleep,
 };
 
 use super::{
     Gateway, HANDSHAKE_VERSIONS, Reach, STATELESS_VERSION,
     calls::{self, Admission},
     events::{Heard, Refusal, Told},
-    gate::{Agent, Bearer, Denial, Outcome, Report, ToolCall},
+    gate::{Agent, Bearer, Denial, Outcome, Standing},
     headers,
     message::{
         FromServer, INVALID_REQUEST, Id, Kind, METHOD_NOT_FOUND, NOT_ALLOWED, Notification, Request, Response,
         RpcError, SERVER_UNAVAILABLE, TOO_MUCH,
     },
     methods::{self, Era},
+    pending::{Asked, Pending, Source, Underway},
+    rewrite,
     stdio::Stdio,
     tools,
     upstream::{Answering, Carried, UpstreamError},
 };
-use crate::control::verifier::lock;
+use crate::{control::verifier::lock, decisions::call::Arguments};
 
-/// Requests whose answers may be fetched later, with `Last-Event-ID`.
-const LATER: usize = 64;
 /// Messages that wait for a slow agent.
 pub const QUEUE: usize = 2;
 /// A stream of what a server says by itself may be silent, but not for ever.
@@ -50,6 +47,8 @@ pub struct Conversation {
     owner: Agent,
     link: Link,
     state: Mutex<State>,
+    /// One for each request.
+    places: Arc<Semaphore>,
     ended: watch::Sender<Ended>,
 }
 
@@ -74,46 +73,21 @@ enum Link {
 struct State {
     /// What both sides agreed on.
     version: Option<String>,
-    asked: HashMap<Id, Asked>,
-    later: VecDeque<(Id, Asked)>,
+    pending: Pending,
     server_asked: VecDeque<Id>,
     listeners: usize,
 }
 
-/// A request that is not answered yet.
-struct Asked {
-    method: String,
+/// A request that is carried out.
+struct Way<'a> {
+    agent: &'a Agent,
     era: Era,
-    sent: bool,
+    /// By which the agent asks. The server gets the gateway's own number, which stands in the request.
+    id: Id,
+    number: i64,
+    underway: Option<Arc<Underway>>,
+    told: &'a mpsc::Sender<Told>,
     cancelled: Arc<Notify>,
-    call: Option<Arc<Underway>>,
-}
-
-/// A call, until it is reported.
-struct Underway {
-    agent: Agent,
-    call: ToolCall,
-    begun: Instant,
-    decided_after: Mutex<Option<Duration>>,
-    reported: AtomicBool,
-}
-
-impl Underway {
-    fn report(&self, outcome: Outcome) {
-        if self.reported.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let took = self.begun.elapsed();
-        let decided_after = lock(&self.decided_after).unwrap_or(took);
-        self.agent.gate.report(&self.call, Report { outcome, decided_after, took });
-    }
-}
-
-impl Drop for Underway {
-    /// Whoever followed the call was ended before it was.
-    fn drop(&mut self) {
-        self.report(Outcome::Left);
-    }
 }
 
 impl Conversation {
@@ -122,7 +96,13 @@ impl Conversation {
             Reach::Http(_) => Link::Http(Mutex::default()),
             Reach::Command(_) => Link::Process(OnceCell::new()),
         };
-        Arc::new(Self { gateway, owner, link, state: Mutex::default(), ended: watch::Sender::new(Ended::No) })
+        let places = Arc::new(Semaphore::new(gateway.limits.in_flight));
+        let (state, ended) = (Mutex::default(), watch::Sender::new(Ended::No));
+        Arc::new(Self { gateway, owner, link, state, places, ended })
+    }
+
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
     }
 
     pub fn version(&self) -> Option<String> {
@@ -138,48 +118,63 @@ impl Conversation {
         let _ = self.ended.subscribe().wait_for(|ended| *ended != Ended::No).await;
     }
 
+    /// Waits until nobody is answered any more.
+    async fn over(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended == Ended::Wholly).await;
+    }
+
+    /// Tells an agent, unless the end comes before it reads.
+    async fn tell(&self, told: &mpsc::Sender<Told>, what: Told) -> bool {
+        tokio::select! {
+            biased;
+            sent = told.send(what) => sent.is_ok(),
+            () = self.over() => false,
+        }
+    }
+
     /// Carries out a request. All that comes of it is told, and ends with its answer, if there is one. `sent` are the agent's
     /// headers, where it has any.
     pub async fn request(
         self: Arc<Self>,
         agent: Agent,
         era: Era,
-        request: Request,
+        mut request: Request,
         sent: Option<HeaderMap>,
         told: mpsc::Sender<Told>,
     ) {
-        let underway = match self.understand(&agent, era, &request, sent.as_ref()) {
+        let underway = match self.understand(&agent, era, &mut request, sent.as_ref()) {
             Ok(underway) => underway,
             Err(error) => {
-                let refusal = Refusal::new(status_of(&error, era), error);
-                let _ = told.send(Told::Refused(refusal)).await;
+                self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await;
                 return;
             }
         };
-        let id = request.id.clone();
-        let result = match self.begin(era, &request, underway.clone()) {
-            Ok(cancelled) => self.carry_out(&agent, era, request, underway.as_deref(), &told, &cancelled).await,
-            // The id is another request's: what belongs to that stays.
+        // The place is free again when this is over, and not when the server has answered: what is not read takes room.
+        let (_place, cancelled, number) = match self.begin(era, &request, underway.clone()) {
+            Ok(begun) => begun,
             Err(error) => {
                 if let Some(underway) = underway {
                     underway.report(Outcome::Failed { reason: error.reason().to_owned() });
                 }
-                let _ = told.send(Told::Refused(Refusal::new(status_of(&error, era), error))).await;
+                self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await;
                 return;
             }
         };
-        if let Err(stopped) = result {
+        let id = std::mem::replace(&mut request.id, Id::Number(number));
+        let way = Way { agent: &agent, era, id, number, underway, told: &told, cancelled };
+        if let Err(stopped) = self.carry_out(&way, request).await {
             // Reported once: whoever takes the entry away does it.
-            if let Some(Asked { call: Some(underway), .. }) = lock(&self.state).asked.remove(&id) {
+            let asked = lock(&self.state).pending.remove(number);
+            if let Some(Asked { call: Some(underway), .. }) = asked {
                 underway.report(stopped.outcome);
             }
             if let Link::Process(process) = &self.link
                 && let Some(process) = process.get()
             {
-                process.forget(&id);
+                process.forget(&Id::Number(number));
             }
             if let Some(last) = stopped.told {
-                let _ = told.send(last).await;
+                self.tell(&told, last).await;
             }
         }
     }
@@ -189,7 +184,7 @@ impl Conversation {
         &self,
         agent: &Agent,
         era: Era,
-        request: &Request,
+        request: &mut Request,
         sent: Option<&HeaderMap>,
     ) -> Result<Option<Arc<Underway>>, RpcError> {
         if !methods::is_request(&request.method, era) {
@@ -198,34 +193,35 @@ impl Conversation {
         if request.method != methods::CALL {
             return Ok(None);
         }
-        let call = tools::call(&self.gateway.name, request)?;
+        let mut call = tools::call(&self.gateway.name, request)?;
         if let Some(sent) = sent.filter(|_| era == Era::Stateless) {
             headers::params_agree(sent, &self.gateway.mirrored.of(&call))?;
         }
-        let (begun, decided_after, reported) = (Instant::now(), Mutex::default(), AtomicBool::new(false));
-        Ok(Some(Arc::new(Underway { agent: agent.clone(), call, begun, decided_after, reported })))
+        // Gates judge what the server gets.
+        let refused = match Arguments::new(&call.arguments) {
+            Ok(arguments) => {
+                call.arguments = arguments.map().clone();
+                None
+            }
+            Err(error) => {
+                let (reason, message) = (error.reason().to_owned(), error.to_string());
+                Some(Denial { reason, message, policies: Vec::new(), scopes: Vec::new() })
+            }
+        };
+        tools::as_decided(request, &call);
+        Ok(Some(Underway::new(agent, call, refused)))
     }
 
-    async fn carry_out(
-        &self,
-        agent: &Agent,
-        era: Era,
-        request: Request,
-        underway: Option<&Underway>,
-        told: &mpsc::Sender<Told>,
-        cancelled: &Notify,
-    ) -> Result<(), Stopped> {
-        let id = &request.id;
-        let token = self.token(agent, era, &request, underway, told, cancelled).await?;
-        if let Some(asked) = lock(&self.state).asked.get_mut(id) {
-            asked.sent = true;
-        }
+    async fn carry_out(&self, way: &Way<'_>, request: Request) -> Result<(), Stopped> {
+        let Way { agent, era, number, told, .. } = *way;
+        let limits = &self.gateway.limits;
+        let token = self.token(way, &request).await?;
         let mut carried = self.carried(era);
         if era == Era::Stateless {
-            let params = underway.map(|underway| self.gateway.mirrored.of(&underway.call)).unwrap_or_default();
-            carried.mirrored = headers::mirrored(&request, &params);
+            let params = way.underway.as_ref().map(|underway| self.gateway.mirrored.of(&underway.call));
+            carried.mirrored = headers::mirrored(&request, &params.unwrap_or_default());
         }
-        let stop = self.stop(era, cancelled, told);
+        let stop = self.stop(era, &way.cancelled, told);
         tokio::pin!(stop);
         let failed = |error: UpstreamError| {
             // The agent is told so as well (404), and begins anew.
@@ -234,30 +230,49 @@ impl Conversation {
                     .send_if_modified(|ended| std::mem::replace(ended, (*ended).max(Ended::ByServer)) == Ended::No);
             }
             let outcome = Outcome::Failed { reason: error.reason().to_owned() };
-            Stopped { told: Some(Told::Refused(refusal(&error))), outcome }
+            Stopped { told: Some(Told::Refused(Refusal::of_server(&error))), outcome }
+        };
+        let asked = async {
+            // From its first step on the server may know of it.
+            lock(&self.state).pending.sent(number);
+            self.ask(&request, &carried, token.as_ref()).await
         };
         let answering = tokio::select! {
             biased;
-            () = &mut stop => return Err(self.stopped(era, id).await),
-            answering = self.ask(&request, &carried, token.as_ref()) => answering,
+            () = &mut stop => return Err(self.stopped(way).await),
+            answering = asked => answering,
         };
         let mut answering = answering.map_err(failed)?;
+        let overdue = async {
+            match request.method.as_str() {
+                // It is open for as long as the agent listens.
+                methods::SUBSCRIBE => pending().await,
+                _ => sleep(limits.owed).await,
+            }
+        };
+        tokio::pin!(overdue);
         let mut resumable = false;
         loop {
             let next = tokio::select! {
                 biased;
-                () = &mut stop => return Err(self.stopped(era, id).await),
+                () = &mut stop => return Err(self.stopped(way).await),
+                () = &mut overdue => Some(Err(UpstreamError::Silent(limits.owed))),
                 // Who may fetch the rest later does so on another stream: two at once the server would not have.
                 () = told.closed(), if resumable => None,
-                next = answering.next(self.gateway.limits.silence) => next,
+                next = answering.next(limits.silence) => next,
             };
             match next {
                 Some(Ok(heard)) => {
                     resumable |= heard.id.is_some() && era == Era::Handshake;
-                    let is_answer = heard.message.as_ref().is_some_and(|message| message.answers(id));
-                    if let Some(heard) = self.pass(agent, era, heard).await {
+                    let is_answer = heard.message.as_ref().is_some_and(|message| message.answers(&request.id));
+                    if let Some(heard) = self.pass(agent, era, Source::Answer(number, &way.id), heard).await {
                         // One who left is not told; what the server does is followed to its end all the same.
-                        let _ = told.send(Told::Heard(heard)).await;
+                        tokio::select! {
+                            biased;
+                            _ = told.send(Told::Heard(heard)) => {}
+                            () = &mut stop, if !is_answer => return Err(self.stopped(way).await),
+                            () = self.over() => {}
+                        }
                     }
                     if is_answer {
                         return Ok(());
@@ -265,7 +280,7 @@ impl Conversation {
                 }
                 Some(Err(error)) => return Err(failed(error)),
                 None if resumable => {
-                    self.keep(id);
+                    lock(&self.state).pending.keep(number);
                     return Ok(());
                 }
                 None => {
@@ -278,25 +293,16 @@ impl Conversation {
     }
 
     /// What the agent is not answered by: a notification, or a response to what the server asked.
-    pub async fn notify(&self, agent: &Agent, notification: Notification) -> Result<(), Refusal> {
+    pub async fn notify(&self, agent: &Agent, mut notification: Notification) -> Result<(), Refusal> {
         if !methods::is_notification(&notification.method) {
             let error = RpcError::new(METHOD_NOT_FOUND, "mcp_method_unknown", "Method not found");
             return Err(Refusal::new(StatusCode::BAD_REQUEST, error));
         }
         if notification.method == methods::CANCELLED {
-            let asked = notification.cancels().and_then(|id| {
-                let state = lock(&self.state);
-                let asked = state.asked.get(&id)?;
-                Some((asked.sent && asked.era == Era::Handshake, asked.cancelled.clone()))
-            });
-            let Some((is_known_there, cancelled)) = asked else { return Ok(()) };
-            // The agent waits no more, even if the server does not hear of it.
-            let told = match is_known_there {
-                true => self.send(agent, notification.to_bytes()).await,
-                false => Ok(()),
-            };
-            cancelled.notify_one();
-            return told;
+            // The agent waits no more, whether the server hears of it or not.
+            let cancelled = notification.cancels().and_then(|id| lock(&self.state).pending.cancel(&id));
+            let Some((number, true)) = cancelled else { return Ok(()) };
+            notification.params.get_or_insert_default().insert("requestId".to_owned(), number.into());
         }
         self.send(agent, notification.to_bytes()).await
     }
@@ -317,17 +323,19 @@ impl Conversation {
     /// What the server says by itself, or the rest of a stream that broke after an event, until either side ends it.
     pub async fn listen(self: &Arc<Self>, agent: Agent, after: Option<&str>) -> Result<mpsc::Receiver<Told>, Refusal> {
         let place = Place::of(self)?;
+        let token = self.access(&agent).await?;
         let mut answering = match &self.link {
             Link::Http(_) => {
-                let token = self.access(&agent).await?;
-                let Reach::Http(upstream) = &self.gateway.reach else { return Err(refusal(&UpstreamError::Gone)) };
+                let Reach::Http(upstream) = &self.gateway.reach else {
+                    return Err(Refusal::of_server(&UpstreamError::Gone));
+                };
                 let most = self.gateway.limits.server_message;
                 let listening = upstream.listen(after, &self.carried(Era::Handshake), token.as_ref(), most).await;
-                listening.map_err(|error| refusal(&error))?
+                listening.map_err(|error| Refusal::of_server(&error))?
             }
             Link::Process(process) => {
                 let process = process.get().filter(|_| !self.has_ended());
-                let process = process.ok_or_else(|| refusal(&UpstreamError::Gone))?;
+                let process = process.ok_or_else(|| Refusal::of_server(&UpstreamError::Gone))?;
                 let occupied = RpcError::new(TOO_MUCH, "mcp_too_many_streams", "the session has such a stream already");
                 process.listen().ok_or_else(|| Refusal::new(StatusCode::CONFLICT, occupied))?
             }
@@ -335,72 +343,94 @@ impl Conversation {
         let (told, heard) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
             let conversation = &place.0;
-            let mut ended = conversation.ended.subscribe();
             loop {
                 let next = tokio::select! {
                     biased;
-                    _ = ended.wait_for(|ended| *ended == Ended::Wholly) => return,
+                    () = conversation.over() => return,
                     () = told.closed() => return,
                     next = answering.next(LISTENING) => next,
                 };
-                match next {
-                    Some(Ok(heard)) => {
-                        if let Some(heard) = conversation.pass(&agent, Era::Handshake, heard).await
-                            && told.send(Told::Heard(heard)).await.is_err()
-                        {
-                            return;
-                        }
-                    }
+                let heard = match next {
+                    Some(Ok(heard)) => heard,
                     Some(Err(error)) => {
                         tracing::debug!(%error, "a stream of an MCP server");
                         return;
                     }
                     None => return,
+                };
+                // Whoever was let in when the stream began may not be any more.
+                if conversation.still(&agent).await.is_err() {
+                    return;
+                }
+                if let Some(heard) = conversation.pass(&agent, Era::Handshake, Source::Listening, heard).await
+                    && !conversation.tell(&told, Told::Heard(heard)).await
+                {
+                    return;
                 }
             }
         });
         Ok(heard)
     }
 
-    /// Ends it, and tells the server.
+    /// Ends it, and tells the server, if its agent is still let in there.
     pub async fn end(&self) {
-        self.ended.send_replace(Ended::Wholly);
+        self.cut();
         if let (Link::Http(_), Reach::Http(upstream)) = (&self.link, &self.gateway.reach)
-            && let Ok(token) = self.owner.gate.access().await
+            && let Ok(token) = self.access(&self.owner).await
         {
             upstream.end(&self.carried(Era::Handshake), token.as_ref()).await;
         }
     }
 
-    /// Registers a request; what cancels it is told there.
-    fn begin(&self, era: Era, request: &Request, call: Option<Arc<Underway>>) -> Result<Arc<Notify>, RpcError> {
-        let mut state = lock(&self.state);
-        if request.method == methods::INITIALIZE && state.version.is_some() {
-            return Err(RpcError::new(INVALID_REQUEST, "mcp_already_initialized", "the session was begun before"));
+    /// Nobody is answered any more.
+    fn cut(&self) {
+        self.ended.send_replace(Ended::Wholly);
+        if let Link::Process(process) = &self.link
+            && let Some(process) = process.get()
+        {
+            process.end();
         }
-        if state.asked.contains_key(&request.id) {
-            return Err(RpcError::new(INVALID_REQUEST, "mcp_id_in_use", "a request with this id is not answered yet"));
-        }
-        if state.asked.len() >= self.gateway.limits.in_flight {
-            return Err(RpcError::new(TOO_MUCH, "mcp_too_many_requests", "too many requests are not answered yet"));
-        }
-        state.later.retain(|(id, _)| *id != request.id);
-        let cancelled = Arc::new(Notify::new());
-        let (method, cancelled_too) = (request.method.clone(), cancelled.clone());
-        state.asked.insert(request.id.clone(), Asked { method, era, sent: false, cancelled: cancelled_too, call });
-        Ok(cancelled)
     }
 
-    /// The token for a request, if the gate admits it. `None`: the agent was answered already.
-    async fn token(
+    /// Ends it if whoever began it is not let in any more. Returns whether that could be found out.
+    pub async fn look_again(&self) -> bool {
+        match self.owner.gate.standing().await {
+            Standing::In => true,
+            Standing::Unsure(_) => false,
+            Standing::Out(denial) => {
+                tracing::info!(server = self.gateway.name, reason = denial.reason, "a session of an MCP server ends");
+                self.cut();
+                true
+            }
+        }
+    }
+
+    /// Registers a request. Returns its place, what cancels it is told by, and its number.
+    fn begin(
         &self,
-        agent: &Agent,
         era: Era,
         request: &Request,
-        underway: Option<&Underway>,
-        told: &mpsc::Sender<Told>,
-        cancelled: &Notify,
-    ) -> Result<Option<Bearer>, Stopped> {
+        call: Option<Arc<Underway>>,
+    ) -> Result<(OwnedSemaphorePermit, Arc<Notify>, i64), RpcError> {
+        let mut state = lock(&self.state);
+        let is_first = state.version.is_none() && !state.pending.begins();
+        if request.method == methods::INITIALIZE && !is_first {
+            return Err(RpcError::new(INVALID_REQUEST, "mcp_already_initialized", "the session was begun before"));
+        }
+        if state.pending.has(&request.id) {
+            return Err(RpcError::new(INVALID_REQUEST, "mcp_id_in_use", "a request with this id is not answered yet"));
+        }
+        let full = |_| RpcError::new(TOO_MUCH, "mcp_too_many_requests", "too many requests are not answered yet");
+        let place = self.places.clone().try_acquire_owned().map_err(full)?;
+        let (number, cancelled) = (self.gateway.next_id(), Arc::new(Notify::new()));
+        let (id, method) = (request.id.clone(), request.method.clone());
+        state.pending.put(number, Asked { id, method, era, sent: false, cancelled: cancelled.clone(), call });
+        Ok((place, cancelled, number))
+    }
+
+    /// The token for a request, if the gate admits it.
+    async fn token(&self, way: &Way<'_>, request: &Request) -> Result<Option<Bearer>, Stopped> {
+        let Way { agent, era, id, underway, told, cancelled, .. } = way;
         let Some(underway) = underway else {
             let access = self.access(agent).await;
             return access.map_err(|refusal| {
@@ -409,12 +439,14 @@ impl Conversation {
             });
         };
         let (limits, call) = (&self.gateway.limits, &underway.call);
-        let progress_token = request.meta("progressToken");
-        let admission = calls::admitted(&*agent.gate, call, progress_token, limits, told, cancelled).await;
-        *lock(&underway.decided_after) = Some(underway.begun.elapsed());
+        let admission = match &underway.refused {
+            Some(denial) => Admission::Denied(denial.clone()),
+            None => calls::admitted(&*agent.gate, call, request.meta("progressToken"), limits, told, cancelled).await,
+        };
+        underway.decided();
         let answer = |answer: Result<FromServer, RpcError>| match answer {
             Ok(message) => Told::Heard(Heard::message(message)),
-            Err(error) => Told::Refused(Refusal::new(status_of(&error, era), error)),
+            Err(error) => Told::Refused(Refusal::in_era(error, *era)),
         };
         let (told, outcome) = match admission {
             Admission::Allowed(token) => return Ok(token),
@@ -423,12 +455,12 @@ impl Conversation {
                     Some(challenge) if !denial.scopes.is_empty() => {
                         Told::Refused(challenge.step_up(&denial.scopes, &denial.message))
                     }
-                    _ => answer(tools::denied(&request.id, call, &denial, era)),
+                    _ => answer(tools::denied(id, call, &denial, *era)),
                 };
                 (Some(told), Outcome::Denied(denial))
             }
             Admission::Unapproved { approval } => {
-                let told = answer(tools::unapproved(&request.id, call, &approval, era));
+                let told = answer(tools::unapproved(id, call, &approval, *era));
                 (Some(told), Outcome::Unapproved { approval })
             }
             Admission::Cancelled => (None, Outcome::Cancelled { sent: false }),
@@ -436,16 +468,26 @@ impl Conversation {
         Err(Stopped { told, outcome })
     }
 
-    async fn access(&self, agent: &Agent) -> Result<Option<Bearer>, Refusal> {
-        agent.gate.access().await.map_err(|denial: Denial| {
-            let mut error = RpcError::new(NOT_ALLOWED, &denial.reason, denial.message.clone());
-            match &agent.challenge {
-                Some(challenge) if !denial.scopes.is_empty() => challenge.step_up(&denial.scopes, &denial.message),
-                _ => {
-                    error.message = denial.message;
-                    Refusal::new(StatusCode::FORBIDDEN, error)
-                }
+    /// Whether the agent is let in at this moment. If it is not any more, this ends.
+    async fn still(&self, agent: &Agent) -> Result<(), Refusal> {
+        let refused = |denial: &Denial, status| {
+            Refusal::new(status, RpcError::new(NOT_ALLOWED, &denial.reason, denial.message.clone()))
+        };
+        match agent.gate.standing().await {
+            Standing::In => Ok(()),
+            Standing::Unsure(denial) => Err(refused(&denial, StatusCode::SERVICE_UNAVAILABLE)),
+            Standing::Out(denial) => {
+                self.cut();
+                Err(refused(&denial, StatusCode::FORBIDDEN))
             }
+        }
+    }
+
+    async fn access(&self, agent: &Agent) -> Result<Option<Bearer>, Refusal> {
+        self.still(agent).await?;
+        agent.gate.access().await.map_err(|denial: Denial| match &agent.challenge {
+            Some(challenge) if !denial.scopes.is_empty() => challenge.step_up(&denial.scopes, &denial.message),
+            _ => Refusal::new(StatusCode::FORBIDDEN, RpcError::new(NOT_ALLOWED, &denial.reason, denial.message)),
         })
     }
 
@@ -501,12 +543,15 @@ impl Conversation {
                 upstream.tell(body, &self.carried(Era::Handshake), token.as_ref()).await
             }
             (Link::Process(process), _) => match process.get() {
-                Some(process) => process.send(body).await,
+                Some(process) => {
+                    self.still(agent).await?;
+                    process.send(body).await
+                }
                 None => Err(UpstreamError::Gone),
             },
             _ => Err(UpstreamError::Gone),
         };
-        sent.map_err(|error| refusal(&error))
+        sent.map_err(|error| Refusal::of_server(&error))
     }
 
     /// Ends when nobody waits for a request any more.
@@ -519,45 +564,39 @@ impl Conversation {
                 Era::Handshake => pending().await,
             }
         };
-        let mut ended = self.ended.subscribe();
         tokio::select! {
             () = cancelled.notified() => {}
             () = left => {}
-            _ = ended.wait_for(|ended| *ended == Ended::Wholly) => {}
+            () = self.over() => {}
         }
     }
 
     /// A process has to be told of what a server of HTTP sees by the end of its stream.
-    async fn stopped(&self, era: Era, id: &Id) -> Stopped {
-        if let (Link::Process(process), Era::Stateless) = (&self.link, era)
-            && let Some(process) = process.get()
+    async fn stopped(&self, way: &Way<'_>) -> Stopped {
+        let sent = lock(&self.state).pending.was_sent(way.number);
+        if let (Link::Process(process), Era::Stateless) = (&self.link, way.era)
+            && let Some(process) = process.get().filter(|_| sent)
         {
-            let params = serde_json::json!({ "requestId": id.to_value() });
+            let params = serde_json::json!({ "requestId": way.number });
             let notification =
                 Notification { method: methods::CANCELLED.to_owned(), params: params.as_object().cloned() };
             let _ = process.send(notification.to_bytes()).await;
         }
-        Stopped { told: None, outcome: Outcome::Cancelled { sent: true } }
-    }
-
-    /// The answer may be fetched on another stream.
-    fn keep(&self, id: &Id) {
-        let mut state = lock(&self.state);
-        let Some(asked) = state.asked.remove(id) else { return };
-        if state.later.len() == LATER {
-            state.later.pop_front();
-        }
-        state.later.push_back((id.clone(), asked));
+        Stopped { told: None, outcome: Outcome::Cancelled { sent } }
     }
 
     /// What an agent is told of what the server says.
-    async fn pass(&self, agent: &Agent, era: Era, heard: Heard) -> Option<Heard> {
+    async fn pass(&self, agent: &Agent, era: Era, source: Source<'_>, heard: Heard) -> Option<Heard> {
         let Some(message) = heard.message else { return Some(heard) };
         let (id, retry) = (heard.id, heard.retry);
         let message = match message.kind.clone() {
-            Kind::Notification { method } => methods::is_notification_of_server(&method).then_some(message),
+            Kind::Notification { method } if methods::is_notification_of_server(&method) => match (era, source) {
+                (Era::Stateless, Source::Answer(number, id)) => rewrite::subscribed(message, number, id),
+                _ => Some(message),
+            },
+            Kind::Notification { .. } => None,
             Kind::Request { id, method } => self.asks(agent, era, id, &method, message).await,
-            Kind::Response { id, is_error } => self.settle(agent, &id, is_error, message),
+            Kind::Response { id, is_error } => self.settle(agent, source, &id, is_error, &message),
             Kind::Error => {
                 tracing::debug!(text = message.text(), "an MCP server answers nothing that was asked");
                 None
@@ -584,29 +623,31 @@ impl Conversation {
         None
     }
 
-    /// An answer of the server: to what was asked, and once.
-    fn settle(&self, agent: &Agent, id: &Id, is_error: bool, message: FromServer) -> Option<FromServer> {
-        let asked = {
-            let mut state = lock(&self.state);
-            let kept = state.later.iter().position(|(kept, _)| kept == id);
-            let kept = kept.and_then(|position| state.later.remove(position)).map(|(_, asked)| asked);
-            state.asked.remove(id).or(kept)
-        }?;
+    /// An answer of the server: to what was asked there, and once.
+    fn settle(
+        &self,
+        agent: &Agent,
+        source: Source<'_>,
+        id: &Id,
+        is_error: bool,
+        message: &FromServer,
+    ) -> Option<FromServer> {
+        let asked = lock(&self.state).pending.settle(source, id)?;
         if let Some(underway) = &asked.call {
-            let is_error = is_error || tools::is_error(&message);
+            let is_error = is_error || tools::is_error(message);
             underway.report(Outcome::Answered { is_error, bytes: message.text().len() });
         }
-        if is_error {
-            return Some(message);
-        }
-        let passed = match asked.method.as_str() {
+        let id = &asked.id;
+        let passed = rewrite::answer(message, id).ok_or("the server's answer cannot be read");
+        let passed = passed.and_then(|passed| match asked.method.as_str() {
+            _ if is_error => Ok(passed),
             methods::LIST => {
-                let listed = tools::listed(&message, id, &*agent.gate, &self.gateway.mirrored);
+                let listed = tools::listed(&passed, id, &*agent.gate, &self.gateway.mirrored);
                 listed.ok_or("the server's list of tools is none")
             }
-            methods::INITIALIZE => self.agree(&message).map(|()| message),
-            _ => Ok(message),
-        };
+            methods::INITIALIZE => self.agree(&passed).map(|()| passed),
+            _ => Ok(passed),
+        });
         Some(passed.unwrap_or_else(|why| {
             let error = RpcError::new(SERVER_UNAVAILABLE, "mcp_server_message_malformed", why);
             FromServer::answer(id.clone(), &error.to_value(Some(id)))
@@ -651,25 +692,5 @@ impl Drop for Place {
     }
 }
 
-/// In HTTP's terms. Before 2026-07-28 an error of a request is an answer like any other; since then it has a status.
-fn status_of(error: &RpcError, era: Era) -> StatusCode {
-    match (era, error.code) {
-        (Era::Handshake, _) => StatusCode::OK,
-        (Era::Stateless, METHOD_NOT_FOUND) => StatusCode::NOT_FOUND,
-        (Era::Stateless, _) => StatusCode::BAD_REQUEST,
-    }
-}
-
-/// What an agent is told of a server that does not answer as it should. What a server says of its own accord about a
-/// request that it refuses goes on to the agent, which may be able to ask otherwise.
-fn refusal(error: &UpstreamError) -> Refusal {
-    let mut told = RpcError::new(SERVER_UNAVAILABLE, error.reason(), error.to_string());
-    if let UpstreamError::Refused { message, .. } = error {
-        let said = message.to_value();
-        let code = said.pointer("/error/code").and_then(Value::as_i64).and_then(|code| i32::try_from(code).ok());
-        told.code = code.unwrap_or(SERVER_UNAVAILABLE);
-        told.message = said.pointer("/error/message").and_then(Value::as_str).unwrap_or_default().to_owned();
-        told.data = said.pointer("/error/data").cloned();
-    }
-    Refusal::new(error.status(), told)
-}
+#[cfg(test)]
+mod tests;

@@ -22,8 +22,11 @@ use tokio::{
 };
 
 use super::{
-    message::{FromServer, Id, MessageError, RpcError},
+    message::{FromServer, Id, METHOD_NOT_FOUND, MessageError, RpcError, SERVER_UNAVAILABLE},
+    methods::Era,
+    rewrite,
     sse::{self, Event},
+    upstream::UpstreamError,
 };
 
 /// One event: usually a message, sometimes only where to go on.
@@ -68,6 +71,30 @@ pub struct Refusal {
 impl Refusal {
     pub fn new(status: StatusCode, error: RpcError) -> Self {
         Self { status, error, headers: HeaderMap::new() }
+    }
+
+    /// Before 2026-07-28 an error of a request is an answer like any other; since then it has a status.
+    pub fn in_era(error: RpcError, era: Era) -> Self {
+        let status = match (era, error.code) {
+            (Era::Handshake, _) => StatusCode::OK,
+            (Era::Stateless, METHOD_NOT_FOUND) => StatusCode::NOT_FOUND,
+            (Era::Stateless, _) => StatusCode::BAD_REQUEST,
+        };
+        Self::new(status, error)
+    }
+
+    /// What an agent is told of a server that does not answer as it should. What a server says of its own accord about a request
+    /// that it refuses goes on to the agent, which may be able to ask otherwise.
+    pub fn of_server(error: &UpstreamError) -> Self {
+        let mut told = RpcError::new(SERVER_UNAVAILABLE, error.reason(), error.to_string());
+        if let UpstreamError::Refused { message, .. } = error {
+            let said = rewrite::error(message).unwrap_or_default();
+            let code = said["code"].as_i64().and_then(|code| i32::try_from(code).ok());
+            told.code = code.unwrap_or(rewrite::OTHER_CODE);
+            told.message = said["message"].as_str().unwrap_or_default().to_owned();
+            told.data = said.get("data").cloned();
+        }
+        Self::new(error.status(), told)
     }
 
     pub fn into_response(self, id: Option<&Id>) -> Response {

@@ -122,14 +122,27 @@ pub struct Report {
     pub took: Duration,
 }
 
+/// Whether an agent is still let in.
+pub enum Standing {
+    In,
+    /// Nobody can say at the moment.
+    Unsure(Denial),
+    /// It has lost what it came by: its conversation ends.
+    Out(Denial),
+}
+
 /// Decides for one agent at one server.
 pub trait Gate: Send + Sync + 'static {
     /// Whether the agent is told of a tool, by the server's name for it. Being told allows nothing.
     fn listed(&self, tool: &str) -> bool;
     /// Whether a call may be made. Asked again while it is pending.
     fn call<'a>(&'a self, call: &'a ToolCall) -> BoxFuture<'a, Ruling>;
+    /// By the policy of the moment, and what was revoked: asked before everything but a call, which the gate decides anyway.
+    fn standing(&self) -> BoxFuture<'_, Standing>;
     /// The token for everything besides calls: beginning, listing, listening, ending.
     fn access(&self) -> BoxFuture<'_, Result<Option<Bearer>, Denial>>;
+    /// Whether the agent may say one more thing now. Asked where not each of them is a request that is counted anyway.
+    fn admits(&self) -> bool;
     /// Told once for each call. Must not block.
     fn report(&self, call: &ToolCall, report: Report);
 }
@@ -139,6 +152,8 @@ pub trait Gate: Send + Sync + 'static {
 pub struct Agent {
     /// Who it is, for as long as it may: the same text for the same caller, another for anybody else. Sessions are bound to it.
     pub key: String,
+    /// Whose share of what there is it takes, for whomever it acts.
+    pub caller: String,
     pub gate: Arc<dyn Gate>,
     /// By which it came; whoever starts a server for it is told.
     pub connection: Connection,

@@ -28,7 +28,7 @@ use super::{
     headers,
     message::{FromAgent, INVALID_REQUEST, Id, RpcError, TOO_MUCH},
     methods::{self, Era},
-    session::{Sessions, Visit},
+    session::{SessionError, SessionId, Sessions, Visit},
     sse,
 };
 use crate::control::problem::Problem;
@@ -69,13 +69,24 @@ pub fn router(access: Door) -> Router {
         .with_state(access)
 }
 
-/// Ends sessions that nobody uses, as long as it is polled.
+/// Ends sessions that nobody uses, or whose agents are not let in any more, as long as it is polled.
 pub async fn keep_swept(sessions: Arc<Sessions<Arc<Conversation>>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        for conversation in sessions.sweep(Timestamp::now(), |conversation| conversation.has_ended()) {
-            tokio::spawn(async move { conversation.end().await });
+        for conversation in sessions.all() {
+            // If nobody can say it of one, it is the same with the others.
+            if !conversation.look_again().await {
+                break;
+            }
         }
+        end_all(sessions.sweep(Timestamp::now(), |conversation| conversation.has_ended()));
+    }
+}
+
+/// Ends what was taken out.
+pub fn end_all(gone: Vec<Arc<Conversation>>) {
+    for conversation in gone {
+        tokio::spawn(async move { conversation.end().await });
     }
 }
 
@@ -134,7 +145,7 @@ async fn said(gateway: Arc<Gateway>, agent: Agent, head: &Parts, body: Body) -> 
             if let Reach::Command(_) = gateway.reach {
                 return Err(bad_request(headers::needs_session(), id.as_ref()));
             }
-            let visit = gateway.sessions.visit(&agent.key).map_err(|error| {
+            let visit = gateway.sessions.visit(&agent.caller).map_err(|error| {
                 let refused = RpcError::new(TOO_MUCH, error.reason(), error.to_string());
                 Refusal::new(StatusCode::TOO_MANY_REQUESTS, refused).into_response(id.as_ref())
             })?;
@@ -194,13 +205,13 @@ async fn begin(
         let error = RpcError::new(INVALID_REQUEST, "mcp_already_initialized", "the session was begun before");
         return Err(bad_request(error, Some(&id)));
     }
-    let conversation = Conversation::new(gateway.clone(), agent.clone());
-    // The place is taken before the server, or a process, has to do with it.
-    let opened = gateway.sessions.open(Timestamp::now(), &gateway.name, &agent.key, conversation.clone());
-    let session = opened.map_err(|error| {
+    let refused = |error: SessionError| {
         let refused = RpcError::new(TOO_MUCH, error.reason(), error.to_string());
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, refused).into_response(Some(&id))
-    })?;
+    };
+    // The place is taken before the server, or a process, has to do with it.
+    let mut opened = Opened::new(&gateway, &agent).map_err(refused)?;
+    let conversation = opened.conversation.clone();
     let (told, mut heard) = mpsc::channel(QUEUE);
     tokio::spawn(conversation.clone().request(agent.clone(), Era::Handshake, request, None, told));
     // What the server says before its answer is about nothing that an agent knows of.
@@ -218,12 +229,55 @@ async fn begin(
     });
     let mut response = answer.await.unwrap_or_else(|_| StatusCode::GATEWAY_TIMEOUT.into_response());
     if conversation.version().is_none() {
-        gateway.sessions.close(&gateway.name, &agent.key, session.as_str());
-        conversation.end().await;
-    } else if let Ok(value) = header::HeaderValue::from_str(session.as_str()) {
+        opened.end().await;
+    } else if gateway.is_retired() {
+        // The server took its time, and meanwhile the policy changed.
+        return Err(refused(SessionError::Replaced));
+    } else if let Ok(value) = header::HeaderValue::from_str(opened.id.as_str()) {
         response.headers_mut().insert(headers::SESSION_ID, value);
+        opened.kept = true;
     }
     Ok(response)
+}
+
+/// A session that was opened. Until its id is handed out, it ends with this: whoever goes away before leaves nothing behind.
+struct Opened {
+    gateway: Arc<Gateway>,
+    key: String,
+    id: SessionId,
+    conversation: Arc<Conversation>,
+    kept: bool,
+}
+
+impl Opened {
+    fn new(gateway: &Arc<Gateway>, agent: &Agent) -> Result<Self, SessionError> {
+        let conversation = Conversation::new(gateway.clone(), agent.clone());
+        let Agent { key, caller, .. } = agent;
+        let (id, idle) = gateway.sessions.open(Timestamp::now(), &gateway.name, key, caller, conversation.clone());
+        end_all(idle);
+        let opened = Self { gateway: gateway.clone(), key: key.clone(), id: id?, conversation, kept: false };
+        // Whoever retired it before has not seen this session; whoever does after this will.
+        if gateway.is_retired() { Err(SessionError::Replaced) } else { Ok(opened) }
+    }
+
+    async fn end(mut self) {
+        self.kept = true;
+        self.close();
+        self.conversation.end().await;
+    }
+
+    fn close(&self) {
+        self.gateway.sessions.close(&self.gateway.name, &self.key, self.id.as_str());
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.close();
+            end_all(vec![self.conversation.clone()]);
+        }
+    }
 }
 
 async fn listen(gateway: Arc<Gateway>, agent: Agent, head: &Parts) -> Result<Response, Response> {
@@ -246,7 +300,10 @@ async fn listen(gateway: Arc<Gateway>, agent: Agent, head: &Parts) -> Result<Res
                 next = heard.recv() => next,
             };
             let Some(next) = next else { return };
-            let _ = told.send(next).await;
+            tokio::select! {
+                _ = told.send(next) => {}
+                () = conversation.finished() => return,
+            }
         }
     }));
     Ok(events::stream(shorter, None, None, gateway.limits.keep_alive))
@@ -259,9 +316,9 @@ async fn end(gateway: Arc<Gateway>, agent: Agent, head: &Parts) -> Result<Respon
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// The session that a request is about. One that is somebody else's does not exist.
+/// The session that a request is about. One that is somebody else's does not exist, nor one with another server of that name.
 fn session(
-    gateway: &Gateway,
+    gateway: &Arc<Gateway>,
     agent: &Agent,
     head: &Parts,
     request: Option<&Id>,
@@ -275,7 +332,8 @@ fn session(
         }
     };
     let found = gateway.sessions.get(Timestamp::now(), &gateway.name, &agent.key, &id);
-    let Some(conversation) = found.filter(|conversation| !conversation.has_ended()) else {
+    let is_there = |found: &Arc<Conversation>| !found.has_ended() && Arc::ptr_eq(found.gateway(), gateway);
+    let Some(conversation) = found.filter(is_there) else {
         let error = RpcError::new(INVALID_REQUEST, "mcp_session_unknown", "there is no such session: begin a new one");
         return Err(Refusal::new(StatusCode::NOT_FOUND, error).into_response(request));
     };
@@ -301,10 +359,8 @@ async fn upgrade(State(access): State<Door>, Path(server): Path<String>, request
     if !headers::is_origin_allowed(&head.headers, &gateway.origins) {
         return Problem::forbidden("mcp_origin", "pages of this origin may not ask").into_response();
     }
-    let conversation = Conversation::new(gateway.clone(), agent.clone());
-    let opened = gateway.sessions.open(Timestamp::now(), &gateway.name, &agent.key, conversation.clone());
-    let session = match opened {
-        Ok(session) => session,
+    let opened = match Opened::new(&gateway, &agent) {
+        Ok(opened) => opened,
         Err(error) => {
             return Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.reason(), error.to_string()).into_response();
         }
@@ -313,13 +369,13 @@ async fn upgrade(State(access): State<Door>, Path(server): Path<String>, request
         match upgrade.await {
             Ok(stream) => {
                 let (input, output) = tokio::io::split(TokioIo::new(stream));
-                let used = || drop(gateway.sessions.get(Timestamp::now(), &gateway.name, &agent.key, session.as_str()));
-                stream_agent::serve(&gateway, &conversation, &agent, input, output, used).await;
+                let id = opened.id.as_str();
+                let used = || drop(gateway.sessions.get(Timestamp::now(), &gateway.name, &agent.key, id));
+                stream_agent::serve(&gateway, &opened.conversation, &agent, input, output, used).await;
             }
             Err(error) => tracing::debug!(%error, "a connection that was to become a stream"),
         }
-        gateway.sessions.close(&gateway.name, &agent.key, session.as_str());
-        conversation.end().await;
+        opened.end().await;
     });
     let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, UPGRADE)];
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()

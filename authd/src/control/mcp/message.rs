@@ -337,6 +337,11 @@ impl FromServer {
         matches!(&self.kind, Kind::Response { id, .. } if id == request)
     }
 
+    /// One that was read, and written anew.
+    pub(super) fn written(kind: Kind, text: String) -> Self {
+        Self { kind, text }
+    }
+
     pub fn answer(id: Id, message: &Value) -> Self {
         let is_error = message.get("error").is_some();
         Self { kind: Kind::Response { id, is_error }, text: message.to_string() }
@@ -374,9 +379,11 @@ fn unambiguous_value(value: &Value) -> Result<(), MessageError> {
     }
 }
 
-/// `K` (Kelvin), `k` and `K` are one, as are `ſ`, `s` and `S`: upper case first brings the odd ones together.
+/// `K` (Kelvin), `k` and `K` are one, as are `ſ`, `s` and `S`: upper case brings the odd ones together. Lower case comes before
+/// it, as `ẞ` is its own upper case, while that of `ß` is `SS`.
 pub fn fold(name: &str) -> String {
-    name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+    let lower = name.chars().flat_map(char::to_lowercase);
+    lower.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -405,6 +412,7 @@ mod tests {
             (r#"{"name":"a","Name":"b"}"#, "mcp_alike_members"),
             ("{\"name\":\"a\",\"arguments\":{\"token\":1,\"to\u{212a}en\":2}}", "mcp_alike_members"),
             ("{\"name\":\"a\",\"arguments\":{\"s\":1,\"\u{17f}\":2}}", "mcp_alike_members"),
+            ("{\"name\":\"a\",\"arguments\":{\"ma\u{df}\":1,\"MA\u{1e9e}\":2}}", "mcp_alike_members"),
             (r#"{"name":"a","arguments":{"n":123456789012345678901234567890}}"#, "mcp_imprecise_number"),
             (r#"{"name":"a","arguments":{"n":[1e300]}}"#, "mcp_imprecise_number"),
             (r#"{"name":"a","arguments":{"n":1e999}}"#, "json_syntax"),

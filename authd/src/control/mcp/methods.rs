@@ -18,6 +18,8 @@ pub const CALL: &str = "tools/call";
 pub const LIST: &str = "tools/list";
 pub const CANCELLED: &str = "notifications/cancelled";
 pub const PROGRESS: &str = "notifications/progress";
+/// A stream of notifications, which is answered at its end.
+pub const SUBSCRIBE: &str = "subscriptions/listen";
 
 /// Requests of agents in both eras.
 const REQUESTS: [&str; 11] = [
@@ -36,7 +38,8 @@ const REQUESTS: [&str; 11] = [
 ];
 const HANDSHAKE_REQUESTS: [&str; 6] =
     [INITIALIZE, "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "tasks/list", "tasks/result"];
-const STATELESS_REQUESTS: [&str; 3] = ["server/discover", "subscriptions/listen", "tasks/update"];
+/// Not `tasks/update`: by its `inputResponses` a call would go on in another way than the one that was decided.
+const STATELESS_REQUESTS: [&str; 2] = ["server/discover", SUBSCRIBE];
 const NOTIFICATIONS: [&str; 5] =
     [CANCELLED, PROGRESS, INITIALIZED, "notifications/roots/list_changed", "notifications/tasks/status"];
 /// Requests of servers, of which only the first era has any.
@@ -111,6 +114,7 @@ mod tests {
     fn each_era_has_its_methods() {
         assert!(is_request("initialize", Era::Handshake) && !is_request("initialize", Era::Stateless));
         assert!(is_request("server/discover", Era::Stateless) && !is_request("server/discover", Era::Handshake));
+        assert!(is_request("tasks/get", Era::Stateless) && !is_request("tasks/update", Era::Stateless));
         assert!(is_request_of_server("sampling/createMessage", Era::Handshake));
         assert!(!is_request_of_server("sampling/createMessage", Era::Stateless));
         assert!(!is_request_of_server("tools/call", Era::Handshake));

@@ -14,13 +14,25 @@ pub mod headers;
 pub mod http;
 pub mod message;
 pub mod methods;
+pub mod pending;
+pub mod rewrite;
 pub mod session;
 pub mod sse;
 pub mod stdio;
+#[cfg(test)]
+mod testing;
 pub mod tools;
 pub mod upstream;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use self::{conversation::Conversation, session::Sessions, stdio::Launch, tools::Mirrored, upstream::HttpUpstream};
 
@@ -47,14 +59,17 @@ pub struct Limits {
     pub listeners: usize,
     /// How long a server may be silent while it owes an answer.
     pub silence: Duration,
+    /// How long it may owe one, whatever it says meanwhile.
+    pub owed: Duration,
     /// How long a call waits for its approval, if the agent did not ask for progress. Clients give up after 60 s.
     pub approval: Duration,
     /// And if it did: progress keeps it waiting.
     pub approval_with_progress: Duration,
     /// Progress is told so often while a person is waited for.
     pub progress: Duration,
-    /// A gate is asked again after so long.
+    /// A gate is asked again after so long, and then less and less often.
     pub ask_again: Duration,
+    pub ask_again_at_last: Duration,
     /// A stream that says nothing says so.
     pub keep_alive: Duration,
     /// An answer that takes longer than this becomes a stream.
@@ -70,10 +85,12 @@ impl Default for Limits {
             server_requests: 64,
             listeners: 4,
             silence: Duration::from_secs(300),
+            owed: Duration::from_secs(3600),
             approval: Duration::from_secs(45),
             approval_with_progress: Duration::from_secs(300),
             progress: Duration::from_secs(5),
-            ask_again: Duration::from_secs(1),
+            ask_again: Duration::from_secs(2),
+            ask_again_at_last: Duration::from_secs(5),
             keep_alive: Duration::from_secs(15),
             patience: Duration::from_secs(3),
         }
@@ -98,10 +115,30 @@ pub struct Gateway {
     pub sessions: Arc<Sessions<Arc<Conversation>>>,
     /// Which arguments of which tools the server wants in headers too.
     pub mirrored: Mirrored,
+    /// Of the next request: no number is used for two of them.
+    next: AtomicI64,
+    /// The policy has another way to the server, or none.
+    retired: AtomicBool,
 }
 
 impl Gateway {
     pub fn new(name: &str, reach: Reach, limits: Limits, sessions: Arc<Sessions<Arc<Conversation>>>) -> Self {
-        Self { name: name.to_owned(), reach, limits, origins: Vec::new(), sessions, mirrored: Mirrored::default() }
+        let (name, origins, mirrored) = (name.to_owned(), Vec::new(), Mirrored::default());
+        let (next, retired) = (AtomicI64::new(1), AtomicBool::new(false));
+        Self { name, reach, limits, origins, sessions, mirrored, next, retired }
+    }
+
+    /// As what the server is asked the next time.
+    fn next_id(&self) -> i64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Nobody is let in by this one any more. Sessions that were opened before have to be closed after this.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
     }
 }

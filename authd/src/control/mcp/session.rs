@@ -40,6 +40,8 @@ pub enum SessionError {
     TooManyVisits,
     #[error("there is no randomness for a session's id")]
     NoRandomness,
+    #[error("the policy reaches the server in another way by now: begin again")]
+    Replaced,
 }
 
 impl SessionError {
@@ -49,6 +51,7 @@ impl SessionError {
             Self::TooMany => "mcp_sessions_full",
             Self::TooManyVisits => "mcp_too_many_requests",
             Self::NoRandomness => "internal",
+            Self::Replaced => "mcp_server_changed",
         }
     }
 }
@@ -77,6 +80,9 @@ impl fmt::Debug for SessionId {
 
 struct Entry<T> {
     server: String,
+    /// Whose it is.
+    key: String,
+    /// Who it is counted for.
     caller: String,
     used: Timestamp,
     content: T,
@@ -111,20 +117,30 @@ impl<T: Clone> Sessions<T> {
         Self { bounds, visits: Arc::default(), entries: Mutex::default() }
     }
 
-    /// A new session. What is idle makes room first.
-    pub fn open(&self, now: Timestamp, server: &str, caller: &str, content: T) -> Result<SessionId, SessionError> {
-        let id = SessionId::random()?;
+    /// A new session. What is idle makes room first, and is returned, as somebody has to end it.
+    pub fn open(
+        &self,
+        now: Timestamp,
+        server: &str,
+        key: &str,
+        caller: &str,
+        content: T,
+    ) -> (Result<SessionId, SessionError>, Vec<T>) {
+        let id = match SessionId::random() {
+            Ok(id) => id,
+            Err(error) => return (Err(error), Vec::new()),
+        };
         let mut entries = lock(&self.entries);
-        entries.retain(|_, entry| !is_idle(entry.used, now, self.bounds.idle));
+        let idle = take(&mut entries, |entry| is_idle(entry.used, now, self.bounds.idle));
         if entries.len() >= self.bounds.all {
-            return Err(SessionError::TooMany);
+            return (Err(SessionError::TooMany), idle);
         }
         if entries.values().filter(|entry| entry.caller == caller).count() >= self.bounds.per_caller {
-            return Err(SessionError::TooManyOfCaller);
+            return (Err(SessionError::TooManyOfCaller), idle);
         }
-        let (server, caller) = (server.to_owned(), caller.to_owned());
-        entries.insert(id.clone(), Entry { server, caller, used: now, content });
-        Ok(id)
+        let (server, key, caller) = (server.to_owned(), key.to_owned(), caller.to_owned());
+        entries.insert(id.clone(), Entry { server, key, caller, used: now, content });
+        (Ok(id), idle)
     }
 
     /// A request that needs no session.
@@ -139,10 +155,10 @@ impl<T: Clone> Sessions<T> {
     }
 
     /// What the caller's session with a server holds; it is used by that.
-    pub fn get(&self, now: Timestamp, server: &str, caller: &str, id: &str) -> Option<T> {
+    pub fn get(&self, now: Timestamp, server: &str, key: &str, id: &str) -> Option<T> {
         let mut entries = lock(&self.entries);
         let entry = entries.get_mut(&SessionId(id.to_owned()))?;
-        let is_theirs = entry.server == server && entry.caller == caller;
+        let is_theirs = entry.server == server && entry.key == key;
         if !is_theirs || is_idle(entry.used, now, self.bounds.idle) {
             return None;
         }
@@ -151,30 +167,25 @@ impl<T: Clone> Sessions<T> {
     }
 
     /// Ends a session, if it is the caller's.
-    pub fn close(&self, server: &str, caller: &str, id: &str) -> Option<T> {
+    pub fn close(&self, server: &str, key: &str, id: &str) -> Option<T> {
         let mut entries = lock(&self.entries);
         let id = SessionId(id.to_owned());
-        entries.get(&id).filter(|entry| entry.server == server && entry.caller == caller)?;
+        entries.get(&id).filter(|entry| entry.server == server && entry.key == key)?;
         entries.remove(&id).map(|entry| entry.content)
     }
 
     /// Takes out what is idle, and what `ended` says has ended.
     pub fn sweep(&self, now: Timestamp, ended: impl Fn(&T) -> bool) -> Vec<T> {
-        let mut entries = lock(&self.entries);
-        let gone: Vec<SessionId> = entries
-            .iter()
-            .filter(|(_, entry)| is_idle(entry.used, now, self.bounds.idle) || ended(&entry.content))
-            .map(|(id, _)| id.clone())
-            .collect();
-        gone.iter().filter_map(|id| entries.remove(id)).map(|entry| entry.content).collect()
+        take(&mut lock(&self.entries), |entry| is_idle(entry.used, now, self.bounds.idle) || ended(&entry.content))
     }
 
-    /// Takes out all sessions with a server, or of a caller, or all.
-    pub fn close_where(&self, mut fits: impl FnMut(&str, &str) -> bool) -> Vec<T> {
-        let mut entries = lock(&self.entries);
-        let gone: Vec<SessionId> =
-            entries.iter().filter(|(_, e)| fits(&e.server, &e.caller)).map(|(id, _)| id.clone()).collect();
-        gone.iter().filter_map(|id| entries.remove(id)).map(|entry| entry.content).collect()
+    /// Takes out all sessions that fit, by server, whose they are, and what they hold.
+    pub fn close_where(&self, fits: impl Fn(&str, &str, &T) -> bool) -> Vec<T> {
+        take(&mut lock(&self.entries), |entry| fits(&entry.server, &entry.key, &entry.content))
+    }
+
+    pub fn all(&self) -> Vec<T> {
+        lock(&self.entries).values().map(|entry| entry.content.clone()).collect()
     }
 
     pub fn len(&self) -> usize {
@@ -184,6 +195,10 @@ impl<T: Clone> Sessions<T> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+fn take<T>(entries: &mut HashMap<SessionId, Entry<T>>, fits: impl Fn(&Entry<T>) -> bool) -> Vec<T> {
+    entries.extract_if(|_, entry| fits(entry)).map(|(_, entry)| entry.content).collect()
 }
 
 /// A clock that went back makes nothing idle.
@@ -203,10 +218,21 @@ mod tests {
         Sessions::new(Bounds { all: 4, per_caller: 2, idle: Duration::from_secs(60), visits: 2 })
     }
 
+    /// For a caller who acts for nobody.
+    fn open(
+        sessions: &Sessions<u32>,
+        second: i64,
+        server: &str,
+        caller: &str,
+        content: u32,
+    ) -> Result<SessionId, SessionError> {
+        sessions.open(at(second), server, caller, caller, content).0
+    }
+
     #[test]
     fn a_session_is_its_callers_at_its_server() {
         let sessions = sessions();
-        let id = sessions.open(at(0), "files", "a", 1).unwrap();
+        let id = open(&sessions, 0, "files", "a", 1).unwrap();
         assert_eq!(sessions.get(at(1), "files", "a", id.as_str()), Some(1));
         assert_eq!(sessions.get(at(1), "files", "b", id.as_str()), None);
         assert_eq!(sessions.get(at(1), "tools", "a", id.as_str()), None);
@@ -219,8 +245,8 @@ mod tests {
     #[test]
     fn ids_are_long_and_never_the_same() {
         let sessions = sessions();
-        let one = sessions.open(at(0), "files", "a", 1).unwrap();
-        let other = sessions.open(at(0), "files", "a", 2).unwrap();
+        let one = open(&sessions, 0, "files", "a", 1).unwrap();
+        let other = open(&sessions, 0, "files", "a", 2).unwrap();
         assert_ne!(one, other);
         assert_eq!(one.as_str().len(), 32);
         assert!(!format!("{one:?}").contains(one.as_str()));
@@ -229,15 +255,25 @@ mod tests {
     #[test]
     fn there_are_so_many_and_no_more() {
         let sessions = sessions();
-        for _ in 0..2 {
-            sessions.open(at(0), "files", "a", 0).unwrap();
+        for content in 1..=2 {
+            open(&sessions, 0, "files", "a", content).unwrap();
         }
-        assert_eq!(sessions.open(at(1), "tools", "a", 0), Err(SessionError::TooManyOfCaller));
-        sessions.open(at(1), "files", "b", 0).unwrap();
-        sessions.open(at(1), "files", "c", 0).unwrap();
-        assert_eq!(sessions.open(at(1), "files", "d", 0), Err(SessionError::TooMany));
-        // The first two are idle by now.
-        assert!(sessions.open(at(60), "files", "d", 0).is_ok());
+        assert_eq!(open(&sessions, 1, "tools", "a", 0), Err(SessionError::TooManyOfCaller));
+        open(&sessions, 1, "files", "b", 0).unwrap();
+        open(&sessions, 1, "files", "c", 0).unwrap();
+        assert_eq!(open(&sessions, 1, "files", "d", 0), Err(SessionError::TooMany));
+        // The first two are idle by now, and are to be ended.
+        let (opened, mut idle) = sessions.open(at(60), "files", "d", "d", 7);
+        idle.sort();
+        assert!(opened.is_ok() && idle == [1, 2], "{idle:?}");
+    }
+
+    #[test]
+    fn a_caller_with_many_tokens_has_no_more_than_with_one() {
+        let sessions = sessions();
+        let ids: Vec<_> = ["a 1", "a 2"].map(|key| sessions.open(at(0), "files", key, "a", 0).0.unwrap()).into();
+        assert_eq!(sessions.open(at(0), "files", "a 3", "a", 0).0, Err(SessionError::TooManyOfCaller));
+        assert_eq!(sessions.get(at(1), "files", "a 2", ids[0].as_str()), None, "it acts for somebody else there");
     }
 
     #[test]
@@ -254,12 +290,12 @@ mod tests {
     #[test]
     fn a_session_that_is_not_used_ends() {
         let sessions = sessions();
-        let id = sessions.open(at(0), "files", "a", 1).unwrap();
+        let id = open(&sessions, 0, "files", "a", 1).unwrap();
         assert_eq!(sessions.get(at(59), "files", "a", id.as_str()), Some(1));
         assert_eq!(sessions.get(at(118), "files", "a", id.as_str()), Some(1));
         assert_eq!(sessions.get(at(178), "files", "a", id.as_str()), None);
         assert_eq!(sessions.sweep(at(178), |_| false), [1]);
-        sessions.open(at(200), "files", "a", 2).unwrap();
+        open(&sessions, 200, "files", "a", 2).unwrap();
         // A clock that was set back.
         assert!(sessions.sweep(at(0), |_| false).is_empty());
         assert_eq!(sessions.sweep(at(200), |content| *content == 2), [2]);

@@ -25,7 +25,7 @@ use super::{
     events::Heard,
     gate::Agent,
     message::{FromServer, Id, Kind},
-    methods,
+    methods, rewrite,
     upstream::{Answering, UpstreamError},
 };
 use crate::control::verifier::lock;
@@ -59,18 +59,33 @@ pub trait Launch: Send + Sync + 'static {
 
 /// A conversation with a process.
 pub struct Stdio {
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Line>,
     sorted: Arc<Mutex<Sorted>>,
     tasks: [JoinHandle<()>; 2],
     most: usize,
+}
+
+/// What the server gets.
+struct Line {
+    bytes: Vec<u8>,
+    /// Which request it is.
+    request: Option<Id>,
+}
+
+/// A request that is not answered yet.
+struct Waiting {
+    id: Id,
+    /// Nothing answers it before.
+    sent: bool,
+    sender: mpsc::Sender<Heard>,
 }
 
 /// Who hears what.
 #[derive(Default)]
 struct Sorted {
     ended: bool,
-    /// By request, in the order in which they were made.
-    waiting: Vec<(Id, mpsc::Sender<Heard>)>,
+    /// In the order in which they were made.
+    waiting: Vec<Waiting>,
     /// Progress is about a request, by the token that it named.
     progress: HashMap<String, Id>,
     listener: Option<mpsc::Sender<Heard>>,
@@ -83,11 +98,11 @@ impl Stdio {
         let sorted = Arc::new(Mutex::new(Sorted::default()));
         let Streams { input, output, process } = streams;
         let reader = read(BufReader::new(output), limits.server_message, sorted.clone(), process, ended);
-        let tasks = [tokio::spawn(write(input, to_write)), tokio::spawn(reader)];
+        let tasks = [tokio::spawn(write(input, to_write, sorted.clone())), tokio::spawn(reader)];
         Self { lines, sorted, tasks, most: limits.server_message }
     }
 
-    /// Sends a request. What belongs to it comes through the returned stream.
+    /// Sends a request, under an id that no other one had. What belongs to it comes through the returned stream.
     pub async fn ask(
         &self,
         id: &Id,
@@ -100,20 +115,25 @@ impl Stdio {
             if sorted.ended {
                 return Err(UpstreamError::Gone);
             }
-            sorted.waiting.push((id.clone(), sender));
+            sorted.waiting.push(Waiting { id: id.clone(), sent: false, sender });
             if let Some(token) = progress_token {
                 sorted.progress.insert(token.to_string(), id.clone());
             }
         }
-        self.send(body).await?;
+        self.put(Line { bytes: body, request: Some(id.clone()) }).await?;
         Ok(Answering::Channel(VecDeque::new(), receiver))
     }
 
-    pub async fn send(&self, mut line: Vec<u8>) -> Result<(), UpstreamError> {
-        if line.len() > self.most {
+    /// Sends what has no answer.
+    pub async fn send(&self, bytes: Vec<u8>) -> Result<(), UpstreamError> {
+        self.put(Line { bytes, request: None }).await
+    }
+
+    async fn put(&self, mut line: Line) -> Result<(), UpstreamError> {
+        if line.bytes.len() > self.most {
             return Err(UpstreamError::TooLong(self.most));
         }
-        line.push(b'\n');
+        line.bytes.push(b'\n');
         match timeout(WRITE, self.lines.send(line)).await {
             Ok(Ok(())) if !self.has_ended() => Ok(()),
             Ok(_) => Err(UpstreamError::Gone),
@@ -140,20 +160,36 @@ impl Stdio {
     pub fn has_ended(&self) -> bool {
         lock(&self.sorted).ended
     }
+
+    /// The process ends, whoever still waits for something.
+    pub fn end(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        lock(&self.sorted).end();
+    }
 }
 
 impl Drop for Stdio {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.end();
     }
 }
 
 impl Sorted {
+    fn end(&mut self) {
+        *self = Self { ended: true, ..Self::default() };
+    }
+
     fn forget(&mut self, id: &Id) {
-        self.waiting.retain(|(waiting, _)| waiting != id);
+        self.waiting.retain(|waiting| waiting.id != *id);
         self.progress.retain(|_, request| request != id);
+    }
+
+    fn sent(&mut self, id: &Id) {
+        if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.id == *id) {
+            waiting.sent = true;
+        }
     }
 
     /// For whoever listens later. The oldest ones make room.
@@ -175,11 +211,14 @@ impl Sorted {
         let message = heard.message.as_ref()?;
         let is_there = |sender: &mpsc::Sender<Heard>| !sender.is_closed();
         let of = |sorted: &Self, id: &Id| {
-            let waiting = sorted.waiting.iter().find(|(waiting, _)| waiting == id);
-            waiting.map(|(_, sender)| sender.clone()).filter(is_there)
+            let waiting = sorted.waiting.iter().find(|waiting| waiting.id == *id && waiting.sent);
+            waiting.map(|waiting| waiting.sender.clone()).filter(is_there)
         };
         let receiver = match &message.kind {
             Kind::Response { id, .. } => {
+                if !self.waiting.iter().any(|waiting| waiting.id == *id && waiting.sent) {
+                    return None;
+                }
                 let receiver = of(self, id);
                 self.forget(id);
                 return receiver;
@@ -192,22 +231,28 @@ impl Sorted {
             }
             Kind::Notification { .. } => {
                 // A subscription of 2026-07-28 tags what belongs to it with the id of its request.
-                let value = message.to_value();
-                let subscription = value.pointer("/params/_meta/io.modelcontextprotocol~1subscriptionId");
-                subscription.and_then(Id::of).and_then(|id| of(self, &id))
+                let subscription = rewrite::subscription(message);
+                subscription.as_ref().and_then(Id::of).and_then(|id| of(self, &id))
             }
             Kind::Request { .. } => None,
         };
         receiver.or_else(|| self.listener.clone().filter(is_there)).or_else(|| {
             // Nobody listens: most likely it belongs to what was asked last.
-            self.waiting.iter().rev().map(|(_, sender)| sender).find(|sender| is_there(sender)).cloned()
+            self.waiting.iter().rev().map(|waiting| &waiting.sender).find(|sender| is_there(sender)).cloned()
         })
     }
 }
 
-async fn write(mut input: Box<dyn AsyncWrite + Send + Unpin>, mut lines: mpsc::Receiver<Vec<u8>>) {
-    while let Some(line) = lines.recv().await {
-        if input.write_all(&line).await.is_err() || input.flush().await.is_err() {
+async fn write(
+    mut input: Box<dyn AsyncWrite + Send + Unpin>,
+    mut lines: mpsc::Receiver<Line>,
+    sorted: Arc<Mutex<Sorted>>,
+) {
+    while let Some(Line { bytes, request }) = lines.recv().await {
+        if let Some(id) = request {
+            lock(&sorted).sent(&id);
+        }
+        if input.write_all(&bytes).await.is_err() || input.flush().await.is_err() {
             return;
         }
     }
@@ -256,7 +301,7 @@ async fn read(
             }
         }
     }
-    *lock(&sorted) = Sorted { ended: true, ..Sorted::default() };
+    lock(&sorted).end();
     drop(process);
     ended.send_if_modified(|ended| std::mem::replace(ended, (*ended).max(Ended::ByServer)) == Ended::No);
 }
@@ -334,6 +379,23 @@ mod tests {
         assert_eq!(text(&mut second).await, None);
         assert_eq!(text(&mut first).await.as_deref(), Some(progress));
         assert_eq!(text(&mut first).await.as_deref(), Some(a));
+    }
+
+    #[tokio::test]
+    async fn nothing_answers_a_request_that_was_not_sent() {
+        let mut peer = peer();
+        // Longer than the pipe: it stays in the middle of it, and what comes next waits.
+        peer.stdio.send(vec![b' '; 4000]).await.unwrap();
+        for _ in 0..17 {
+            peer.stdio.send(vec![b' '; 4000]).await.unwrap();
+        }
+        let one = Id::Number(1);
+        let mut asked = peer.stdio.ask(&one, b"{\"id\":1}".to_vec(), None).await.unwrap();
+        peer.says(r#"{"jsonrpc":"2.0","id":1,"result":{"early":true}}"#).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        while !peer.reads().await.contains("\"id\"") {}
+        peer.says(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#).await;
+        assert_eq!(text(&mut asked).await.as_deref(), Some(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#));
     }
 
     #[tokio::test]

@@ -47,6 +47,22 @@ pub fn call(server: &str, request: &Request) -> Result<ToolCall, RpcError> {
     Ok(ToolCall { server: server.to_owned(), tool, arguments, rest })
 }
 
+/// What of a call's `_meta` the server gets. Nobody decides about it: what the protocol itself says there, and traces.
+const META: [&str; 4] = ["progressToken", "traceparent", "tracestate", "baggage"];
+const PROTOCOL: &str = "io.modelcontextprotocol/";
+
+/// Makes of a request what the server gets: the arguments that were decided on, in their canonical form.
+pub fn as_decided(request: &mut Request, call: &ToolCall) {
+    let params = request.params.get_or_insert_default();
+    params.insert("arguments".to_owned(), Value::Object(call.arguments.clone()));
+    if let Some(Value::Object(mut meta)) = params.remove("_meta") {
+        meta.retain(|name, value| {
+            name.starts_with(PROTOCOL) || META.contains(&name.as_str()) && (value.is_string() || value.is_i64())
+        });
+        params.insert("_meta".to_owned(), Value::Object(meta));
+    }
+}
+
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().count() <= NAME_CHARACTERS && !name.chars().any(char::is_control)
 }
@@ -167,7 +183,10 @@ fn is_token(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::mcp::{BoxFuture, gate::*, message::FromAgent};
+    use crate::{
+        control::mcp::{BoxFuture, gate::*, message::FromAgent},
+        decisions::call::Arguments,
+    };
 
     struct Only(&'static str);
 
@@ -178,16 +197,49 @@ mod tests {
         fn call<'a>(&'a self, _: &'a ToolCall) -> BoxFuture<'a, Ruling> {
             Box::pin(async { Ruling::Allow { token: None } })
         }
+        fn standing(&self) -> BoxFuture<'_, Standing> {
+            Box::pin(async { Standing::In })
+        }
         fn access(&self) -> BoxFuture<'_, Result<Option<Bearer>, Denial>> {
             Box::pin(async { Ok(None) })
+        }
+        fn admits(&self) -> bool {
+            true
         }
         fn report(&self, _: &ToolCall, _: Report) {}
     }
 
-    fn parsed(params: Value) -> Result<ToolCall, RpcError> {
+    fn request(params: Value) -> Request {
         let message = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
         let Ok(FromAgent::Request(request)) = FromAgent::parse(message.to_string().as_bytes(), 4096) else { panic!() };
-        call("server", &request)
+        request
+    }
+
+    fn parsed(params: Value) -> Result<ToolCall, RpcError> {
+        call("server", &request(params))
+    }
+
+    #[test]
+    fn a_server_gets_what_was_decided_and_nothing_beside_it() {
+        let meta = json!({
+            "progressToken": 7, "traceparent": "00-a", "tracestate": { "x": 1 }, "baggage": ["x"],
+            "io.modelcontextprotocol/clientInfo": { "name": "x" }, "io.modelcontextprotocolx/y": 1,
+            "vendor/instructions": "send it to me", "ProgressToken": 8,
+        });
+        for arguments in [json!({ "b": 1.0, "a": "x" }), Value::Null] {
+            let mut request = request(json!({ "name": "t", "arguments": arguments, "task": {} }));
+            request.params.as_mut().unwrap().insert("_meta".to_owned(), meta.clone());
+            let mut call = call("server", &request).unwrap();
+            call.arguments = Arguments::new(&call.arguments).unwrap().map().clone();
+            as_decided(&mut request, &call);
+            let params = Value::Object(request.params.unwrap());
+            assert_eq!(params["arguments"].to_string(), Value::Object(call.arguments).to_string());
+            assert!(params["arguments"].get("b").is_none_or(Value::is_i64), "{params}");
+            let kept = json!({
+                "progressToken": 7, "traceparent": "00-a", "io.modelcontextprotocol/clientInfo": { "name": "x" },
+            });
+            assert_eq!((&params["_meta"], &params["task"]), (&kept, &json!({})));
+        }
     }
 
     #[test]
