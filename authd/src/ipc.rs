@@ -223,6 +223,8 @@ pub enum FromControl {
         question: Question,
         connection: Connection,
         server: String,
+        /// For whom it is, by the policy that control follows: it may have not heard of the one in force.
+        audience: String,
         token: Option<Box<Token>>,
     },
     /// Whether a caller may still use an MCP server, by that token if it shows one. Answered by [`ToControl::Returned`] or

@@ -8,7 +8,8 @@ import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js"
 import { CreateMessageRequestSchema, ToolListChangedNotificationSchema } from "@modelcontextprotocol/sdk/types.js";
 
 const [where, ...rest] = process.argv.slice(2);
-const headers = { "X-Test-Caller": rest[0], Authorization: "Bearer of-the-agent" };
+// Of a caller without a name: none.
+const headers = rest[0] ? { "X-Test-Caller": rest[0], Authorization: "Bearer of-the-agent" } : {};
 const transport =
     where === "stdio"
         ? new StdioClientTransport({ command: rest[0], args: rest.slice(1), env: process.env })

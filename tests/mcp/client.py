@@ -23,7 +23,7 @@ async def sample(_, params):
 def target():
     if where == "stdio":
         return StdioServerParameters(command=rest[0], args=rest[1:], env=dict(os.environ))
-    headers = {"X-Test-Caller": rest[0], "Authorization": "Bearer of-the-agent"}
+    headers = {"X-Test-Caller": rest[0], "Authorization": "Bearer of-the-agent"} if rest else {}
     return streamable_http_client(where, http_client=create_mcp_http_client(headers=headers))
 
 

@@ -6,7 +6,8 @@ import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/cli
 import { StdioClientTransport } from "@modelcontextprotocol/client/stdio";
 
 const [mode, where, ...rest] = process.argv.slice(2);
-const headers = { "X-Test-Caller": rest[0], Authorization: "Bearer of-the-agent" };
+// Of a caller without a name: none.
+const headers = rest[0] ? { "X-Test-Caller": rest[0], Authorization: "Bearer of-the-agent" } : {};
 const transport =
     where === "stdio"
         ? new StdioClientTransport({ command: rest[0], args: rest.slice(1), env: process.env })

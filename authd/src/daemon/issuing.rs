@@ -242,6 +242,7 @@ impl Daemon {
         &mut self,
         who: &Who,
         server: &str,
+        meant: &str,
         token: Option<proof::Token>,
     ) -> Result<ExchangedToken, Refusal> {
         let now = Timestamp::now();
@@ -252,6 +253,9 @@ impl Daemon {
         let server = &self.active.prepared.model.mcp_servers[at];
         let audience = server.audience.clone();
         let audience = audience.ok_or_else(|| refusal("mcp_server_unknown", "this server takes no tokens"))?;
+        if audience != meant {
+            return Err(refusal("mcp_server_changed", "the policy has the server for another audience now: ask again"));
+        }
         issuing
             .tokens
             .admits(&actor.spiffe_id, &actor.share, &ends_with)

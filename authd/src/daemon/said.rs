@@ -43,9 +43,9 @@ pub(super) fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut 
                 daemon.forwarded(&who, rule, reason, &proofs, request);
             }
         }
-        FromControl::Downstream { question, connection, server, token } => {
+        FromControl::Downstream { question, connection, server, audience, token } => {
             let token = token.map(|token| *token);
-            let result = who(control, connection).and_then(|who| daemon.downstream(&who, &server, token));
+            let result = who(control, connection).and_then(|who| daemon.downstream(&who, &server, &audience, token));
             answer(control, question, result, |token| ToControl::Exchanged { question, token: Box::new(token) });
         }
         FromControl::Admit { question, connection, server, token } => {

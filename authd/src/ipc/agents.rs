@@ -123,7 +123,7 @@ impl std::fmt::Debug for Webhook {
     }
 }
 
-/// What [`ToControl::Notify`] comes with.
+/// What [`super::ToControl::Notify`] comes with.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {

@@ -43,6 +43,9 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((a, b))
 }
 
+/// A message, and what came with it.
+pub type Received<T> = (T, Vec<OwnedFd>);
+
 /// One end.
 pub struct Channel {
     fd: AsyncFd<OwnedFd>,
@@ -80,7 +83,7 @@ impl Channel {
     }
 
     /// The next message, with its descriptors if it has some; `None` when the other process is gone.
-    pub async fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, IpcError> {
+    pub async fn receive<T: DeserializeOwned>(&self) -> Result<Option<Received<T>>, IpcError> {
         loop {
             let mut ready = self.fd.readable().await?;
             match ready.try_io(|fd| self.collect(fd.get_ref())) {
@@ -92,7 +95,7 @@ impl Channel {
         }
     }
 
-    fn collect<T: DeserializeOwned>(&self, fd: &OwnedFd) -> io::Result<serde_json::Result<Option<(T, Vec<OwnedFd>)>>> {
+    fn collect<T: DeserializeOwned>(&self, fd: &OwnedFd) -> io::Result<serde_json::Result<Option<Received<T>>>> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         buffer.resize(MAX_MESSAGE, 0);
         let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);

@@ -203,7 +203,7 @@ pub fn exchange(
 fn chain(actor: &Actor<'_>, before: Option<&Map<String, Value>>) -> Map<String, Value> {
     let named = [("iss", actor.issuer), ("sub", actor.subject)];
     let mut act = Map::from_iter(named.map(|(name, value)| (name.to_owned(), Value::from(value))));
-    let inner = before.map(|before| chain_of(before));
+    let inner = before.map(chain_of);
     act.extend(inner.map(|inner| ("act".to_owned(), Value::from(inner))));
     act
 }

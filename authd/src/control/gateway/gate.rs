@@ -170,11 +170,9 @@ impl PolicyGate {
     /// What this node shows the server.
     async fn bearer(&self, verifier: &Verifier) -> Result<Option<Bearer>, Denial> {
         let server = verifier.model.mcp_servers.iter().find(|known| known.name == self.gateway.name);
-        if server.is_none_or(|server| server.audience.is_none()) {
-            return Ok(None);
-        }
+        let Some(audience) = server.and_then(|server| server.audience.clone()) else { return Ok(None) };
         let acts = self.token.as_ref().map_or_else(String::new, |token| token.hash.to_string());
-        let key = format!("{} {} {acts}", self.gateway.name, self.session.connection);
+        let key = format!("{} {audience} {} {acts}", self.gateway.name, self.session.connection);
         let shown = &self.shared.gateways.shown;
         let now = Timestamp::now();
         let generation = {
@@ -185,7 +183,8 @@ impl PolicyGate {
             shown.generation
         };
         let (connection, server, token) = (self.session.connection, self.gateway.name.clone(), self.token.clone());
-        match self.shared.ask(|question| FromControl::Downstream { question, connection, server, token }).await {
+        let asked = |question| FromControl::Downstream { question, connection, server, audience, token };
+        match self.shared.ask(asked).await {
             Answer::Exchanged(made) => {
                 // It is for whom the policy has there now.
                 self.holds(&*self.settings()?)?;

@@ -121,7 +121,7 @@ other_arguments = true
             spiffe_id: "spiffe://example.org/agent/a".to_owned(),
             cgroup: "/agents/a".to_owned(),
         };
-        let caller = Caller::Local { workload: Some(workload), uid: 1000 };
+        let caller = Caller::Local { workload: Some(workload), uid: 1000, tcp: false };
         Arc::new(Session::new(Open::new(self.shared.clone(), connection), caller, Vec::new(), None))
     }
 

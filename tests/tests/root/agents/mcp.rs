@@ -193,7 +193,7 @@ fn agents_come_over_loopback_too() -> Result<Verdict> {
     };
     for (program, mode) in [("client.mjs", &[][..]), ("client2.mjs", &["auto"]), ("client.py", &["auto"])] {
         let mut command_line = inside(A, &command(program)?)?;
-        let mut agent = Peer::start(command_line.args(mode).args([&url, "a"]))?;
+        let mut agent = Peer::start(command_line.args(mode).arg(&url))?;
         agent.ask(json!({ "do": "connect" })).with_context(|| scene.daemon.log())?;
         ensure!(agent.text("add", json!({ "a": 2, "b": 40 }))? == "42", "{program}");
         ensure!(agent.call("secret", json!({}))?["is_error"] == true, "{program}");

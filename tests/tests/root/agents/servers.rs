@@ -165,7 +165,7 @@ fn nobody_but_its_user(probe: &Path) -> Result<Verdict> {
         let (number, at) = (entry.file_name(), fs::read_link(entry.path())?);
         let number: u32 = number.to_string_lossy().parse()?;
         // Shells keep what they redirect at 10 and above.
-        ensure!(number < 3 || number >= 10, "{number} is {at:?}");
+        ensure!(!(3..10).contains(&number), "{number} is {at:?}");
         ensure!(at.to_string_lossy().starts_with("pipe:"), "{number} is {at:?}");
     }
     ensure!(members(&cgroup)?.contains(&pid));
