@@ -404,6 +404,7 @@ algorithms = ["ES256"]
 name = "leads"
 users = ["alice"]
 issuer = "corp"
+audience = "approvals"
 subjects = ["bob"]
 [[tool]]
 name = "refund"
@@ -475,7 +476,7 @@ fn explain_action_says_who_decided_and_who_would_have_to_approve() {
     assert_eq!((&told["outcome"], &told["reason"]), (&json!("pending"), &json!("action_needs_approval")));
     assert_eq!(
         told["approvers"],
-        json!([{ "approvers": "leads", "policy": "a.cedar:5", "users": ["alice"], "issuer": "corp", "subjects": ["bob"] }])
+        json!([{ "approvers": "leads", "policy": "a.cedar:5", "users": ["alice"], "issuer": "corp", "audience": "approvals", "subjects": ["bob"] }])
     );
     let policy = &told["policies"][0];
     assert_eq!(

@@ -133,6 +133,7 @@ impl Explained<'_> {
                 "policy": alternative.policy,
                 "users": approvers.users,
                 "issuer": step_up.map(|step_up| &self.model.issuers[step_up.issuer].name),
+                "audience": step_up.map(|step_up| &step_up.audience),
                 "subjects": step_up.map_or(&[][..], |step_up| &step_up.subjects),
             }))
         })

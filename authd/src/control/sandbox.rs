@@ -10,10 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid};
+use nix::{
+    sys::resource::{Resource, setrlimit},
+    unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid},
+};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
+
+/// Memory that is written to, in bytes: thousands of connections and sessions at all their limits do not come near it.
+const MOST_MEMORY: u64 = 4 << 30;
 
 /// Who to be, and where.
 #[derive(Clone, Debug)]
@@ -50,6 +56,8 @@ pub fn enter(cell: &Cell) -> Result<(), SandboxError> {
     nix::sys::prctl::set_dumpable(false).map_err(of)?;
     nix::sys::prctl::set_no_new_privs().map_err(of)?;
     drop_capabilities()?;
+    // Who leads it to hold more ends it. It is started again, and what was granted holds meanwhile.
+    setrlimit(Resource::RLIMIT_DATA, MOST_MEMORY, MOST_MEMORY).map_err(of)?;
     if nix::unistd::setuid(Uid::from_raw(0)).is_ok() {
         return Err(SandboxError::Kept("it could become root again"));
     }

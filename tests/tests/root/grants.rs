@@ -413,6 +413,9 @@ fn the_units_capabilities_are_enough_for_grants() -> Result<Verdict> {
     ensure!(effect["destroyed"] == 1 && effect["left"] == 0, "{effect}\n{}", scene.daemon.log());
     ensure!(!held.again()?.ok);
     let status = fs::read_to_string(format!("/proc/{}/status", scene.daemon.control_pid()?))?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", scene.daemon.control_pid()?))?;
+    let memory = limits.lines().find(|line| line.starts_with("Max data size")).context("a limit")?;
+    ensure!(memory.split_whitespace().filter(|word| *word == "4294967296").count() == 2, "{memory}");
     for none in ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
         ensure!(status.contains(none), "control has {status}");
     }
