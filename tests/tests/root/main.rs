@@ -63,8 +63,6 @@ fn main() {
         nodes::trials(),
         reload::trials(),
         lifecycle::trials(),
-        keys::trials(),
-        approvals::trials(),
         grants::trials(),
         agents::actions::trials(),
         takeover::trials(),
@@ -86,6 +84,8 @@ fn of_callers() -> Vec<Trial> {
     let of_agents = agents::trials();
     let others: Vec<Trial> = [
         agents::of_callers(),
+        keys::trials(),
+        approvals::trials(),
         peers::trials(),
         handshakes::trials(),
         lists::trials(),
