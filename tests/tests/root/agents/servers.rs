@@ -143,7 +143,7 @@ fn a_server_is_nobody_but_its_user() -> Result<Verdict> {
 }
 
 fn nobody_but_its_user(probe: &Path) -> Result<Verdict> {
-    let script = format!("echo it is here >&2; {} tcp 127.0.0.1:7999 >&2; cat", probe.display());
+    let script = format!("echo it is here >&2; {} tcp 127.0.0.1:7999 >&2; while :; do sleep 1; done", probe.display());
     let scene = Scene::shell(&script)?;
     let mut agent = scene.begin(A)?;
     let (pid, cgroup) = scene.started_as(1)?;
