@@ -17,7 +17,7 @@ use super::{
     callers::{Known, Owned, holder_names},
     clock,
     control::Who,
-    granting::{is_used_up, refusal, revoked_reason, rule_named, verified_by_control},
+    granting::{refusal, revoked_reason, rule_named, verified_by_control},
 };
 use crate::{
     audit::record::Record,
@@ -27,7 +27,7 @@ use crate::{
         kept::{KeptError, Wanted},
     },
     grants::{
-        Given, Holder, Id,
+        Given, Holder, Id, permits,
         proof::{Acted as Called, Approved, Shown},
         terms,
     },
@@ -252,7 +252,7 @@ impl Daemon {
         let Some(live) = self.ledger.grants.at(event.grant) else { return };
         let id = live.given.id;
         let Some(permit) = self.writer.permit(event.grant) else { return };
-        if !is_used_up(permit) {
+        if !permits::is_used_up(permit) {
             return;
         }
         let commands = self.ledger.grants.use_up(&id);

@@ -11,7 +11,7 @@ use std::{
 
 use authd_common::{
     address::Address,
-    tables::{Grant, GrantKey, Permit},
+    tables::{Grant, GrantKey},
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -30,6 +30,7 @@ use crate::{
     grants::{
         Given, Grants, Holder, Id, Live,
         flows::Flows,
+        permits,
         proof::{Shown, certificate_names},
         terms::{self, Claimant},
     },
@@ -115,11 +116,6 @@ impl Ledger {
 
 pub(super) fn refusal(reason: &str, message: impl ToString) -> Refusal {
     Refusal { reason: reason.to_owned(), message: message.to_string() }
-}
-
-/// Whether a permit lets nothing more begin.
-pub(super) fn is_used_up(permit: Permit) -> bool {
-    permit.begun >= permit.most_begun.into() || permit.bytes >= permit.most_bytes
 }
 
 impl Daemon {
@@ -547,7 +543,7 @@ impl Daemon {
             self.writer.follow(&commands)?;
             self.directory.granted(grant, id);
             kept.insert(row.slot, row.serial);
-            if self.writer.permit(grant).is_some_and(is_used_up) {
+            if self.writer.permit(grant).is_some_and(permits::is_used_up) {
                 let commands = self.ledger.grants.use_up(&id);
                 self.writer.follow(&commands)?;
             }

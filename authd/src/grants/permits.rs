@@ -33,6 +33,11 @@ impl Limits {
     }
 }
 
+/// Whether nothing more begins on it.
+pub fn is_used_up(permit: Permit) -> bool {
+    permit.begun >= permit.most_begun.into() || permit.bytes >= permit.most_bytes
+}
+
 impl Grants {
     /// A permit has let everything begin that it may: new flows take another one of the same holder.
     pub fn use_up(&mut self, id: &Id) -> Vec<Command> {

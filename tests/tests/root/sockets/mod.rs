@@ -2,6 +2,7 @@
 //! tags that the kernel keeps for sockets are all found.
 
 mod ends;
+mod makers;
 
 use std::{
     collections::HashMap,
@@ -11,7 +12,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd, AsRawFd},
-        unix::{fs::MetadataExt, process::CommandExt},
+        unix::process::CommandExt,
     },
     path::Path,
     sync::mpsc,
@@ -21,7 +22,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use authd::dataplane::{
-    attestation, bpf,
+    bpf,
     object::{Sizes, maps_directory},
     sockets::{
         Destroyed, Flow, Found, SocketError, Sockets,
@@ -33,7 +34,7 @@ use authd_common::{
     address::Address,
     tables::{Tag, names},
 };
-use authd_tests::{daemon::PATIENCE, netns::Netns, probe::Running, sandbox::Sandbox};
+use authd_tests::{daemon::PATIENCE, netns::Netns, sandbox::Sandbox};
 use libtest_mimic::Trial;
 use nix::{
     getsockopt_impl,
@@ -56,7 +57,7 @@ pub fn trials() -> Vec<Trial> {
         trial("sockets_that_are_hard_to_find_are_destroyed", hard_to_find),
         trial("sockets_that_share_their_ends_are_all_destroyed", shared_ends),
         trial("sockets_are_listed_with_their_tags", tags),
-        trial("sockets_are_known_by_the_cgroup_that_made_them", makers),
+        trial("sockets_are_known_by_the_cgroup_that_made_them", makers::makers),
         trial("sockets_in_namespaces_without_a_hint_are_found", namespaces),
         trial("sockets_kept_open_let_go_of_dead_namespaces", dead_namespaces),
         trial("sockets_that_privileges_do_not_reach_are_named", privileges),
@@ -386,37 +387,6 @@ fn tags() -> Result<Verdict> {
     for socket in &datagrams {
         ensure!(socket.take_error()?.and_then(|error| error.raw_os_error()) == Some(libc::ECONNABORTED));
     }
-    Ok(Verdict::Ran)
-}
-
-/// As the loopback listener of the gateway asks: of IPv4, IPv6 and mapped addresses.
-fn makers() -> Result<Verdict> {
-    let sandbox = Sandbox::new()?;
-    let cgroup = sandbox.cgroup.child("/maker")?;
-    let number = fs::metadata(&cgroup)?.ino();
-    let (netns, path) = (sandbox.netns.path().to_owned(), cgroup.clone());
-    // A thread that entered another namespace is no use for anything else.
-    let inside = thread::spawn(move || -> Result<()> {
-        setns(File::open(&netns)?, CloneFlags::CLONE_NEWNET)?;
-        for (listens, called) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "[::1]"), ("[::]:0", "127.0.0.1")] {
-            let listener = TcpListener::bind(listens)?;
-            let to = format!("{called}:{}", listener.local_addr()?.port());
-            let arguments = ["--uid", "40005", "hold-tcp", &to];
-            let answering = thread::spawn(move || -> Result<_> {
-                let (mut stream, _) = listener.accept()?;
-                let owner = attestation::maker(&stream)?;
-                let mut hello = [0; 5];
-                stream.read_exact(&mut hello)?;
-                stream.write_all(&hello)?;
-                Ok(owner)
-            });
-            let _client = Running::start(&path, &netns, &arguments)?;
-            let owner = answering.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
-            ensure!(owner.cgroup == number && owner.uid == 40_005, "{to}: {owner:?} in {number}");
-        }
-        Ok(())
-    });
-    inside.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
     Ok(Verdict::Ran)
 }
 
