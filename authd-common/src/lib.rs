@@ -23,4 +23,4 @@ pub mod verdict;
 
 /// Raised with every change to a shared layout, map name, map key or reason code. A daemon adopts pinned maps only if
 /// this number agrees; `cargo xtask check` refuses a changed layout under an unchanged number.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;

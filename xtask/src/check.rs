@@ -17,13 +17,14 @@ use crate::{
 };
 
 /// Files that define what kernel and daemon share.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 7] = [
     "authd-common/src/address.rs",
     "authd-common/src/event.rs",
     "authd-common/src/names.rs",
     "authd-common/src/nodes.rs",
     "authd-common/src/reason.rs",
     "authd-common/src/tables.rs",
+    "authd-common/src/tables/grants.rs",
 ];
 const LOCK: &str = "authd-common/abi.lock";
 

@@ -1,4 +1,4 @@
-//! `[mcp]`: servers of the Model Context Protocol that are started here.
+//! `[mcp]`: where servers of the Model Context Protocol are started, and where agents come besides the Unix socket.
 
 use std::net::SocketAddr;
 

@@ -106,7 +106,14 @@ impl Daemon {
     pub(super) fn attest_maker(&mut self, connection: &TcpStream) -> Result<Who, AttestError> {
         let Owner { uid, cgroup } = attestation::maker(connection)?;
         // A cgroup that is not below the enforced one is nobody's of the policy.
-        let path = self.tree.path_of(cgroup).ok_or(AttestError::NoCgroup)?;
+        // The whole tree is walked for one that is not there: nobody makes this process do it all the time.
+        if self.strangers.contains(&cgroup) {
+            return Err(AttestError::NoCgroup);
+        }
+        let Some(path) = self.tree.path_of(cgroup) else {
+            self.strangers.insert(cgroup);
+            return Err(AttestError::NoCgroup);
+        };
         // Another one may have its path by now.
         let there = fs::metadata(self.base.path.join(path.trim_start_matches('/')));
         if there.is_ok_and(|found| found.ino() == cgroup) {

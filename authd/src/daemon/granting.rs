@@ -429,14 +429,6 @@ impl Daemon {
         self.control_ready = true;
     }
 
-    /// Live grants go on; new ones wait for the next process.
-    pub fn control_ended(&mut self, how: &str) {
-        self.nodes.control_ended();
-        self.control_ready = false;
-        tracing::error!(how, "the control process ended; it is started again");
-        self.report(Record::about("control_ended", how));
-    }
-
     /// Ends grants now: slots, sockets, records, in this order.
     pub(super) fn end_grants(&mut self, ids: &[Id], event: &str, by: Option<&Revoked>) -> Effect {
         let (decided, started) = (Timestamp::now(), Instant::now());

@@ -32,7 +32,7 @@ pub mod trial;
 pub mod trust;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     net::UdpSocket,
     time::{Duration, Instant},
@@ -171,6 +171,8 @@ pub struct Daemon {
     last_reload: Reload,
     started: Timestamp,
     enforcing: bool,
+    /// Cgroups that were looked for below the enforced one in vain, since the last sweep.
+    strangers: HashSet<u64>,
     /// Cgroups for which the table has no room.
     unwritten: HashMap<u64, IdentityEntry>,
 }
@@ -246,6 +248,7 @@ impl Daemon {
             last_reload,
             started: now,
             enforcing: true,
+            strangers: HashSet::new(),
             unwritten: HashMap::new(),
         };
         let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
@@ -389,6 +392,7 @@ impl Daemon {
     /// What is due every second: ends of exchanges, repeated denials, losses, records of others.
     pub fn sweep(&mut self) -> Result<(), DaemonError> {
         self.writer.clean()?;
+        self.strangers.clear();
         self.retry_unwritten();
         self.expire_grants();
         self.tend_issuing();

@@ -8,7 +8,10 @@ use super::{
     forgetting::{Forgetting, Waiting},
     nodes,
 };
-use crate::ipc::{Connection, FromControl, Question, Refusal, ToControl};
+use crate::{
+    audit::record::Record,
+    ipc::{Connection, FromControl, Question, Refusal, ToControl},
+};
 
 pub(super) fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut Forgetting, message: FromControl) {
     match message {
@@ -119,6 +122,17 @@ pub(super) fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut 
             daemon.forget_session(connection);
             control.forget(connection);
         }
+    }
+}
+
+impl Daemon {
+    /// Live grants go on; new ones wait for the next process.
+    pub fn control_ended(&mut self, how: &str) {
+        self.nodes.control_ended();
+        self.servers.control_ended();
+        self.control_ready = false;
+        tracing::error!(how, "the control process ended; it is started again");
+        self.report(Record::about("control_ended", how));
     }
 }
 

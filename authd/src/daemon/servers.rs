@@ -36,8 +36,10 @@ use crate::{
 
 /// Servers at one time.
 const MAX_SERVERS: usize = 256;
-/// Of these, for callers of one cgroup.
+/// Of these, for one instance of a workload, with whatever cgroups it makes below its own.
 const MAX_PER_CALLER: usize = 16;
+/// And for all instances of a workload: others need some too.
+const MAX_PER_WORKLOAD: usize = MAX_SERVERS / 4;
 
 /// All that run.
 pub struct Servers {
@@ -50,7 +52,11 @@ pub struct Servers {
 struct Running {
     name: String,
     caller: Who,
+    /// Whose: SPIFFE ID, and workload.
+    actor: (String, String),
     began: Instant,
+    /// What control asked, until it is answered. Another process of its kind has asked other things under the same numbers.
+    asked: Option<Question>,
 }
 
 /// A caller that may use a server.
@@ -66,7 +72,7 @@ pub struct Admitted {
 
 /// What became of one.
 pub enum Event {
-    Started { id: Id, question: Question, result: Result<(u32, [OwnedFd; 3]), StartError> },
+    Started { id: Id, result: Result<(u32, [OwnedFd; 3]), StartError> },
     Ended { id: Id, how: String },
 }
 
@@ -87,21 +93,23 @@ impl Servers {
         }
     }
 
-    fn admits(&self, caller: &Who) -> Result<(), Refusal> {
-        let cgroup = |who: &Who| match who {
-            Who::Local(attested) => Some(attested.cgroup.clone()),
-            Who::Remote { .. } | Who::Admin { .. } => None,
-        };
-        let own = cgroup(caller);
-        let same = self.running.values().filter(|running| cgroup(&running.caller) == own).count();
-        if same >= MAX_PER_CALLER {
-            let message = format!("{MAX_PER_CALLER} servers run for this cgroup: end a session first");
+    fn admits(&self, actor: &Actor) -> Result<(), Refusal> {
+        let count =
+            |is_same: &dyn Fn(&Running) -> bool| self.running.values().filter(|running| is_same(running)).count();
+        if count(&|running| running.actor.0 == actor.spiffe_id) >= MAX_PER_CALLER {
+            let message = format!("{MAX_PER_CALLER} servers run for this agent: end a session first");
             return Err(refusal("mcp_servers_full", message));
         }
-        if self.running.len() >= MAX_SERVERS {
-            return Err(refusal("mcp_servers_full", format!("{MAX_SERVERS} servers run on this node")));
+        if count(&|running| running.actor.1 == actor.share) >= MAX_PER_WORKLOAD || self.running.len() >= MAX_SERVERS {
+            let message = "as many servers run for agents of this workload, or on this node, as may: try again later";
+            return Err(refusal("mcp_servers_full", message));
         }
         Ok(())
+    }
+
+    /// Nobody is there any more whom a server that is being started could be given to.
+    pub fn control_ended(&mut self) {
+        self.running.values_mut().for_each(|running| running.asked = None);
     }
 
     /// A cgroup for one more.
@@ -122,8 +130,8 @@ impl Daemon {
 
     /// Begins to start a server for a caller. Control is told when that is done, or has failed.
     pub fn launch(&mut self, who: &Who, question: Question, server: &str) -> Result<(), Refusal> {
-        let plan = self.plan(who, server)?;
-        self.servers.admits(who)?;
+        let (plan, actor) = self.plan(who, server)?;
+        self.servers.admits(&actor)?;
         let unusable = |error: String| {
             tracing::error!(server, error, "this MCP server cannot be started");
             refusal("mcp_server_unusable", "the server cannot be started; the log says why")
@@ -132,7 +140,13 @@ impl Daemon {
         let cgroup = self.servers.place(server, id).map_err(|error| unusable(error.to_string()))?;
         // The kernel knows who it is before it is there.
         self.follow_cgroups().map_err(|error| unusable(error.to_string()))?;
-        let running = Running { name: server.to_owned(), caller: who.clone(), began: Instant::now() };
+        let running = Running {
+            name: server.to_owned(),
+            caller: who.clone(),
+            actor: (actor.spiffe_id, actor.share),
+            began: Instant::now(),
+            asked: Some(question),
+        };
         self.servers.running.insert(id, running);
         let (events, name) = (self.servers.events.clone(), server.to_owned());
         // Looking a user up can take long.
@@ -143,7 +157,7 @@ impl Daemon {
                 Err(error) => (Err(error), None),
             };
             // The loop has ended: so do all servers.
-            let _ = events.send(Event::Started { id, question, result });
+            let _ = events.send(Event::Started { id, result });
             tokio::spawn(async move {
                 let how = match process {
                     Some(process) => process.watch(&name).await,
@@ -157,11 +171,11 @@ impl Daemon {
     }
 
     /// What to start, if the policy has it and the caller may call a tool of it.
-    fn plan(&self, who: &Who, server: &str) -> Result<Plan, Refusal> {
-        let Admitted { at, .. } = self.admit_to_server(who, server, None)?;
+    fn plan(&self, who: &Who, server: &str) -> Result<(Plan, Actor), Refusal> {
+        let Admitted { at, actor, .. } = self.admit_to_server(who, server, None)?;
         match &self.active.prepared.model.mcp_servers[at].reach {
             Reach::Command { argv, user, environment } => {
-                Ok(Plan { argv: argv.clone(), user: user.clone(), environment: environment.clone() })
+                Ok((Plan { argv: argv.clone(), user: user.clone(), environment: environment.clone() }, actor))
             }
             Reach::Url(_) => Err(refusal("mcp_server_unknown", "the policy has no such server that is started")),
         }
@@ -202,9 +216,9 @@ impl Daemon {
 
     pub(super) fn server_happened(&mut self, control: &mut Control, event: Event) {
         match event {
-            Event::Started { id, question, result } => self.server_started(control, id, question, result),
+            Event::Started { id, result } => self.server_started(control, id, result),
             Event::Ended { id, how } => {
-                let Some(Running { name, caller, began }) = self.servers.running.remove(&id) else { return };
+                let Some(Running { name, caller, began, .. }) = self.servers.running.remove(&id) else { return };
                 let mut record = Record::event("mcp_server_ended");
                 record.duration_ns = Some(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
                 record.message = Some(format!("{name}/{id}: {how}"));
@@ -214,14 +228,10 @@ impl Daemon {
         }
     }
 
-    fn server_started(
-        &mut self,
-        control: &mut Control,
-        id: Id,
-        question: Question,
-        result: Result<(u32, [OwnedFd; 3]), StartError>,
-    ) {
-        let Some(Running { name, caller, .. }) = self.servers.running.get(&id) else { return };
+    fn server_started(&mut self, control: &mut Control, id: Id, result: Result<(u32, [OwnedFd; 3]), StartError>) {
+        let Some(Running { name, caller, asked, .. }) = self.servers.running.get_mut(&id) else { return };
+        // Without anybody who asks, its pipes are closed here, by which it ends.
+        let Some(question) = asked.take() else { return };
         let mut record = Record::event("mcp_server_started");
         match result {
             Ok((pid, ends)) => {
@@ -248,4 +258,53 @@ impl Daemon {
 /// Where servers have their cgroups.
 pub fn cgroup(base: &Path, configured: &str) -> PathBuf {
     base.join(configured.trim_start_matches('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actor(number: usize, workload: &str) -> Actor {
+        Actor {
+            named: Vec::new(),
+            spiffe_id: format!("spiffe://example.org/{workload}/{number}"),
+            share: format!("workload {workload}"),
+            tenant: None,
+            names: Vec::new(),
+        }
+    }
+
+    fn run(servers: &mut Servers, actor: &Actor) -> Result<(), Refusal> {
+        servers.admits(actor)?;
+        let running = Running {
+            name: "tools".to_owned(),
+            caller: Who::Admin { uid: 0 },
+            actor: (actor.spiffe_id.clone(), actor.share.clone()),
+            began: Instant::now(),
+            asked: Some(1),
+        };
+        servers.running.insert(Id::random().unwrap(), running);
+        Ok(())
+    }
+
+    #[test]
+    fn one_workload_leaves_servers_to_others() {
+        let mut servers = Servers::new(std::env::temp_dir().join("authd-no-such-cgroup"));
+        let one = actor(0, "many");
+        for _ in 0..MAX_PER_CALLER {
+            run(&mut servers, &one).unwrap();
+        }
+        assert_eq!(run(&mut servers, &one).unwrap_err().reason, "mcp_servers_full");
+        let begun = (1..MAX_SERVERS).take_while(|number| run(&mut servers, &actor(*number, "many")).is_ok()).count();
+        assert_eq!(begun + MAX_PER_CALLER, MAX_PER_WORKLOAD);
+        run(&mut servers, &actor(0, "other")).unwrap();
+    }
+
+    #[test]
+    fn what_a_control_process_asked_the_next_one_is_not_answered() {
+        let mut servers = Servers::new(std::env::temp_dir().join("authd-no-such-cgroup"));
+        run(&mut servers, &actor(0, "agent")).unwrap();
+        servers.control_ended();
+        assert!(servers.running.values().all(|running| running.asked.is_none()));
+    }
 }

@@ -1,6 +1,7 @@
 //! Who is at the other end of a local connection: the process, and the cgroup that it is in.
 //!
-//! Enters: an accepted Unix stream socket. Leaves: a cgroup, as the kernel names it. Never: belief in a process number alone,
+//! Enters: an accepted Unix stream socket, or one of TCP on loopback. Leaves: a cgroup, as the kernel names it; of TCP, the one in
+//! which the other socket was made. Never: belief in a process number alone,
 //! which may be another process's by the time it is looked at. Since Linux 6.5 the kernel hands out a descriptor of the
 //! very process that connected (SO_PEERPIDFD). Before, the process that has the number now must be seen to hold the other
 //! end of this connection: then it is the one to answer for it, whoever had the number before.

@@ -67,8 +67,14 @@ impl Ring {
         let mut changes = Changes::default();
         match self.keys.last() {
             None => changes.kept.push(made(now)?),
-            // All sign from a time that is yet to come: the clock was ahead when they were made.
-            Some(_) if self.signing(now).is_none() => changes.kept.push(made(now)?),
+            // All sign from a time that is yet to come: the clock was ahead when they were made. Those of a time that is far away
+            // would keep others from being made until then.
+            Some(_) if self.signing(now).is_none() => {
+                changes.kept.push(made(now)?);
+                let soon = now.checked_add(AHEAD).unwrap_or(Timestamp::MAX);
+                let far = self.keys.iter().filter(|(key, _)| key.signs_from > soon);
+                changes.removed.extend(far.map(|(key, _)| key.kid.clone()));
+            }
             Some((last, _)) => {
                 let next = last.signs_from.checked_add(self.every).unwrap_or(Timestamp::MAX);
                 let ahead = AHEAD.min(self.every / 2);
@@ -182,6 +188,23 @@ mod tests {
         assert_eq!(turn(&mut ring, last - SignedDuration::from_secs(1)), (0, 0));
         assert_eq!(turn(&mut ring, last), (0, 1));
         assert_eq!(kids(&ring), [second]);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_leaves_a_node_that_signs_and_changes_its_keys() {
+        let mut ring = Ring::new(Vec::new(), DAY * 10).unwrap();
+        turn(&mut ring, at(30_000));
+        // Set right: the key of that time is nobody's.
+        assert_eq!(turn(&mut ring, at(0)), (1, 1));
+        assert!(ring.signing(at(0)).is_some());
+        assert_eq!((turn(&mut ring, at(1)), turn(&mut ring, at(9 * 24))), ((0, 0), (1, 0)));
+        // A step back of a moment: the key of that moment goes on when it comes.
+        let mut ring = Ring::new(Vec::new(), DAY * 10).unwrap();
+        turn(&mut ring, at(1));
+        let first = kids(&ring)[0].clone();
+        assert_eq!(turn(&mut ring, at(0)), (1, 0));
+        assert_ne!(ring.signing(at(0)).unwrap().kid(), first);
+        assert_eq!(ring.signing(at(1)).unwrap().kid(), first);
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub struct TokenFacts {
     /// Its `iss`.
     pub issuer: String,
     pub subject: String,
+    #[serde(default)]
     pub audience: Vec<String>,
     pub acr: Option<String>,
     pub auth_time: Option<Timestamp>,

@@ -20,7 +20,7 @@ use cedar_policy::{Authorizer, Decision, PolicySet};
 use jiff::Timestamp;
 
 use crate::{
-    compare::{Comparison, Pairs},
+    compare::{Comparison, Pairs, each},
     control::http::Client,
     worker::{Worker, obey},
 };
@@ -133,15 +133,6 @@ fn requests(effort: &Effort) -> Result<Comparison> {
         }
     }
     Ok(compared("action asked about, against a request that asks nothing".to_owned(), &pairs))
-}
-
-/// ns of each of so many.
-fn each(times: u32, mut act: impl FnMut() -> Result<()>) -> Result<f64> {
-    let started = Instant::now();
-    for _ in 0..times {
-        act()?;
-    }
-    Ok(started.elapsed().as_nanos() as f64 / f64::from(times))
 }
 
 fn loaded(tools: usize) -> Result<std::sync::Arc<Actions>> {

@@ -1,5 +1,8 @@
 //! Ratios of times, and how sure they are.
 
+use std::time::Instant;
+
+use anyhow::Result;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde::Serialize;
 
@@ -22,6 +25,15 @@ pub struct Comparison {
     ours: f64,
     #[serde(skip)]
     theirs: f64,
+}
+
+/// ns of each of so many.
+pub fn each(times: u32, mut act: impl FnMut() -> Result<()>) -> Result<f64> {
+    let started = Instant::now();
+    for _ in 0..times {
+        act()?;
+    }
+    Ok(started.elapsed().as_nanos() as f64 / f64::from(times))
 }
 
 /// Samples of which the interval is made.

@@ -1,6 +1,6 @@
 //! A token check as control does it, against the bare check of the same signature with the same library.
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{hint::black_box, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use authd::{
@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{as_fast_as, compared};
-use crate::compare::Comparison;
+use crate::compare::{Comparison, each};
 
 const POLICY: &str = r#"
 trust_domain = "example.org"
@@ -93,15 +93,6 @@ pub fn run(quick: bool) -> Result<Vec<Comparison>> {
         results.push(compared(of("remembered"), &cached, as_fast_as(20.0)));
     }
     Ok(results)
-}
-
-/// ns of each of so many.
-fn each(times: u32, mut act: impl FnMut() -> Result<()>) -> Result<f64> {
-    let started = Instant::now();
-    for _ in 0..times {
-        act()?;
-    }
-    Ok(started.elapsed().as_nanos() as f64 / f64::from(times))
 }
 
 type Sign = Box<dyn Fn(&[u8]) -> Result<Vec<u8>>>;
