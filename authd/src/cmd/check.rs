@@ -12,7 +12,7 @@ use crate::{
     daemon::{cgroupfs::Base, clock},
     policy::{
         compile::{Registry, compile},
-        diagnostic::Diagnostic,
+        diagnostic::{Diagnostic, Place},
         lint, load,
         model::Model,
     },
@@ -30,6 +30,9 @@ pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict
         diagnostics.extend(lint::lint(model));
         diagnostics.extend(unmatched(&config, model));
         diagnostics.extend(unfit(&config, model));
+        if config.issuer.is_none() {
+            diagnostics.extend(unissued(model));
+        }
     }
     let errors = diagnostics.iter().filter(|d| d.is_error()).count();
     let warnings = diagnostics.len() - errors;
@@ -82,6 +85,27 @@ fn unfit(config: &Config, model: &Model) -> Vec<Diagnostic> {
         }
     }
     Vec::new()
+}
+
+/// What needs tokens of this node's own, which is not told to issue any.
+fn unissued(model: &Model) -> Vec<Diagnostic> {
+    let warning = |place: &Place, message: String| {
+        let help = "add `issuer.url = \"https://...\"` to authd.toml";
+        Diagnostic::warning("no_issuer", place.clone(), message, help)
+    };
+    let delegations = model.delegations.iter().map(|delegation| {
+        warning(
+            &delegation.place,
+            format!("delegation `{}` gives nobody a token: this node issues none", delegation.name),
+        )
+    });
+    let servers = model.mcp_servers.iter().filter(|server| server.audience.is_some()).map(|server| {
+        warning(
+            &server.place,
+            format!("no call reaches MCP server `{}`, which is shown tokens of this node: it issues none", server.name),
+        )
+    });
+    delegations.chain(servers).collect()
 }
 
 /// Workloads without a cgroup on this node. Nothing is said where there is no cgroup v2 to look at.

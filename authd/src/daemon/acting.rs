@@ -32,7 +32,7 @@ use crate::{
         terms,
     },
     ipc::{Act, ActOutcome, Acted, Denied, Granted, Refusal},
-    policy::model::Tool,
+    policy::{file::Proof, model::Tool},
 };
 
 /// How calls through the MCP gateway end.
@@ -143,6 +143,8 @@ impl Daemon {
         };
         let mut approval = None;
         if let Some(approvers) = approvers {
+            // Nobody is asked, and no yes is used up, for a call that would then fail for another reason.
+            self.may_open(known, &tool, proofs, now)?;
             match self.approved(who, call, &approvers, proofs)? {
                 Ok(approved) => {
                     approval = Some(approved.id);
@@ -209,6 +211,16 @@ impl Daemon {
             self.notify_approvers(&requested.id);
         }
         Ok(Err(pending))
+    }
+
+    /// Refuses a call whose rule asks for more than was shown, a person's yes aside.
+    fn may_open(&self, known: &Known, tool: &Tool, proofs: &[Shown], now: Timestamp) -> Result<(), Refusal> {
+        let Some(name) = &tool.permit else { return Ok(()) };
+        let model = &self.active.prepared.model;
+        let mut rule = rule_named(model, name)?.clone();
+        rule.require.retain(|proof| *proof != Proof::Approval);
+        let checked = terms::check(&rule, model, known.claimant.borrow(), proofs, now);
+        checked.map(drop).map_err(|unmet| refusal(unmet.reason(), unmet))
     }
 
     /// What the tool's rule lets pass for this call, if it has one.

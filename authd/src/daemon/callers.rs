@@ -101,7 +101,6 @@ impl Daemon {
         Ok([known.holder].into_iter().chain(self.vouched_for(who).map(|caller| caller.holder())).collect())
     }
 
-    /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
     /// Who made the socket at the other end of a connection to the loopback listener.
     pub(super) fn attest_maker(&mut self, connection: &TcpStream) -> Result<Who, AttestError> {
         let Owner { uid, cgroup } = attestation::maker(connection)?;
@@ -129,6 +128,7 @@ impl Daemon {
         self.tree.nearest(&path).is_some_and(|entry| entry.workload == UNMANAGED)
     }
 
+    /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
     fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
         let entry = self.tree.nearest(path)?;
         (entry.workload != UNMANAGED).then(|| {

@@ -34,7 +34,7 @@ use crate::{
 
 /// Connections that control has at one time.
 const MAX_CONNECTIONS: usize = 4096;
-/// Of these, from one address or of one cgroup.
+/// Of these, of one [`Share`].
 const MAX_PER_CALLER: usize = 256;
 /// The next start waits for this long after the first end, and twice as long after each further one.
 const RESTART_AFTER: Duration = Duration::from_millis(100);
@@ -87,7 +87,7 @@ pub struct Control {
 struct Running {
     child: Child,
     channel: Channel,
-    connections: HashMap<Connection, Who>,
+    connections: HashMap<Connection, (Who, Share)>,
     ready: bool,
 }
 
@@ -242,7 +242,7 @@ impl Control {
     }
 
     pub fn who(&self, connection: Connection) -> Option<&Who> {
-        self.running.as_ref()?.connections.get(&connection)
+        self.running.as_ref()?.connections.get(&connection).map(|(who, _)| who)
     }
 
     pub fn forget(&mut self, connection: Connection) {
@@ -254,14 +254,15 @@ impl Control {
     /// Gives a connection to control, unless there are too many: then it is closed, which the caller sees.
     pub fn hand_over(&mut self, fd: OwnedFd, who: Who, caller: Caller) {
         let Some(running) = &mut self.running else { return };
-        let same = running.connections.values().filter(|other| is_same(other, &who)).count();
+        let share = Share::of(&caller);
+        let same = running.connections.values().filter(|(_, other)| *other == share).count();
         if running.connections.len() >= MAX_CONNECTIONS || same >= MAX_PER_CALLER {
             tracing::warn!(connections = running.connections.len(), same, ?who, "too many connections: one is closed");
             return;
         }
         let connection = self.next;
         self.next += 1;
-        running.connections.insert(connection, who);
+        running.connections.insert(connection, (who, share));
         self.tell(&ToControl::Connected { connection, caller }, &[fd.as_fd()]);
     }
 
@@ -330,14 +331,23 @@ async fn pause() -> Happened {
     Happened::Nothing
 }
 
-fn is_same(one: &Who, other: &Who) -> bool {
-    match (one, other) {
-        (Who::Local(one), Who::Local(other)) => one.cgroup == other.cgroup,
-        (Who::Remote { address: one, .. }, Who::Remote { address: other, .. }) => {
-            network_of(one.ip()) == network_of(other.ip())
+/// Those who have one share of the connections. Whoever makes cgroups below its own does not so get another one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Share {
+    Instance(String),
+    User(u32),
+    Network(IpAddr),
+    Operators,
+}
+
+impl Share {
+    fn of(caller: &Caller) -> Self {
+        match caller {
+            Caller::Local { workload: Some(workload), .. } => Self::Instance(workload.cgroup.clone()),
+            Caller::Local { workload: None, uid, .. } => Self::User(*uid),
+            Caller::Remote { address, .. } => Self::Network(network_of(address.ip())),
+            Caller::Admin { .. } => Self::Operators,
         }
-        (Who::Admin { .. }, Who::Admin { .. }) => true,
-        _ => false,
     }
 }
 

@@ -29,12 +29,12 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-const A: &str = "/agents/a";
+pub const A: &str = "/agents/a";
 const B: &str = "/agents/b";
 const LEAD: &str = "40001";
 const OTHER: &str = "40002";
 
-const POLICY: &str = r#"
+pub const POLICY: &str = r#"
 trust_domain = "example.org"
 [[workload]]
 name = "agent"
@@ -77,7 +77,7 @@ require = ["action"]
 permit = { connections = 3, bytes = "64KiB" }
 "#;
 
-const ACTIONS: &str = r#"
+pub const ACTIONS: &str = r#"
 @id("small-refunds")
 permit (principal in Kind::"agent", action == Action::"refund", resource)
 when { context.arguments.amount.lessThanOrEqual(decimal("50.0")) };
@@ -184,7 +184,7 @@ impl Scene {
     }
 }
 
-fn refund(amount: &str) -> Value {
+pub fn refund(amount: &str) -> Value {
     json!({ "amount": amount, "order": "o-17" })
 }
 

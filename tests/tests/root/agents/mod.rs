@@ -5,6 +5,7 @@ mod exchange;
 mod mcp;
 mod scenarios;
 mod servers;
+mod told;
 
 use libtest_mimic::Trial;
 
@@ -15,5 +16,5 @@ pub fn trials() -> Vec<Trial> {
 
 /// What they are told.
 pub fn of_callers() -> Vec<Trial> {
-    [exchange::trials(), mcp::trials()].into_iter().flatten().collect()
+    [exchange::trials(), mcp::trials(), told::trials()].into_iter().flatten().collect()
 }

@@ -49,7 +49,7 @@ name = "agents-for-people"
 actors = ["agent"]
 issuer = "corp"
 audiences = ["payments"]
-scopes = ["payments:refund"]
+scopes = ["payments:refund", "payments:read"]
 [[tool]]
 name = "refund"
 service = "payments"
@@ -223,6 +223,12 @@ fn an_approval_needs_a_fresh_token_of_somebody_else() -> Result<Verdict> {
     let (alice, _) = scene.person("alice")?;
     let token = scene.exchanged(A, &alice, &key, &[])?;
     let id = scene.waits(A, &token, &key, 120)?;
+    // Nobody is asked about a call whose rule would refuse it all the same, and nobody's yes is used up by one.
+    let reader = scene.exchanged(A, &alice, &key, &["--scope", "payments:read"])?;
+    scene.decided(A, &reader, &key, 120, "token_wrong_scope")?;
+    scene.decided(A, &reader, &key, 122, "token_wrong_scope")?;
+    let count = scene.daemon.records()?.iter().filter(|record| record.event == "approval_requested").count();
+    ensure!(count == 1, "{count} approvals asked for");
     let now = jiff::Timestamp::now().as_second();
     let thumbprint = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
     for (subject, changed, reason) in [
@@ -246,6 +252,7 @@ fn an_approval_needs_a_fresh_token_of_somebody_else() -> Result<Verdict> {
     scene.decided(A, &token, &key, 120, "action_needs_approval")?;
     let answer = scene.approve(&id, &scene.fresh("lead", &json!({}))?.0)?;
     ensure!(answer["state"] == "granted", "{answer}");
+    scene.decided(A, &reader, &key, 120, "token_wrong_scope")?;
     // Who calls the subject so is gone from what people may act for: what waits for her sake ends.
     scene.authd(&["revoke", "issuer", ISSUER])?;
     scene.daemon.wait_for("the end of the approval", |r| {
