@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 use super::{
     Answer,
     api::{Session, confused, read},
+    issuers,
     problem::Problem,
     prove,
     verifier::Verifier,
@@ -28,7 +29,7 @@ use crate::{
     grants::proof::Token,
     ipc::{Fresh, FromControl},
     policy::model::TokenRequirement,
-    proofs::{jwt, scheme},
+    proofs::scheme,
 };
 
 /// For whom verification is remembered, beside rules: no rule can be called so.
@@ -75,7 +76,7 @@ pub async fn grant(
 ) -> Result<Json<Value>, Problem> {
     let Word { approvers, reason } = read(body, "an approval")?;
     let verifier = prove::verifier_of(&session)?;
-    let token = fresh(&session, &verifier, &uri, &headers).await?;
+    let token = fresh(&session, &verifier, approvers.as_deref(), &uri, &headers).await?;
     let question = asked::Question::Grant { id: parsed(&id)?, approvers, text: reason.unwrap_or_default() };
     ask(&session, question, token).await
 }
@@ -113,11 +114,12 @@ fn parsed(id: &str) -> Result<Id, Problem> {
     id.parse().map_err(|_| Problem::new(StatusCode::NOT_FOUND, "approval_unknown", "there is no such approval"))
 }
 
-/// The token of the `Authorization` header, in the hands of whoever it is bound to: one of an issuer that approvers of the policy
-/// show tokens of.
+/// The token of the `Authorization` header, in the hands of whoever it is bound to: one of an issuer that the approvers show tokens
+/// of.
 async fn fresh(
     session: &Session,
     verifier: &Verifier,
+    approvers: Option<&str>,
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Result<Option<Fresh>, Problem> {
@@ -127,14 +129,7 @@ async fn fresh(
     }
     let credentials =
         scheme::parse(&values).map_err(|error| Problem::unauthorized(error.reason(), error.to_string()))?;
-    let claimed = jwt::claimed_issuer(credentials.token);
-    let issuers = verifier.model.approvers.iter().filter_map(|approvers| Some(approvers.step_up.as_ref()?.issuer));
-    let unknown = || Problem::unauthorized("issuer_unknown", "no approvers show tokens of this issuer");
-    let is_it = |index: &usize| {
-        let issuer = verifier.issuers.get(*index).map(|issuer| &issuer.policy.issuer);
-        issuer.is_some_and(|issuer| claimed.as_ref().is_none_or(|claimed| claimed == issuer))
-    };
-    let index = issuers.into_iter().find(is_it).ok_or_else(unknown)?;
+    let index = issuer(verifier, approvers, credentials.token)?;
     let requirement =
         TokenRequirement { issuer: index, audience: None, scopes: vec![], bound: false, subjects: vec![] };
     let asked = prove::Asked { method: "POST", uri, headers };
@@ -151,5 +146,40 @@ async fn fresh(
             verifier.counts.refused(checked, &problem.reason, &[]);
             Err(*problem)
         }
+    }
+}
+
+/// Whose the token is: of an issuer of the approvers in whose name it is shown, if they are named; of any approvers', otherwise.
+fn issuer(verifier: &Verifier, approvers: Option<&str>, token: &str) -> Result<usize, Problem> {
+    let meant = verifier.model.approvers.iter().filter(|known| approvers.is_none_or(|named| known.name == named));
+    let issuers: Vec<usize> = meant.filter_map(|approvers| Some(approvers.step_up.as_ref()?.issuer)).collect();
+    let of_token = issuers::of_token(verifier, token, &issuers, &issuers).map_err(|error| {
+        let message = "the token names no issuer, and several could be asked about it: name the `approvers`";
+        Problem::bad_request(error.reason(), message)
+    })?;
+    let unknown = || Problem::unauthorized("issuer_unknown", "these approvers show no tokens of this issuer");
+    of_token.first().copied().ok_or_else(unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::issuers::tests::{naming, verifier};
+
+    #[test]
+    fn a_token_is_shown_to_the_issuer_of_the_approvers_in_whose_name_it_is() {
+        let of = |verifier: &Verifier, approvers: Option<&str>, token: &str| {
+            issuer(verifier, approvers, token).map_err(|problem| problem.reason)
+        };
+        let (ambiguous, unknown) = (Err("issuer_ambiguous".to_owned()), Err("issuer_unknown".to_owned()));
+        let two = verifier(&[], &[("leads", "first"), ("night", "second"), ("day", "third")]);
+        assert_eq!(of(&two, None, "opaque"), ambiguous);
+        assert_eq!(of(&two, Some("leads"), "opaque"), Ok(0));
+        assert_eq!(of(&two, Some("night"), "opaque"), Ok(1));
+        assert_eq!(of(&two, Some("nobody"), "opaque"), unknown);
+        assert_eq!(of(&two, None, &naming("https://second.example")), Ok(1));
+        assert_eq!(of(&two, Some("leads"), &naming("https://second.example")), unknown);
+        let one = verifier(&[], &[("leads", "second"), ("night", "second"), ("day", "third")]);
+        assert_eq!(of(&one, None, "opaque"), Ok(1));
     }
 }

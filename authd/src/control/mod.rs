@@ -11,6 +11,7 @@ pub mod counts;
 pub mod fetch;
 pub mod forward;
 pub mod gateway;
+pub mod issuers;
 pub mod listed;
 pub mod mcp;
 pub mod nodes;

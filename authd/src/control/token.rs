@@ -20,23 +20,24 @@ use utoipa::ToSchema;
 use super::{
     Answer,
     api::{Session, confused},
+    issuers,
     problem::Problem,
     prove::{self, DPOP_NONCE},
     verifier::{Verifier, lock},
 };
 use crate::{
     ipc::{self, Caller, FromControl},
-    policy::model::TokenRequirement,
+    policy::model::{Actor, Delegation, Model, TokenRequirement},
     proofs::{
         binding,
         claims::{Confirmation, VerifiedToken},
         dpop::{self, DpopError, Proof, ProofPolicy},
         exchange::Asked,
-        jwt,
         x509::{
             chain::{Usage, verify_by_any},
             crl::NothingRevoked,
             identity::VerifiedCertificate,
+            spiffe::SpiffeId,
         },
     },
 };
@@ -192,7 +193,8 @@ async fn ready(
     }
     let now = Timestamp::now();
     let proof = key_proof(session, &verifier, request, now)?;
-    let subject = verified(&verifier, &form.subject_token, now).await?;
+    let certificate = certificate(session, &verifier, now)?;
+    let subject = verified(&verifier, &session.caller, certificate.as_ref(), &form.subject_token, now).await?;
     if let Some(proof) = &proof {
         let admitted = lock(verifier.replays()).admit(proof, now);
         admitted.map_err(|error| of_dpop(&verifier, DpopError::from(error), now))?;
@@ -201,7 +203,6 @@ async fn ready(
         x5t_s256: session.chain.first().map(|leaf| binding::certificate_hash(leaf)),
         jkt: proof.map(|proof| proof.jkt),
     };
-    let certificate = certificate(session, &verifier, now)?;
     Ok(ipc::Exchange { subject, asked: form.asked, holds, certificate: certificate.map(Box::new) })
 }
 
@@ -263,17 +264,30 @@ fn certificate(
 }
 
 /// The token, by whichever issuer says that it is its own, of those whose tokens are exchanged here at all.
-async fn verified(verifier: &Verifier, token: &str, now: Timestamp) -> Result<VerifiedToken, TokenError> {
-    let claimed = jwt::claimed_issuer(token);
-    let mut issuers: Vec<usize> = verifier.model.delegations.iter().map(|delegation| delegation.issuer).collect();
-    issuers.sort_unstable();
-    issuers.dedup();
+async fn verified(
+    verifier: &Verifier,
+    caller: &Caller,
+    certificate: Option<&VerifiedCertificate>,
+    token: &str,
+    now: Timestamp,
+) -> Result<VerifiedToken, TokenError> {
+    let all = &verifier.model.delegations;
+    let of = |delegations: &mut dyn Iterator<Item = &Delegation>| {
+        let mut issuers: Vec<usize> = delegations.map(|delegation| delegation.issuer).collect();
+        issuers.sort_unstable();
+        issuers.dedup();
+        issuers
+    };
+    let about_caller = |delegation: &&Delegation| may_be_about(&verifier.model, delegation, caller, certificate);
+    let issuers = issuers::of_token(verifier, token, &of(&mut all.iter()), &of(&mut all.iter().filter(about_caller)));
+    let issuers = issuers.map_err(|error| {
+        let message = "the token names no issuer, and the caller's delegations are of several that could be asked about it: \
+                       show a JWT with `iss`, or let the policy have one such issuer for this caller";
+        TokenError::request(error.reason(), message)
+    })?;
     let mut refused = None;
     for index in issuers {
         let Some(issuer) = verifier.issuers.get(index) else { continue };
-        if claimed.as_ref().is_some_and(|claimed| *claimed != issuer.policy.issuer) {
-            continue;
-        }
         let asked = TokenRequirement { issuer: index, audience: None, scopes: vec![], bound: false, subjects: vec![] };
         match prove::verify(verifier, issuer, &asked, CACHED_FOR, token, now).await {
             Ok(found) => return Ok((*found).clone()),
@@ -283,6 +297,27 @@ async fn verified(verifier: &Verifier, token: &str, now: Timestamp) -> Result<Ve
     Err(match refused {
         Some(problem) => TokenError::of(*problem),
         None => TokenError::request("issuer_unknown", "the policy exchanges no tokens of this issuer"),
+    })
+}
+
+/// Whether a delegation may let the caller act. Which one does, dataplane finds: it knows who is connected.
+fn may_be_about(
+    model: &Model,
+    delegation: &Delegation,
+    caller: &Caller,
+    certificate: Option<&VerifiedCertificate>,
+) -> bool {
+    delegation.actors.iter().any(|actor| match (*actor, caller) {
+        (Actor::Workload(index), Caller::Local { workload: Some(workload), .. }) => {
+            model.workloads.get(index).is_some_and(|known| known.name == workload.name)
+        }
+        (Actor::Peer(index), Caller::Remote { vouched, .. }) => {
+            let shown = certificate.and_then(|certificate| certificate.spiffe_id.as_ref()).map(SpiffeId::as_str);
+            let named = shown.or(vouched.as_ref().map(|vouched| vouched.spiffe_id.as_str()));
+            let peer = model.peers.get(index).and_then(|peer| peer.spiffe_id.as_ref()).map(SpiffeId::as_str);
+            peer.is_some() && peer == named
+        }
+        _ => false,
     })
 }
 
@@ -410,6 +445,7 @@ fn no_issuer() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::Workload;
 
     const BASE: &str = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token=t\
                         &subject_token_type=urn:ietf:params:oauth:token-type:access_token";
@@ -446,6 +482,29 @@ mod tests {
             assert_eq!(parse(more).map_or_else(|(error, _)| error, |_| "ok"), error, "{more}");
         }
         assert_eq!(parse(&"&audience=a".repeat(65)).unwrap_err().0, "invalid_request");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_names_no_issuer_is_shown_to_the_only_one_that_is_asked() {
+        let refused = async |agents: &[&str], caller: &str, token: &str| {
+            let verifier = issuers::tests::verifier(agents, &[]);
+            let workload = Workload {
+                name: caller.to_owned(),
+                spiffe_id: format!("spiffe://example.org/{caller}"),
+                cgroup: format!("/{caller}"),
+            };
+            let caller = Caller::Local { workload: Some(workload), uid: 1000, tcp: false };
+            let error = verified(&verifier, &caller, None, token, Timestamp::now()).await.err().unwrap();
+            (error.error, error.reason)
+        };
+        let ambiguous = ("invalid_request", "issuer_ambiguous".to_owned());
+        // Their secrets are not there: whoever would be asked is not.
+        let asked = ("temporarily_unavailable", "issuer_misconfigured".to_owned());
+        assert_eq!(refused(&["first", "second"], "agent", "opaque").await, ambiguous);
+        assert_eq!(refused(&["first", "third"], "agent", "opaque").await, asked);
+        assert_eq!(refused(&["first"], "other", "opaque").await, asked);
+        let named = issuers::tests::naming("https://second.example");
+        assert_eq!(refused(&["first", "second"], "agent", &named).await, asked);
     }
 
     #[test]
