@@ -25,7 +25,7 @@ use crate::digest::Digest;
 
 /// Calls of one instance of an agent that may wait, or be approved and not used, at one time.
 pub const PER_AGENT: usize = 16;
-/// And of all instances of one workload: others wait too.
+/// And of all instances of one workload, denials that hold included: others wait too.
 pub const PER_WORKLOAD: usize = MOST / 4;
 pub const PER_WORKLOAD_BYTES: usize = MOST_BYTES / 4;
 /// Entries of all agents, ended ones included.
@@ -45,7 +45,7 @@ pub enum ApprovalError {
     #[error("{MOST} calls wait for approvals, or they are too large: let some be decided")]
     Full,
     #[error(
-        "{PER_AGENT} calls of this agent, or {PER_WORKLOAD} of its workload, wait for approvals: let some be decided, or use what was approved"
+        "{PER_AGENT} calls of this agent, or {PER_WORKLOAD} of its workload, wait for approvals, or were denied a short while ago: let some be decided, use what was approved, or wait"
     )]
     TooMany,
     // The policy asks nobody.
@@ -243,17 +243,19 @@ impl Approvals {
                 return Ok(Requested { id: known.id, granted, until, told: None, changed, forgotten: Vec::new() });
             }
         }
-        let of = |is_same: &dyn Fn(&Agent) -> bool| {
-            let same = self.entries.values().filter(|entry| entry.is_live() && is_same(&entry.call.agent));
-            same.fold((0, 0), |(count, bytes), entry| (count + 1, bytes + entry.call.arguments.text().len()))
-        };
-        let (of_agent, _) = of(&|agent| *agent == call.agent);
-        let (of_workload, bytes) = of(&|agent| agent.workload == call.agent.workload);
+        let of_agent = self.entries.values().filter(|entry| entry.is_live() && entry.call.agent == call.agent).count();
+        // Denials that hold are of its share: a no is not pushed out by more questions.
+        let of_workload = |entry: &&Entry| entry.holds(now) && entry.call.agent.workload == call.agent.workload;
+        let (of_workload, bytes) = self
+            .entries
+            .values()
+            .filter(of_workload)
+            .fold((0, 0), |(count, bytes), entry| (count + 1, bytes + entry.call.arguments.text().len()));
         let bytes = bytes + call.arguments.text().len();
         if of_agent >= PER_AGENT || of_workload >= PER_WORKLOAD || bytes > PER_WORKLOAD_BYTES {
             return Err(ApprovalError::TooMany);
         }
-        let forgotten = self.make_room(call.arguments.text().len())?;
+        let forgotten = self.make_room(now, call.arguments.text().len())?;
         let entry =
             Entry { id, call, uids: vec![uid], approvers, policies, requested: now, expires, state: State::Pending };
         let told = entry.told();
@@ -417,17 +419,19 @@ impl Approvals {
         .collect()
     }
 
-    /// Room for an entry with so many bytes of arguments: what ended first is forgotten first, what waits never.
-    fn make_room(&mut self, bytes: usize) -> Result<Vec<Id>, ApprovalError> {
+    /// Room for an entry with so many bytes of arguments: what ended first is forgotten first; what waits never, nor a
+    /// no that holds.
+    fn make_room(&mut self, now: Timestamp, bytes: usize) -> Result<Vec<Id>, ApprovalError> {
         let size = |entry: &Entry| entry.call.arguments.text().len();
         let fits = |count: usize, total: usize| count < MOST && total + bytes <= MOST_BYTES;
-        let live = || self.entries.values().filter(|entry| entry.is_live());
-        if !fits(live().count(), live().map(size).sum()) {
+        let holding = || self.entries.values().filter(|entry| entry.holds(now));
+        if !fits(holding().count(), holding().map(size).sum()) {
             return Err(ApprovalError::Full);
         }
         let (mut count, mut total) = (self.entries.len(), self.entries.values().map(size).sum::<usize>());
+        let over = self.entries.values().filter(|entry| !entry.holds(now));
         let mut ended: Vec<(Timestamp, Id, usize)> =
-            self.entries.values().filter_map(|entry| Some((entry.ended()?, entry.id, size(entry)))).collect();
+            over.filter_map(|entry| Some((entry.ended()?, entry.id, size(entry)))).collect();
         ended.sort_unstable();
         let mut forgotten = Vec::new();
         for (_, id, size) in ended {

@@ -142,6 +142,11 @@ impl Entry {
         matches!(self.state, State::Pending | State::Granted { .. })
     }
 
+    /// Whether it still says something: somebody may use it, or what was refused stays refused.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        self.is_live() || matches!(self.state, State::Denied { .. }) && now < self.expires
+    }
+
     pub fn ended(&self) -> Option<Timestamp> {
         match &self.state {
             State::Pending | State::Granted { .. } => None,

@@ -483,11 +483,19 @@ fn all_agents_together_cannot_flood() {
     }
     assert_eq!(approvals.request(later(9), of_instance(9999)).unwrap_err().reason(), "approvals_full");
     // What ended makes room, the oldest end first; what waits never.
-    approvals.deny(later(11), &id(5), approver(ALICE)).unwrap();
-    approvals.deny(later(10), &id(6), approver(ALICE)).unwrap();
+    for (ends, number) in [(11, 5), (10, 6)] {
+        approvals.grant(later(9), &id(number), approver(ALICE)).unwrap();
+        let hash = of_instance(number).call.hash();
+        approvals.use_up(later(ends), &hash, &names(&["leads"])).unwrap();
+    }
     assert_eq!(approvals.request(later(12), of_instance(9999)).unwrap().forgotten, [id(6)]);
     assert_eq!(approvals.request(later(12), of_instance(9998)).unwrap().forgotten, [id(5)]);
     assert_eq!(approvals.request(later(12), of_instance(9997)).unwrap_err().reason(), "approvals_full");
+    // Nor a no before its time.
+    approvals.deny(later(13), &id(7), approver(ALICE)).unwrap();
+    assert_eq!(approvals.request(later(899), of_instance(9997)).unwrap_err().reason(), "approvals_full");
+    assert_eq!(approvals.request(later(899), of_instance(7)).unwrap_err().reason(), "approval_denied");
+    assert_eq!(approvals.request(later(900), of_instance(9997)).unwrap().forgotten, [id(7)]);
     assert_eq!(approvals.list().len(), MOST);
 }
 
@@ -508,6 +516,24 @@ fn one_workload_with_many_instances_leaves_room_for_others() {
         assert_eq!(approvals.request(noon(), of("many", refused, text)).unwrap_err().reason(), "too_many_approvals");
         assert!(approvals.request(noon(), of("other", refused, text)).is_ok());
     }
+}
+
+#[test]
+fn a_no_is_not_pushed_out_by_more_questions() {
+    let mut approvals = fresh();
+    let of = |number: u32| {
+        let mut asked = of_instance(number);
+        asked.call.agent.workload = "many".to_owned();
+        asked
+    };
+    for number in 0..PER_WORKLOAD as u32 {
+        approvals.request(noon(), of(number)).unwrap();
+        approvals.deny(later(1), &id(number), approver(ALICE)).unwrap();
+    }
+    assert_eq!(approvals.request(later(2), of(9999)).unwrap_err().reason(), "too_many_approvals");
+    assert_eq!(approvals.request(later(899), of(0)).unwrap_err().reason(), "approval_denied");
+    assert!(approvals.request(later(2), of_instance(9998)).is_ok(), "others have their own share");
+    assert!(approvals.request(later(900), of(9999)).is_ok(), "its time is over");
 }
 
 #[test]
