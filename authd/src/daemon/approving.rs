@@ -3,8 +3,10 @@
 //! Enters: questions of users whom the kernel names; the policy in force. Leaves: answers, when what they say is on disk. Never: a
 //! user's word about who he is, and no tokens: who has to show one is refused here.
 
+use std::time::Instant;
+
 use jiff::{SignedDuration, Timestamp};
-use nix::unistd::{User, gethostname};
+use nix::unistd::gethostname;
 
 use super::{
     Daemon,
@@ -12,6 +14,7 @@ use super::{
     control::Who,
     granting::{refusal, revoked_reason},
     trust::Trust,
+    users::{self, Users},
 };
 use crate::{
     audit::record::{Record, format_time},
@@ -129,7 +132,9 @@ impl Daemon {
         if kept.approvals().policy() == Some(policy) {
             return;
         }
-        let groups = groups(&prepared.model, uid_of);
+        self.users = Users::default();
+        let now = Instant::now();
+        let groups = groups(&prepared.model, |user| self.users.number(user, now, users::look_up));
         let (told, kept) = kept.policy_changed(store, Timestamp::now(), policy, groups);
         self.ended(told, kept);
     }
@@ -164,10 +169,28 @@ impl Daemon {
 
     /// What is due every second.
     pub(super) fn expire_approvals(&mut self) {
+        self.find_users();
         let Ok(trust) = &mut self.trust else { return };
         let (kept, store) = trust.approvals();
         let (told, kept) = kept.expire(store, Timestamp::now());
         self.ended(told, kept);
+    }
+
+    /// Looks up users again about whom the system could say nothing: who is found approves from now on.
+    fn find_users(&mut self) {
+        let now = Instant::now();
+        let (Ok(trust), true) = (&mut self.trust, self.users.is_due(now)) else { return };
+        let prepared = &self.active.prepared;
+        let (kept, store) = trust.approvals();
+        if kept.approvals().policy() != Some(prepared.digest) {
+            return;
+        }
+        let failed = self.users.failed();
+        let groups = groups(&prepared.model, |user| self.users.number(user, now, users::look_up));
+        if self.users.failed() < failed {
+            let (told, kept) = kept.policy_changed(store, Timestamp::now(), prepared.digest, groups);
+            self.ended(told, kept);
+        }
     }
 
     /// Calls end that wait, or were approved, of whoever was revoked.
@@ -248,17 +271,11 @@ fn unknown(id: &Id) -> asked::Answer {
 }
 
 /// The policy's approvers, with this node's users in the place of their names.
-fn groups(model: &Model, uid_of: impl Fn(&str) -> Option<u32>) -> Vec<Group> {
+fn groups(model: &Model, mut uid_of: impl FnMut(&str) -> Option<u32>) -> Vec<Group> {
     let issuer = |index: usize| model.issuers.get(index).map(|issuer| issuer.name.clone()).unwrap_or_default();
-    let group = |approvers: &Approvers| {
+    let mut group = |approvers: &Approvers| {
         let Approvers { name, users, step_up, ttl, valid, may_be_subject, place: _ } = approvers;
-        let known = users.iter().filter_map(|user| match uid_of(user) {
-            Some(uid) => Some((uid, user.clone())),
-            None => {
-                tracing::warn!(user, approvers = name, "this node has no such user, who so approves nothing here");
-                None
-            }
-        });
+        let known = users.iter().filter_map(|user| Some((uid_of(user)?, user.clone())));
         Group {
             name: name.clone(),
             users: known.collect(),
@@ -274,19 +291,11 @@ fn groups(model: &Model, uid_of: impl Fn(&str) -> Option<u32>) -> Vec<Group> {
             may_be_subject: *may_be_subject,
         }
     };
-    model.approvers.iter().map(group).collect()
+    model.approvers.iter().map(&mut group).collect()
 }
 
 fn signed(duration: std::time::Duration) -> SignedDuration {
     SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
-}
-
-/// A number is itself, and is looked up nowhere.
-fn uid_of(user: &str) -> Option<u32> {
-    if !user.is_empty() && user.bytes().all(|byte| byte.is_ascii_digit()) {
-        return user.parse().ok();
-    }
-    User::from_name(user).ok().flatten().map(|user| user.uid.as_raw())
 }
 
 fn record(told: Told) -> Record {
@@ -347,7 +356,8 @@ mod tests {
             place: Place::nowhere(),
         };
         let model = Model { approvers: vec![approvers], ..Model::default() };
-        let [group] = &groups(&model, uid_of)[..] else { panic!() };
+        let (mut known, now) = (Users::default(), Instant::now());
+        let [group] = &groups(&model, |user| known.number(user, now, users::look_up))[..] else { panic!() };
         let users: Vec<(u32, &str)> = group.users.iter().map(|(uid, name)| (*uid, name.as_str())).collect();
         assert_eq!(users, [(0, "root"), (1001, "1001")]);
         // An issuer that is not there is one that no token is of.

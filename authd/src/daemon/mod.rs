@@ -30,6 +30,7 @@ pub mod status;
 pub mod supervisor;
 pub mod trial;
 pub mod trust;
+mod users;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -141,6 +142,8 @@ pub struct Daemon {
     hook: Option<Hook>,
     /// What the webhook is to be told.
     messages: Vec<Message>,
+    /// Whom the policy lets approve.
+    users: users::Users,
     /// `None`: no tokens are exchanged here.
     issuing: Option<issuing::Issuing>,
     servers: servers::Servers,
@@ -224,6 +227,7 @@ impl Daemon {
             ledger,
             hook,
             messages: Vec::new(),
+            users: users::Users::default(),
             issuing: None,
             servers,
             nodes: nodes::Nodes::default(),
