@@ -256,7 +256,8 @@ impl Daemon {
         self.enter(given, key, until).map(Some)
     }
 
-    /// A flow began, or ended, on a permit: new ones take the next one, and one that is used up ends with its last flow.
+    /// A flow began, or ended, on a permit: new ones take the next one, or this one again, and one that is used up ends
+    /// with its last flow.
     pub(super) fn permit_told(&mut self, event: &Event) {
         if !event.grant.is_permit() {
             return;
@@ -264,14 +265,13 @@ impl Daemon {
         let Some(live) = self.ledger.grants.at(event.grant) else { return };
         let id = live.given.id;
         let Some(permit) = self.writer.permit(event.grant) else { return };
-        if !permits::is_used_up(permit) {
-            return;
-        }
-        let commands = self.ledger.grants.use_up(&id);
+        let is_used_up = permits::is_used_up(permit);
+        let grants = &mut self.ledger.grants;
+        let commands = if is_used_up { grants.use_up(&id) } else { grants.give_back(&id) };
         if let Err(error) = self.writer.follow(&commands) {
             tracing::error!(%error, "the index of grants");
         }
-        if event.kind == kind::CLOSED && self.ledger.flows.len_of(event.grant) == 0 {
+        if is_used_up && event.kind == kind::CLOSED && self.ledger.flows.len_of(event.grant) == 0 {
             self.end_grants(&[id], "permit_used", None);
         }
     }

@@ -47,6 +47,14 @@ impl Grants {
         }
     }
 
+    /// It may let something begin again: a connection that never came to be gave back what it took.
+    pub fn give_back(&mut self, id: &Id) -> Vec<Command> {
+        match self.live.get(id) {
+            Some(live) if self.used.remove(id) => self.point(&live.key),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether it has.
     pub fn is_used(&self, id: &Id) -> bool {
         self.used.contains(id)

@@ -343,3 +343,23 @@ fn a_permit_that_is_used_up_makes_room_for_the_next() {
     kernel.follow(grants.give(10_000_000_000, given(4), key(1), 20_000_000_000).unwrap());
     assert_eq!(kernel.slots[&slot(&grants, 4)].0 & PERMIT, 0);
 }
+
+#[test]
+fn a_permit_to_which_a_connection_was_given_back_is_tried_again() {
+    let mut grants = Grants::new(vec![0; 9]);
+    let mut kernel = Kernel::default();
+    let permit = |n| Given { permit: Some(Limits { connections: 1, bytes: None }), ..given(n) };
+    for (n, until) in [(1, 200), (2, 300)] {
+        kernel.follow(grants.give(0, permit(n), key(1), until).unwrap());
+    }
+    let [one, two] = [1, 2].map(|n| grants.get(&id(n)).unwrap().grant.slot);
+    kernel.follow(grants.use_up(&id(2)));
+    assert_eq!(tried(&kernel, &key(1)), [one]);
+    kernel.follow(grants.give_back(&id(2)));
+    assert_eq!(tried(&kernel, &key(1)), [two, one]);
+    assert!(!grants.is_used(&id(2)) && grants.give_back(&id(2)).is_empty(), "once is enough");
+    kernel.follow(grants.use_up(&id(2)));
+    assert_eq!(tried(&kernel, &key(1)), [one], "it can be used up again");
+    grants.end(0, &[id(2)]);
+    assert!(grants.give_back(&id(2)).is_empty());
+}
