@@ -22,7 +22,7 @@ use super::{
     api::{GrantAnswer, Session, confused, whole},
     problem::Problem,
     prove,
-    verifier::Verifier,
+    verifier::{Share, Verifier},
 };
 use crate::{
     decisions::{
@@ -186,6 +186,10 @@ pub async fn act(
         let message = "no workload of the policy matches the caller's cgroup, or it is not on this node";
         return Err(Problem::forbidden("caller_unmanaged", message));
     };
+    if !verifier.admit(&session.caller, Share::Action, Timestamp::now()) {
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "ask about actions less often");
+        return Err(problem.with(header::RETRY_AFTER, "1"));
+    }
     let model = &verifier.model;
     let index = model.workloads.iter().position(|known| known.name == workload.name);
     let index = index.ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "ask again"))?;

@@ -57,6 +57,8 @@ const TOKENS: usize = 16_384;
 pub const TOKEN_CACHE: Duration = Duration::from_secs(60);
 /// Requests of one caller for itself.
 const REQUESTS_PER_MINUTE: u32 = 6_000;
+/// Actions that one caller may ask about at once, with what those cost dataplane.
+const ACTIONS_AT_ONCE: i32 = 200;
 /// Requests of one proxy: about each of its clients' requests there is one.
 const PROXIED_PER_MINUTE: u32 = 1_000_000;
 /// Callers whose requests are counted.
@@ -66,6 +68,8 @@ const CALLERS: usize = 65_536;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Share {
     Caller,
+    /// About an action, besides what it counts as a request.
+    Action,
     /// About somebody else's request.
     Proxy,
 }
@@ -258,6 +262,9 @@ impl Verifier {
             (Caller::Local { workload: Some(workload), .. }, Share::Proxy) => {
                 (PROXIED_PER_MINUTE, format!("proxy {}", workload.cgroup))
             }
+            (Caller::Local { workload: Some(workload), .. }, Share::Action) => {
+                (REQUESTS_PER_MINUTE, format!("action {}", workload.cgroup))
+            }
             (Caller::Local { workload: Some(workload), .. }, Share::Caller) => {
                 (REQUESTS_PER_MINUTE, workload.cgroup.clone())
             }
@@ -270,7 +277,11 @@ impl Verifier {
         if callers.len() >= CALLERS && !callers.contains_key(&key) {
             callers.clear();
         }
-        callers.entry(key).or_default().take(now, rate)
+        let bucket = callers.entry(key).or_default();
+        match share {
+            Share::Action => bucket.take_of(now, rate, ACTIONS_AT_ONCE),
+            Share::Caller | Share::Proxy => bucket.take(now, rate),
+        }
     }
 }
 

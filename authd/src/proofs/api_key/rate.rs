@@ -31,13 +31,18 @@ pub struct Bucket {
 impl Bucket {
     /// Takes one token, if there is one. An attempt that is refused costs nothing.
     pub fn take(&mut self, now: Timestamp, rate: Rate) -> bool {
+        self.take_of(now, rate, rate.burst())
+    }
+
+    /// The same of a bucket that never holds more than so many.
+    pub fn take_of(&mut self, now: Timestamp, rate: Rate, most: i32) -> bool {
         let cost = rate.interval();
         // A minute fills every bucket. What is further ahead is what a clock that was set back left.
         let full_in = self.full_at.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
         let full_in = full_in.clamp(SignedDuration::ZERO, MINUTE);
         let taken = full_in + cost;
         // The burst is counted in intervals: a minute that does not divide evenly is rounded down.
-        let has_token = taken <= cost * rate.burst();
+        let has_token = taken <= cost * most.min(rate.burst());
         self.full_at = now.checked_add(if has_token { taken } else { full_in }).ok();
         has_token
     }
@@ -108,6 +113,19 @@ mod tests {
         assert!(bucket.take(at(1000), rate));
         assert!(!bucket.take(at(1001), rate));
         assert_eq!((0..100).filter(|_| bucket.take(at(600_000), rate)).count(), 60);
+    }
+
+    #[test]
+    fn a_small_bucket_gives_what_it_holds_and_fills_as_fast() {
+        let (mut bucket, rate) = (Bucket::default(), rate("6000/min"));
+        assert_eq!((0..6000).filter(|_| bucket.take_of(at(0), rate, 200)).count(), 200);
+        assert_eq!((0..6000).filter(|_| bucket.take_of(at(1000), rate, 200)).count(), 100);
+        assert_eq!((0..6000).filter(|_| bucket.take_of(at(600_000), rate, 200)).count(), 200);
+        let even = (0..6000).filter(|n| bucket.take_of(at(700_000 + n * 10), rate, 200)).count();
+        assert_eq!(even, 6000);
+        let mut bucket = Bucket::default();
+        let small = self::rate("2/min");
+        assert_eq!((0..100).filter(|_| bucket.take_of(at(0), small, 200)).count(), 2, "never more than a minute's");
     }
 
     #[test]

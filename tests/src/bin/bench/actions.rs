@@ -28,14 +28,14 @@ use crate::{
 struct Effort {
     slices: usize,
     decisions: u32,
-    /// Each in a cgroup of its own: what one may ask for within a minute is limited.
+    /// Each in a cgroup of its own: what one may ask for at once is limited.
     askers: usize,
     requests: u64,
 }
 
-const FULL: Effort = Effort { slices: 60, decisions: 500, askers: 8, requests: 40 };
-const QUICK: Effort = Effort { slices: 20, decisions: 200, askers: 2, requests: 40 };
-const TURNS: usize = 25;
+const FULL: Effort = Effort { slices: 60, decisions: 500, askers: 40, requests: 32 };
+const QUICK: Effort = Effort { slices: 20, decisions: 200, askers: 10, requests: 32 };
+const TURNS: usize = 5;
 /// Tools, each with five policies of its own.
 const TOOLS: [usize; 3] = [1, 20, 200];
 
