@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("an_allowed_action_opens_one_connection", an_allowed_action_opens_one_connection),
         trial("a_permit_lets_so_many_bytes_pass", a_permit_lets_so_many_bytes_pass),
+        trial("a_caller_who_is_called_at_once_stays_one", a_caller_who_is_called_at_once_stays_one),
         trial("what_a_syn_carried_is_not_had_again", what_a_syn_carried_is_not_had_again),
         trial("datagrams_pass_on_a_permit_too", datagrams_pass_on_a_permit_too),
         trial("a_call_waits_for_a_person", a_call_waits_for_a_person),
@@ -250,6 +251,25 @@ fn a_permit_lets_so_many_bytes_pass() -> Result<Verdict> {
         scene.opens(A, 7102)?;
     }
     scene.is_closed(A, 7102)?;
+    Ok(Verdict::Ran)
+}
+
+/// Both ends of a connection can send the SYN (RFC 9293, 3.5): here they are the same socket. Who called has not become a server,
+/// whose packets no permit counts.
+fn a_caller_who_is_called_at_once_stays_one() -> Result<Verdict> {
+    let scene = Scene::new()?;
+    let at = "127.0.0.9:7102";
+    let alone = scene.sandbox.probe(A, &["tcp", at, "--from", at])?;
+    ensure!(alone.is_eperm(), "{alone:?}");
+    scene.allowed(A, "fetch", &json!({}))?;
+    let mut held = scene.sandbox.spawn(A, &["hold-tcp", at, "--from", at])?;
+    let mut exchanges = 0;
+    while held.again()?.ok {
+        exchanges += 1;
+        ensure!(exchanges < 2_000, "64 KiB are over\n{}", scene.last_records()?);
+    }
+    ensure!(exchanges > 50, "{exchanges}");
+    scene.daemon.wait_for("the end", |r| r.event == "flow_cut" && r.reason.as_deref() == Some("permit_spent"))?;
     Ok(Verdict::Ran)
 }
 
