@@ -362,6 +362,13 @@ fn only_people_whom_the_policy_names_approve() -> Result<Verdict> {
     ensure!(answer["reason"] == "approval_unknown", "{answer}");
     let answer = scene.approve("/people", OTHER, &["list"])?;
     ensure!(answer["approvals"].as_array().or(answer.as_array()).is_some_and(Vec::is_empty), "{answer}");
+    // Nor is a workload an operator that approves, though it runs as root and has the operators' socket.
+    let (authd, settings) = (binary().display().to_string(), scene.sandbox.settings().display().to_string());
+    for how in [&["grant", &id][..], &["deny", &id], &["list"]] {
+        let command = [&["run", "--", &authd, "--config", &settings, "approve"], how, &["--json"]].concat();
+        let outcome = scene.sandbox.probe(A, &command)?;
+        ensure!(!outcome.ok && outcome.detail.contains("approval_by_workload"), "{how:?}: {outcome:?}");
+    }
     // Root is an operator, and no approver unless the policy says so.
     let output = scene.daemon.command(&["approve", "grant", &id, "--json"])?;
     let answer: Value = serde_json::from_slice(&output.stdout)?;
