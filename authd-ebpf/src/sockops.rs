@@ -112,6 +112,12 @@ fn established(ops: SockOps) {
 fn accepted(ops: SockOps) {
     let Some(socket) = ops.socket() else { return };
     if let Some(tag) = tag::of_or_new(socket, IPPROTO_TCP) {
+        if tag.role == role::CLIENT {
+            // Both ends called at once (RFC 9293, 3.5): it called, and stays a caller.
+            tag.flags |= tag_flags::ESTABLISHED;
+            speaks::ends(ops, tag);
+            return;
+        }
         tag.netns = ops.netns();
         tag.role = role::SERVER;
         tag.remote = ops.remote();

@@ -107,8 +107,12 @@ pub fn on_permit(scene: &Scene, before: Grant, rule: u32, verdict: &mut Verdict)
         true => permits::goes_on(&scene.root, workload, before, verdict),
         false => permits::take(&scene.root, workload, verdict),
     };
-    if verdict.grant.is_permit() {
-        permits::spend(verdict.grant, scene.bytes());
+    // Of each datagram, its conversation counts the bytes.
+    if scene.packet.protocol == IPPROTO_TCP
+        && verdict.grant.is_permit()
+        && !permits::spend(verdict.grant, scene.bytes())
+    {
+        return permits::refuse(&scene.root, workload, verdict, Reason::PermitSpent);
     }
     passes
 }

@@ -461,9 +461,70 @@ fn schemas_of_action_policies_are_cedars() {
     assert_eq!(scratch.run(&["schema", "cedar", "--policy", &scratch.policy()]).code, Some(64));
 }
 
+/// What Cedar allows is not all: the daemon asks for what the tool's rule requires, and for a token that can be had.
+#[test]
+fn explain_action_says_what_else_refuses_and_what_opens() {
+    const RULES: &str = r#"
+[[delegation]]
+name = "agents"
+actors = ["no-such-cgroup"]
+issuer = "corp"
+subjects = ["eve"]
+audiences = ["tickets"]
+scopes = ["refunds", "reading"]
+[[rule]]
+name = "refunds"
+from = ["no-such-cgroup"]
+to = ["tickets"]
+require = ["action", "token"]
+token = { issuer = "own", audience = "tickets", scopes = ["refunds"], bound = true }
+permit = { connections = 2, bytes = "64KiB" }
+grant_ttl = "1m"
+[[rule]]
+name = "asked"
+from = ["no-such-cgroup"]
+to = ["tickets"]
+require = ["action", "approval", "token"]
+token = { issuer = "own", audience = "tickets" }
+"#;
+    let asked = |permit: &str, amount: u32, more: &[&str]| {
+        let tools = TOOLS.replace("service = \"tickets\"", &format!("service = \"tickets\"\npermit = \"{permit}\""));
+        let scratch = Scratch::new(&format!("{GOOD}{tools}{RULES}"));
+        fs::write(scratch.0.join("policy.d/a.cedar"), ACTIONS).unwrap();
+        let arguments = json!({ "amount": amount }).to_string();
+        let base =
+            ["explain", "action", "--from", "no-such-cgroup", "--tool", "refund", "--at", "2026-11-23T09:00:00Z"];
+        scratch.run(&[&base[..], &["--arguments", &arguments, "--json"], more].concat()).json()
+    };
+    const EVE: [&str; 3] = ["--subject", "corp", "eve"];
+    let of_eve = |more: &[&'static str]| [&EVE[..], more].concat();
+    let told = asked("refunds", 20, &of_eve(&["--scope", "refunds"]));
+    assert_eq!(told["outcome"], "allowed");
+    let permit = json!({ "rule": "refunds", "to": ["tickets"], "connections": 2, "bytes": 65_536, "seconds": 60, "requires": ["token"] });
+    assert_eq!(told["permit"], permit);
+    for (permit, amount, more, outcome, reason) in [
+        ("refunds", 20, vec![], "denied", "authorization_missing"),
+        ("refunds", 20, of_eve(&["--scope", "reading"]), "denied", "token_wrong_scope"),
+        ("refunds", 20, of_eve(&["--scope", "refunds", "--audience", "tickets"]), "allowed", "action_permitted"),
+        ("refunds", 70, of_eve(&["--scope", "refunds"]), "pending", "action_needs_approval"),
+        ("asked", 20, of_eve(&["--scope", "refunds"]), "denied", "approval_missing"),
+        ("asked", 70, of_eve(&["--scope", "refunds"]), "pending", "action_needs_approval"),
+        // Tokens that no delegation gives.
+        ("refunds", 20, of_eve(&["--scope", "all"]), "denied", "exchange_not_allowed"),
+        ("refunds", 20, of_eve(&["--scope", "refunds", "--audience", "mail"]), "denied", "exchange_not_allowed"),
+        ("refunds", 20, vec!["--subject", "corp", "bob", "--scope", "refunds"], "denied", "exchange_not_allowed"),
+    ] {
+        let told = asked(permit, amount, &more);
+        assert_eq!((&told["outcome"], &told["reason"]), (&json!(outcome), &json!(reason)), "{more:?}: {told}");
+        assert_eq!(told["permit"].is_object(), outcome != "denied", "{told}");
+    }
+}
+
 #[test]
 fn explain_action_says_who_decided_and_who_would_have_to_approve() {
     let scratch = with_actions(ACTIONS);
+    let delegation = "[[delegation]]\nname = \"d\"\nactors = [\"no-such-cgroup\"]\nissuer = \"corp\"\naudiences = [\"x\"]\nscopes = [\"y\"]\n";
+    fs::write(scratch.0.join("policy.d/q.toml"), delegation).unwrap();
     let ask = |arguments: &str, more: &[&str]| {
         let base =
             ["explain", "action", "--from", "no-such-cgroup", "--tool", "refund", "--at", "2026-11-23T09:00:00Z"];

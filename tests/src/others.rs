@@ -109,13 +109,13 @@ impl WebhookReceiver {
             .context("starting node")?;
         let output = BufReader::new(child.stdout.take().context("the pipe was asked for")?);
         let mut receiver = Self { child, output, port: 0 };
-        let port = receiver.next()?["port"].as_u64().context("a port")?;
+        let port = receiver.received()?["port"].as_u64().context("a port")?;
         receiver.port = port.try_into()?;
         Ok(receiver)
     }
 
     /// What came, and whether it verified. Waits for it.
-    pub fn next(&mut self) -> Result<Value> {
+    pub fn received(&mut self) -> Result<Value> {
         let mut line = String::new();
         ensure!(self.output.read_line(&mut line)? > 0, "the receiver of webhooks ended");
         Ok(serde_json::from_str(&line)?)

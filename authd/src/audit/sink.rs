@@ -6,15 +6,15 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{JoinHandle, sleep},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::record::Record;
@@ -26,6 +26,8 @@ const QUEUE: usize = 65_536;
 const BATCH_BYTES: usize = 1 << 18;
 /// Records of so much time are written together: waking the writer for each would cost the reporter more than the record.
 const GATHER: Duration = Duration::from_millis(2);
+/// A file that was moved away, to be kept elsewhere, is noticed after so long.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Numbers of what became of records.
 #[derive(Default, Debug)]
@@ -52,12 +54,11 @@ pub struct Sink {
 
 impl Sink {
     pub fn open(target: &AuditTarget) -> io::Result<Self> {
-        let (output, next): (Box<dyn Write + Send>, u64) = match target {
-            AuditTarget::Stdout => (Box::new(io::stdout()), 1),
+        let (output, next) = match target {
+            AuditTarget::Stdout => (Output::Stdout, 1),
             AuditTarget::File(path) => {
                 let next = last_number(path)? + 1;
-                let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
-                (Box::new(file), next)
+                (Output::File { file: append(path)?, path: path.clone(), looked: Instant::now() }, next)
             }
         };
         let totals = Arc::new(Totals::default());
@@ -120,7 +121,51 @@ impl Drop for Sink {
     }
 }
 
-fn write(mut output: Box<dyn Write + Send>, lines: &Receiver<Line>, totals: &Totals) {
+/// Where lines go.
+enum Output {
+    Stdout,
+    File { file: File, path: PathBuf, looked: Instant },
+}
+
+impl Output {
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout => {
+                let mut out = io::stdout();
+                out.write_all(batch)?;
+                out.flush()
+            }
+            Self::File { file, path, looked } => {
+                if looked.elapsed() >= LOOK_AGAIN {
+                    *looked = Instant::now();
+                    follow(file, path);
+                }
+                file.write_all(batch)
+            }
+        }
+    }
+}
+
+/// Goes on in the file that has the path now, if it is another one.
+fn follow(file: &mut File, path: &Path) {
+    let inode = |metadata: io::Result<std::fs::Metadata>| metadata.map(|found| (found.dev(), found.ino())).ok();
+    if inode(std::fs::metadata(path)) == inode(file.metadata()) {
+        return;
+    }
+    match append(path) {
+        Ok(other) => {
+            *file = other;
+            tracing::info!(path = %path.display(), "records go on in another file");
+        }
+        Err(error) => tracing::error!(%error, path = %path.display(), "records go on in the file that was moved away"),
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+}
+
+fn write(mut output: Output, lines: &Receiver<Line>, totals: &Totals) {
     let mut batch = Vec::new();
     let mut torn = false;
     while let Ok(first) = lines.recv() {
@@ -144,7 +189,7 @@ fn write(mut output: Box<dyn Write + Send>, lines: &Receiver<Line>, totals: &Tot
             }
             next = if batch.len() < BATCH_BYTES { lines.try_recv().ok() } else { None };
         }
-        match output.write_all(&batch).and_then(|()| output.flush()) {
+        match output.write(&batch) {
             Ok(()) => {
                 torn = false;
                 totals.written.fetch_add(records, Ordering::Relaxed);
@@ -209,6 +254,25 @@ mod tests {
         let last: Record = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!((last.seq, last.event.as_str()), (42, "a"));
         assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn records_go_on_in_the_file_that_took_the_place() {
+        let (path, moved) = (scratch("kept"), scratch("kept.1"));
+        let mut sink = Sink::open(&AuditTarget::File(path.clone())).unwrap();
+        sink.put(Record::about("before", ""));
+        sink.flush();
+        std::fs::rename(&path, &moved).unwrap();
+        sleep(LOOK_AGAIN);
+        sink.put(Record::about("after", ""));
+        drop(sink);
+        let events = |path: &Path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            std::fs::remove_file(path).unwrap();
+            let event = |line: &str| (serde_json::from_str::<Record>(line).unwrap().seq, line.contains("after"));
+            text.lines().map(event).collect::<Vec<_>>()
+        };
+        assert_eq!((events(&moved), events(&path)), (vec![(1, false)], vec![(2, true)]));
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! approval that is used up, or asked for; a record. Never: a permit that the policy in force does not let this caller have, or one
 //! for a call that a person has to approve and did not.
 
-use std::time::Duration;
-
 use authd_common::{
     event::{Event, kind},
     tables::GrantKey,
@@ -37,8 +35,6 @@ use crate::{
 
 /// How calls through the MCP gateway end.
 const OUTCOMES: [&str; 7] = ["answered", "answered_error", "denied", "unapproved", "cancelled", "failed", "left"];
-/// How long a permit lives whose rule does not say.
-const DEFAULT_TTL: Duration = Duration::from_secs(30);
 
 /// What the action policy says of a call.
 enum Ruling {
@@ -239,7 +235,7 @@ impl Daemon {
         let number = registry.rules.number(name).ok_or_else(|| refusal("rule_unknown", "the rule has no number"))?;
         let limit = terms::check(rule, model, known.claimant.borrow(), proofs, now)
             .map_err(|unmet| refusal(unmet.reason(), unmet))?;
-        let ttl = rule.grant_ttl.unwrap_or(DEFAULT_TTL);
+        let ttl = rule.grant_ttl.unwrap_or(permits::DEFAULT_TTL);
         let until = SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok()).unwrap_or(limit);
         let given = Given {
             id: Id::random().map_err(|error| refusal("unavailable", error))?,

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
 };
 
@@ -26,6 +26,7 @@ use super::{
     trust::{ListedKey, NewKey},
 };
 use crate::{
+    dataplane::attestation::attest,
     decisions::asked,
     policy::explain::Explanation,
     proofs::api_key::text::KeyId,
@@ -167,14 +168,16 @@ pub enum Asked {
     Http {
         connection: OwnedFd,
         uid: u32,
+        cgroup: Option<String>,
     },
 }
 
 /// A request on its way to the daemon, with where the answer goes.
 pub struct Call {
     pub request: Request,
-    /// User who asks, as the kernel says.
+    /// User who asks, and from which cgroup, as the kernel says.
     pub uid: u32,
+    pub cgroup: Option<String>,
     pub answer: oneshot::Sender<Reply>,
 }
 
@@ -190,12 +193,13 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Asked>) -> io::Re
     if uid != 0 {
         return Ok(());
     }
+    let cgroup = attest(stream.as_fd()).ok().map(|attested| attested.cgroup);
     match first_byte(&stream).await? {
         None => return Ok(()),
         Some(b'{') => {}
         Some(_) => {
             let connection = OwnedFd::from(stream.into_std()?);
-            let _ = calls.send(Asked::Http { connection, uid }).await;
+            let _ = calls.send(Asked::Http { connection, uid, cgroup }).await;
             return Ok(());
         }
     }
@@ -210,7 +214,7 @@ pub async fn serve(mut stream: UnixStream, calls: mpsc::Sender<Asked>) -> io::Re
         }
     };
     let (answer, reply) = oneshot::channel();
-    if calls.send(Asked::Call(Call { request, uid, answer })).await.is_err() {
+    if calls.send(Asked::Call(Call { request, uid, cgroup, answer })).await.is_err() {
         return Ok(());
     }
     match reply.await {

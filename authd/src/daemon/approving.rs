@@ -5,12 +5,12 @@
 
 use std::time::Instant;
 
+use authd_common::tables::UNMANAGED;
 use jiff::{SignedDuration, Timestamp};
 use nix::unistd::gethostname;
 
 use super::{
     Daemon,
-    callers::Owned,
     control::Who,
     granting::{refusal, revoked_reason},
     trust::Trust,
@@ -76,24 +76,36 @@ impl Daemon {
     pub fn approve(&mut self, who: &Who, question: Question, token: Option<Fresh>) -> Result<asked::Answer, Refusal> {
         let token = token.map(|token| self.fresh(token)).transpose()?;
         let uid = match who {
-            Who::Admin { uid } => *uid,
+            Who::Admin { uid, cgroup } => {
+                self.is_person(cgroup.as_deref())?;
+                *uid
+            }
             Who::Local(attested) => {
-                // A cgroup that is gone, or not known yet, is nobody's.
-                self.follow_cgroups().map_err(|error| refusal("unavailable", error))?;
-                let model = &self.active.prepared.model;
-                let is_person = match self.known(who).map(|known| known.claimant) {
-                    Ok(Owned::Workload { index, .. }) => model.workloads[index].kind == Kind::Person,
-                    Ok(Owned::Address(_)) => false,
-                    Err(_) => self.is_unmanaged(&attested.cgroup),
-                };
-                if !is_person {
-                    return Err(refusal("approval_by_workload", "people approve calls, and workloads do not"));
-                }
+                self.is_person(Some(&attested.cgroup))?;
                 attested.uid
             }
             Who::Remote { .. } => return Err(refusal("caller_not_local", "calls are approved on their own node")),
         };
         self.approvals(uid, question, token)
+    }
+
+    /// Refuses a process that acts for people. A cgroup that is gone, or not known yet, is nobody's.
+    fn is_person(&mut self, cgroup: Option<&str>) -> Result<(), Refusal> {
+        self.follow_cgroups().map_err(|error| refusal("unavailable", error))?;
+        let (model, registry) = (&self.active.prepared.model, &self.active.prepared.registry);
+        let is_person = cgroup.is_some_and(|cgroup| {
+            let Some(path) = self.base.below(cgroup) else { return true };
+            self.tree.nearest(&path).is_some_and(|entry| {
+                let name = registry.workloads.name(entry.workload);
+                let workload = model.workloads.iter().find(|workload| Some(workload.name.as_str()) == name);
+                entry.workload == UNMANAGED || workload.is_some_and(|workload| workload.kind == Kind::Person)
+            })
+        });
+        if is_person {
+            Ok(())
+        } else {
+            Err(refusal("approval_by_workload", "people approve calls, and workloads do not"))
+        }
     }
 
     /// An approver's token, unless it has ended.

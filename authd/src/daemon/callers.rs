@@ -122,10 +122,9 @@ impl Daemon {
         }
     }
 
-    /// Whether a cgroup is there that no workload has.
-    pub(super) fn is_unmanaged(&self, cgroup: &str) -> bool {
-        let Some(path) = self.base.below(cgroup) else { return true };
-        self.tree.nearest(&path).is_some_and(|entry| entry.workload == UNMANAGED)
+    /// Whether a cgroup below the enforced root is there that no workload has.
+    pub(super) fn is_unmanaged_below(&self, path: &str) -> bool {
+        self.tree.nearest(path).is_some_and(|entry| entry.workload == UNMANAGED)
     }
 
     /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
@@ -147,7 +146,7 @@ impl Daemon {
                 });
                 Caller::Remote { address: *address, vouched }
             }
-            Who::Admin { uid } => Caller::Admin { uid: *uid },
+            Who::Admin { uid, .. } => Caller::Admin { uid: *uid },
             Who::Local(attested) => {
                 let workload = self.known(who).ok().and_then(|known| match (known.holder, known.claimant) {
                     (Holder::Workload { name, cgroup, .. }, Owned::Workload { spiffe_id, .. }) => {
@@ -171,7 +170,7 @@ impl Daemon {
                     record.peer_spiffe_id = Some(caller.spiffe_id.as_str().to_owned());
                 }
             }
-            Who::Admin { uid } => record.uid = Some(*uid),
+            Who::Admin { uid, .. } => record.uid = Some(*uid),
             Who::Local(attested) => {
                 record.pid = Some(attested.pid);
                 record.uid = Some(attested.uid);

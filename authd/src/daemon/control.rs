@@ -68,6 +68,8 @@ pub enum Who {
     /// Whoever may connect to the operators' socket.
     Admin {
         uid: u32,
+        /// From where; `None`: nobody knows any more.
+        cgroup: Option<String>,
     },
 }
 

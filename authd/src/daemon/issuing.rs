@@ -28,7 +28,7 @@ use crate::{
     },
     policy::{
         file::Kind,
-        model::{self, Delegation, Model, OWN_ISSUER},
+        model::{self, Delegation, Model, OWN_ISSUER, TokenCheck},
         network::from_ip,
     },
     proofs::{
@@ -407,10 +407,22 @@ impl Daemon {
         known.map(Some).ok_or_else(|| refusal("token_unknown", "this node remembers no such token: exchange one again"))
     }
 
+    /// Whether policies call this issuer so: what they say of a name holds of no other issuer's tokens.
+    fn is_called(&self, name: &str, iss: &str) -> Result<(), Refusal> {
+        let own = self.issuing.as_ref().map(|issuing| issuing.url.as_str());
+        let named = self.active.prepared.model.issuers.iter().find(|issuer| issuer.name == name);
+        let called = named.is_some_and(|issuer| match issuer.check {
+            TokenCheck::Own => own == Some(iss),
+            TokenCheck::Jwt { .. } | TokenCheck::Introspection { .. } => issuer.issuer == iss && own != Some(iss),
+        });
+        if called { Ok(()) } else { Err(refusal("token_wrong_issuer", format!("`{name}` is another issuer"))) }
+    }
+
     /// What a token says and by what it ends. Of one of this node's own, control is believed nothing but that it was shown.
     pub(super) fn complete(&self, token: &mut proof::Token) -> Result<(), Refusal> {
         token.ends_with.clear();
         token.subject_issuer = None;
+        self.is_called(&token.issuer, &token.iss)?;
         let Some(known) = self.remembered(&token.iss, token.jti.as_ref(), token.hash)? else { return Ok(()) };
         let Exchanged { subject, audience, scopes, issued_at, expires, act, confirmation, subject_issuer, .. } =
             known.token.clone();
@@ -430,6 +442,7 @@ impl Daemon {
 
     /// The same of one that is exchanged.
     fn completed(&self, token: &VerifiedToken) -> Result<VerifiedToken, Refusal> {
+        self.is_called(&token.issuer_name, &token.issuer)?;
         let known = self.remembered(&token.issuer, token.jti.as_ref(), Digest::from_bytes(token.token_hash))?;
         let Some(known) = known else { return Ok(token.clone()) };
         let Exchanged {

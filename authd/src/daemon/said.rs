@@ -87,7 +87,7 @@ pub(super) fn said(daemon: &mut Daemon, control: &mut Control, forgetting: &mut 
         }
         FromControl::Revoke { question, connection, what, text } => {
             let refusal = match who(control, connection) {
-                Ok(Who::Admin { uid }) => match daemon.revoke(what, uid, &text) {
+                Ok(Who::Admin { uid, .. }) => match daemon.revoke(what, uid, &text) {
                     Ok(effect) => {
                         return forgetting.then(control, Waiting::Caller(ToControl::Revoked { question, effect }));
                     }

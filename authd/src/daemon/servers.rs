@@ -140,6 +140,13 @@ impl Daemon {
         let cgroup = self.servers.place(server, id).map_err(|error| unusable(error.to_string()))?;
         // The kernel knows who it is before it is there.
         self.follow_cgroups().map_err(|error| unusable(error.to_string()))?;
+        let below = cgroup.strip_prefix(&self.base.path).ok().and_then(Path::to_str).unwrap_or_default();
+        if self.is_unmanaged_below(&format!("/{below}")) {
+            let _ = fs::remove_dir(&cgroup);
+            let message = format!("no workload of the policy matches /{below}, where `{server}` would run");
+            self.server_refused(who, "mcp_server_unmanaged", &message);
+            return Err(refusal("mcp_server_unmanaged", "no workload of the policy matches the server's cgroup"));
+        }
         let running = Running {
             name: server.to_owned(),
             caller: who.clone(),
@@ -228,6 +235,16 @@ impl Daemon {
         }
     }
 
+    fn server_refused(&mut self, who: &Who, reason: &str, message: &str) {
+        tracing::error!(reason, message, "an MCP server is not started");
+        let mut record = Record::event("mcp_server_started");
+        record.verdict = Some("denied".to_owned());
+        record.reason = Some(reason.to_owned());
+        record.message = Some(message.to_owned());
+        self.describe(who, &mut record);
+        self.report(record);
+    }
+
     fn server_started(&mut self, control: &mut Control, id: Id, result: Result<(u32, [OwnedFd; 3]), StartError>) {
         let Some(Running { name, caller, asked, .. }) = self.servers.running.get_mut(&id) else { return };
         // Without anybody who asks, its pipes are closed here, by which it ends.
@@ -278,7 +295,7 @@ mod tests {
         servers.admits(actor)?;
         let running = Running {
             name: "tools".to_owned(),
-            caller: Who::Admin { uid: 0 },
+            caller: Who::Admin { uid: 0, cgroup: None },
             actor: (actor.spiffe_id.clone(), actor.share.clone()),
             began: Instant::now(),
             asked: Some(1),

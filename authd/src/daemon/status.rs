@@ -301,7 +301,7 @@ pub(super) fn family(
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let enforcing = match (self.enforcing, self.mode.as_str()) {
-            (true, "observe") => "observing (nothing is blocked)",
+            (true, "observe") => "observing (no connection is blocked)",
             (true, _) => "enforcing",
             (false, _) => "NOT ENFORCING: programs are not attached",
         };

@@ -38,7 +38,7 @@ use super::{
     said,
     settings::Files,
 };
-use crate::{config::Config, ipc, policy::diagnostic::Source};
+use crate::{config::Config, decisions::asked, ipc, policy::diagnostic::Source};
 
 /// The ring is emptied this often; the kernel wakes the daemon only when it fills up.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -92,8 +92,8 @@ pub async fn run(config: Config, detach_on_exit: bool) -> Result<(), DaemonError
             _ = hangup.recv() => reload.ask(None, None),
             Some(asked) = requests.recv() => match asked {
                 Asked::Call(call) => answer(&mut daemon, &mut reload, &mut control, &mut forgetting, call),
-                Asked::Http { connection, uid } => {
-                    control.hand_over(connection, Who::Admin { uid }, ipc::Caller::Admin { uid });
+                Asked::Http { connection, uid, cgroup } => {
+                    control.hand_over(connection, Who::Admin { uid, cgroup }, ipc::Caller::Admin { uid });
                 }
             },
             Ok((stream, _)) = listener.accept() => {
@@ -367,7 +367,7 @@ fn serve(
 }
 
 fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forgetting: &mut Forgetting, call: Call) {
-    let Call { request, uid, answer } = call;
+    let Call { request, uid, cgroup, answer } = call;
     let error = |error: DaemonError| Answer::Error { message: error.to_string() };
     let reply = match request {
         Request::Apply { confirm } => {
@@ -410,10 +410,11 @@ fn answer(daemon: &mut Daemon, reload: &mut Reload, control: &mut Control, forge
         Request::Revocations => Reply::One(daemon.revocations()),
         Request::SigningKeys => Reply::One(daemon.signing_keys()),
         Request::SigningKeyRotate => Reply::One(daemon.rotate_signing_key()),
-        Request::Approvals(question) => Reply::One(match daemon.approvals(uid, question, None) {
-            Ok(answer) => Answer::Approvals(answer),
-            Err(refusal) => Answer::Error { message: refusal.message },
-        }),
+        Request::Approvals(question) => {
+            let who = Who::Admin { uid, cgroup };
+            let refused = |ipc::Refusal { reason, message }| asked::Answer::Refused { reason, message };
+            Reply::One(Answer::Approvals(daemon.approve(&who, question, None).unwrap_or_else(refused)))
+        }
     };
     // Who asked has gone: nobody misses the answer.
     let _ = answer.send(reply);

@@ -3,10 +3,15 @@
 //! Enters: permits among the other grants, what the kernel has let begin. Leaves: in which order new flows take them. Never: a
 //! count; the kernel's is the one that holds.
 
+use std::time::Duration;
+
 use authd_common::tables::{Grant, GrantKey, Permit};
 use serde::{Deserialize, Serialize};
 
 use super::{Command, Grants, Id, Live};
+
+/// How long a permit lives whose rule does not say.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(30);
 
 /// What one permit lets pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

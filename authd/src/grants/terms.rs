@@ -215,7 +215,8 @@ fn is_meant(
     met && (asks || own.is_none_or(is_own))
 }
 
-fn check_token(token: &Token, asked: &TokenRequirement, model: &Model) -> Result<(), Unmet> {
+/// Whether a token is the one that a rule asks for.
+pub fn check_token(token: &Token, asked: &TokenRequirement, model: &Model) -> Result<(), Unmet> {
     let issuer = model.issuers.get(asked.issuer).ok_or(Unmet::Issuer)?;
     if token.issuer != issuer.name {
         return Err(Unmet::Issuer);

@@ -224,7 +224,7 @@ fn cgroups_without_room_stay_closed() -> Result<Verdict> {
     Ok(Verdict::Ran)
 }
 
-/// sd_notify(3), and the protocol of `Type=notify-reload` (systemd.service(5)).
+/// sd_notify(3): also of reloads, with the time that `Type=notify-reload` asks for (systemd.service(5)).
 fn the_service_manager_is_told() -> Result<Verdict> {
     let sandbox = Sandbox::new()?;
     sandbox.write_policy(POLICY)?;

@@ -16,7 +16,7 @@ use authd_tests::{
     daemon::{Daemon, PATIENCE},
     probe,
     sandbox::Sandbox,
-    trust::Authority,
+    trust::{Authority, ISSUER},
 };
 use jiff::{SignedDuration, Timestamp};
 use libtest_mimic::Trial;
@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Verdict,
+    agents::exchange,
     grants::{ONE, Scene, TWO},
     reload::wait_until,
     trial,
@@ -33,6 +34,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("a_taken_over_control_gives_no_grant_beyond_a_rule", gives_no_grant_beyond_a_rule),
         trial("a_taken_over_control_undoes_no_revocation", undoes_no_revocation),
+        trial("a_taken_over_control_exchanges_under_no_other_issuers_name", exchanges_under_no_other_name),
         trial("a_taken_over_control_ends_grants_of_certificates_that_it_names", ends_what_it_names),
         trial("a_taken_over_control_that_talks_nonsense_is_ended", nonsense_ends_it),
         trial("a_taken_over_control_puts_no_text_into_metrics", puts_no_text_into_metrics),
@@ -108,6 +110,7 @@ fn gives_no_grant_beyond_a_rule() -> Result<Verdict> {
     // Not for less than the rule asks.
     for (changed, reason) in [
         (json!({ "issuer": "other" }), "token_wrong_issuer"),
+        (json!({ "iss": "https://elsewhere.example" }), "token_wrong_issuer"),
         (json!({ "audience": ["other"] }), "token_wrong_audience"),
         (json!({ "scopes": [] }), "token_wrong_scope"),
         (json!({ "not_after": Timestamp::now() - SignedDuration::from_mins(5) }), "proof_over"),
@@ -160,7 +163,50 @@ fn undoes_no_revocation() -> Result<Verdict> {
     scene.revoke(&["workload", "one"])?;
     // Whatever it invents: the caller is known without it.
     scene.claim_is_refused(ONE, "token", &json!([token(&json!({ "jti": "another" }))]), "workload_revoked")?;
+    scene.revoke(&["issuer", "https://idp.example.org"])?;
+    scene.claim_is_refused(TWO, "token", &json!([token(&json!({ "jti": "another" }))]), "issuer_revoked")?;
+    scene.claim_is_refused(
+        TWO,
+        "token",
+        &json!([token(&json!({ "iss": "https://y.example" }))]),
+        "token_wrong_issuer",
+    )?;
     scene.is_closed(ONE, 7101)?;
+    Ok(Verdict::Ran)
+}
+
+/// What policies say of one issuer's people holds of nobody whom another one calls so.
+fn exchanges_under_no_other_name() -> Result<Verdict> {
+    let scene = exchange::Scene::started("", |sandbox| {
+        let program = probe::binary().display().to_string();
+        Daemon::start_with_environment(sandbox, &[("AUTHD_TEST_CONTROL", program)])
+    })?;
+    let socket = scene.sandbox.directory().join("workload.sock").display().to_string();
+    let exchanged = |name: &str, iss: &str| -> Result<Value> {
+        let now = Timestamp::now();
+        let subject = json!({
+            "issuer_name": name, "issuer": iss, "subject": "alice", "client_id": null, "audience": ["ledger"],
+            "scopes": ["ledger:read"], "jti": "invented", "key_id": null, "token_hash": vec![0; 32],
+            "issued_at": now, "expires": now + SignedDuration::from_mins(5), "not_after": now + SignedDuration::from_mins(5),
+            "confirmation": { "x5t_s256": null, "jkt": null }, "act": null, "may_act": null, "tenant": null, "subject_issuer": null, "acr": null,
+            "auth_time": null,
+        });
+        let wanted = json!({
+            "subject": subject, "asked": { "audience": ["ledger"], "scopes": ["ledger:read"], "lifetime": null },
+            "holds": { "x5t_s256": null, "jkt": vec![1; 32] },
+        });
+        let message = json!({ "message": "exchange", "question": 1, "connection": "CONNECTION", "exchange": wanted });
+        let outcome = scene.sandbox.probe("/agents/a.scope", &["say", &socket, &message.to_string()])?;
+        serde_json::from_str(&outcome.detail).with_context(|| format!("{outcome:?}\n{}", scene.daemon.log()))
+    };
+    // So far it can go: a token of an issuer that a delegation is about.
+    let answer = exchanged("corp", ISSUER)?;
+    ensure!(answer["message"] == "exchanged", "{answer}");
+    for (name, iss) in [("corp", "https://elsewhere.example"), ("own", ISSUER), ("corp", exchange::OWN), ("no", ISSUER)]
+    {
+        let answer = exchanged(name, iss)?;
+        ensure!(answer["refusal"]["reason"] == "token_wrong_issuer", "{name} {iss}: {answer}");
+    }
     Ok(Verdict::Ran)
 }
 

@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("an_allowed_action_opens_one_connection", an_allowed_action_opens_one_connection),
         trial("a_permit_lets_so_many_bytes_pass", a_permit_lets_so_many_bytes_pass),
+        trial("a_caller_who_is_called_at_once_stays_one", a_caller_who_is_called_at_once_stays_one),
         trial("what_a_syn_carried_is_not_had_again", what_a_syn_carried_is_not_had_again),
         trial("datagrams_pass_on_a_permit_too", datagrams_pass_on_a_permit_too),
         trial("a_call_waits_for_a_person", a_call_waits_for_a_person),
@@ -253,6 +254,25 @@ fn a_permit_lets_so_many_bytes_pass() -> Result<Verdict> {
     Ok(Verdict::Ran)
 }
 
+/// Both ends of a connection can send the SYN (RFC 9293, 3.5): here they are the same socket. Who called has not become a server,
+/// whose packets no permit counts.
+fn a_caller_who_is_called_at_once_stays_one() -> Result<Verdict> {
+    let scene = Scene::new()?;
+    let at = "127.0.0.9:7102";
+    let alone = scene.sandbox.probe(A, &["tcp", at, "--from", at])?;
+    ensure!(alone.is_eperm(), "{alone:?}");
+    scene.allowed(A, "fetch", &json!({}))?;
+    let mut held = scene.sandbox.spawn(A, &["hold-tcp", at, "--from", at])?;
+    let mut exchanges = 0;
+    while held.again()?.ok {
+        exchanges += 1;
+        ensure!(exchanges < 2_000, "64 KiB are over\n{}", scene.last_records()?);
+    }
+    ensure!(exchanges > 50, "{exchanges}");
+    scene.daemon.wait_for("the end", |r| r.event == "flow_cut" && r.reason.as_deref() == Some("permit_spent"))?;
+    Ok(Verdict::Ran)
+}
+
 /// Whoever does not want to be answered could send the same request again and again.
 fn what_a_syn_carried_is_not_had_again() -> Result<Verdict> {
     let mut scene = Scene::new()?;
@@ -342,6 +362,13 @@ fn only_people_whom_the_policy_names_approve() -> Result<Verdict> {
     ensure!(answer["reason"] == "approval_unknown", "{answer}");
     let answer = scene.approve("/people", OTHER, &["list"])?;
     ensure!(answer["approvals"].as_array().or(answer.as_array()).is_some_and(Vec::is_empty), "{answer}");
+    // Nor is a workload an operator that approves, though it runs as root and has the operators' socket.
+    let (authd, settings) = (binary().display().to_string(), scene.sandbox.settings().display().to_string());
+    for how in [&["grant", &id][..], &["deny", &id], &["list"]] {
+        let command = [&["run", "--", &authd, "--config", &settings, "approve"], how, &["--json"]].concat();
+        let outcome = scene.sandbox.probe(A, &command)?;
+        ensure!(!outcome.ok && outcome.detail.contains("approval_by_workload"), "{how:?}: {outcome:?}");
+    }
     // Root is an operator, and no approver unless the policy says so.
     let output = scene.daemon.command(&["approve", "grant", &id, "--json"])?;
     let answer: Value = serde_json::from_slice(&output.stdout)?;

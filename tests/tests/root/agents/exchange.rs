@@ -111,7 +111,7 @@ impl Scene {
         Self::started("", Sandbox::start)
     }
 
-    fn started(settings: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
+    pub fn started(settings: &str, start: impl FnOnce(&Sandbox) -> Result<Daemon>) -> Result<Self> {
         Self::of_policy(POLICY, "", settings, start)
     }
 

@@ -1,7 +1,7 @@
 //! Agents: acting for somebody, and only as far as that one's token and the policy go.
 
 pub mod actions;
-mod exchange;
+pub mod exchange;
 mod mcp;
 mod scenarios;
 mod servers;

@@ -240,7 +240,11 @@ fn servers_of_a_daemon_that_was_killed_are_ended() -> Result<Verdict> {
 fn nobody_starts_what_the_policy_does_not_name() -> Result<Verdict> {
     let more = "[[mcp_server]]\nname = \"lost\"\ncommand = [\"/bin/no-such-program\"]\nuser = \"40003\"\n\
                 [[mcp_server]]\nname = \"nobodys\"\ncommand = [\"/bin/sh\"]\nuser = \"nobody-at-all\"\n\
-                [[tool]]\nname = \"x\"\nserver = \"lost\"\n[[tool]]\nname = \"y\"\nserver = \"nobodys\"\n";
+                [[mcp_server]]\nname = \"loose\"\ncommand = [\"/bin/true\"]\nuser = \"40003\"\n\
+                [[tool]]\nname = \"x\"\nserver = \"lost\"\n[[tool]]\nname = \"y\"\nserver = \"nobodys\"\n\
+                [[tool]]\nname = \"z\"\nserver = \"loose\"\n\
+                [[workload]]\nname = \"others\"\nkind = \"service\"\n\
+                cgroup = [\"/authd.mcp/lost/*\", \"/authd.mcp/nobodys/*\"]\n";
     let scene = Scene::new(&["/bin/sh".to_owned(), "-c".to_owned(), STUBBORN.to_owned()], more)?;
     let says = |cgroup: &str, arguments: &[&str]| -> Result<String> {
         let mut command = scene.pipe(cgroup, arguments)?;
@@ -260,6 +264,8 @@ fn nobody_starts_what_the_policy_does_not_name() -> Result<Verdict> {
         (A, &["nothing"], "mcp_server_unknown"),
         (A, &["lost"], "mcp_server_unusable"),
         (A, &["nobodys"], "mcp_server_unusable"),
+        // As nobody whom the policy knows, it would reach everything.
+        (A, &["loose"], "mcp_server_unmanaged"),
         ("/service", &["tools"], "mcp_server_not_allowed"),
         ("/elsewhere", &["tools"], "caller_unmanaged"),
     ] {

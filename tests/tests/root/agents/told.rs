@@ -54,7 +54,7 @@ fn people_are_told_of_calls_that_wait() -> Result<Verdict> {
     ensure!(again["approval"] == id, "{again}");
 
     // Nobody takes it the first time: it comes again, signed for a later time, and is the same message.
-    let (first, second) = (receiver.next()?, receiver.next()?);
+    let (first, second) = (receiver.received()?, receiver.received()?);
     ensure!(first["payload"].is_object() && first == second, "{first}, then {second}\n{}", daemon.log());
     ensure!(first["id"] == format!("approval-requested-{id}"), "{first}");
     let payload = &first["payload"];
