@@ -311,6 +311,8 @@ pub enum Counted {
     Proof { proof: Checked, result: String },
     /// A token came whose verification was remembered.
     CachedToken,
+    /// The webhook was told of a call that waits, or could not be.
+    Webhook { result: String },
     /// An issuer, by its name in the policy, was asked.
     Fetch { issuer: String, kind: Fetched, result: String },
 }

@@ -51,6 +51,10 @@ impl Counts {
         self.add(Counted::Fetch { issuer: issuer.to_owned(), kind, result: result.to_owned() });
     }
 
+    pub fn webhook(&self, result: &str) {
+        self.add(Counted::Webhook { result: result.to_owned() });
+    }
+
     #[cfg(test)]
     pub fn seen(&self) -> Vec<Counted> {
         lock(&self.untold).keys().cloned().collect()

@@ -19,6 +19,7 @@ use super::{
     fetch::{self, FetchError},
 };
 use crate::{
+    daemon::metrics::results::OK,
     decisions::notify::{Secret, SecretError, webhook},
     ipc::{Message, Webhook},
 };
@@ -72,19 +73,24 @@ pub fn send(shared: &Arc<Shared>, message: Message) {
     if UNDER_WAY.fetch_add(1, Ordering::Relaxed) >= AT_ONCE {
         UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
         tracing::warn!(approval = %message.id, "the webhook is not told: too many messages are on their way");
+        shared.counts.webhook("failed");
         return;
     }
+    let shared = shared.clone();
     tokio::spawn(async move {
         let mut pauses = AGAIN.into_iter();
+        let mut result = OK;
         while let Err(error) = hook.post(&message).await {
             match pauses.next() {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => {
                     tracing::error!(approval = %message.id, error, "nobody was told by the webhook that a call waits");
+                    result = "failed";
                     break;
                 }
             }
         }
+        shared.counts.webhook(result);
         UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
     });
 }

@@ -66,7 +66,7 @@ impl Daemon {
         let mut proofs = verified_by_control(&proofs);
         let completed = self.complete_all(&mut proofs, Some(spiffe_id)).and_then(|()| self.only_own(&proofs));
         let call = Call { tool, arguments, agent, delegation: delegation(&proofs), policy: self.policy_digest() };
-        let hash = call.hash();
+        let (hash, name_of_tool) = (call.hash(), call.tool.clone());
         let ruled = match denied {
             Some(Denied { reason, message, policies }) => Ok((Ruling::Denied { reason, message }, policies)),
             // What control decided is not asked: nobody is let do anything by its word.
@@ -77,6 +77,12 @@ impl Daemon {
         proofs.push(Shown::Action(Box::new(called)));
         let outcome = ruled.and_then(|(ruling, _)| self.carry_out(who, &known, call, ruling, &mut proofs));
         let outcome = outcome.unwrap_or_else(|refusal| ActOutcome::Denied { refusal });
+        let verdict = match &outcome {
+            ActOutcome::Allowed { .. } => "allowed",
+            ActOutcome::Pending { .. } => "pending",
+            ActOutcome::Denied { .. } => "denied",
+        };
+        self.metrics.agents.decided(&name_of_tool, &self.active.prepared.model, verdict);
         self.report_act(who, &outcome, &proofs);
         Ok(Acted { call: hash, policies, outcome })
     }
@@ -159,6 +165,7 @@ impl Daemon {
         let is_server = model.mcp_servers.iter().any(|known| known.name == server);
         let tool = tool.filter(|tool| model.tools.iter().any(|known| known.name == *tool));
         let known = OUTCOMES.into_iter().find(|known| **known == outcome).unwrap_or("failed");
+        self.metrics.agents.called(known);
         let mut record = Record::event("mcp_call_ended");
         record.reason = Some(known.to_owned());
         record.duration_ns = Some(microseconds.saturating_mul(1_000));

@@ -13,6 +13,7 @@ use super::{
     Daemon,
     control::Who,
     granting::{refusal, revoked_reason},
+    metrics::Metrics,
     trust::Trust,
     users::{self, Users},
 };
@@ -22,7 +23,7 @@ use crate::{
         approvals::{Approvals, Approver, By, Entry, Group, Id, StepUp, TokenFacts, Told},
         asked::{self, Listed, Question, Shown},
         kept::KeptError,
-        notify::Notice,
+        notify::{Notice, command::Hook},
     },
     digest::Digest,
     grants::proof,
@@ -157,7 +158,17 @@ impl Daemon {
     }
 
     pub(super) fn report_approval(&mut self, told: Told) {
+        self.metrics.agents.approval(told.event);
         self.report(record(told));
+    }
+
+    /// What was counted, with what there is now.
+    pub(super) fn seen_now(&self) -> Metrics {
+        let mut metrics = self.metrics.clone();
+        metrics.agents.hook(self.hook.as_ref().map(Hook::counts).unwrap_or_default());
+        metrics.agents.waiting = self.trust.as_ref().map_or(0, |trust| trust.waiting());
+        metrics.agents.servers = self.servers.len() as u64;
+        metrics
     }
 
     /// Tells people that a call waits for them.
@@ -219,7 +230,7 @@ impl Daemon {
             tracing::error!(%error, "approvals that ended would come back with a restart");
         }
         for told in told {
-            self.report(record(told));
+            self.report_approval(told);
         }
     }
 
@@ -234,7 +245,7 @@ impl Daemon {
         match told {
             Ok(told) => {
                 let shown = shown(trust, id).ok_or_else(|| unknown(id));
-                self.report(record(told));
+                self.report_approval(told);
                 shown.map(answer)
             }
             Err(error) => {
@@ -244,7 +255,7 @@ impl Daemon {
                     _ => None,
                 };
                 if let Some(told) = told {
-                    self.report(record(told));
+                    self.report_approval(told);
                 }
                 Err(refused(&error))
             }

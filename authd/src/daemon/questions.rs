@@ -131,7 +131,7 @@ impl Daemon {
             flows: self.flows,
             grants: GrantTotals { live: self.ledger.grants.len() as u64, ..self.totals },
             control_ready: self.control_ready,
-            control: self.metrics.clone(),
+            control: self.seen_now(),
             events: Events {
                 made: totals.next,
                 lost: totals.lost,

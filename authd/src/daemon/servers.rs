@@ -87,6 +87,11 @@ impl Servers {
         Self { cgroup, running: HashMap::new(), events }
     }
 
+    /// Those that run, or are being started.
+    pub fn len(&self) -> usize {
+        self.running.len()
+    }
+
     pub fn end(&self) {
         if let Err(error) = process::clear(&self.cgroup) {
             tracing::warn!(%error, cgroup = %self.cgroup.display(), "MCP servers are left");

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    decisions::kept::Kept,
+    decisions::{approvals::State, kept::Kept},
     digest::Digest,
     grants::proof,
     ipc::{PresentedKey, Refusal},
@@ -113,6 +113,11 @@ impl Trust {
     /// Calls that wait for a person's yes, with where their changes are kept.
     pub fn approvals(&mut self) -> (&mut Kept, &Store) {
         (&mut self.approvals, &self.store)
+    }
+
+    /// Calls that wait for it now.
+    pub fn waiting(&self) -> u64 {
+        self.approvals.approvals().list().iter().filter(|entry| entry.state == State::Pending).count() as u64
     }
 
     /// Whether something that exists since a time was revoked.

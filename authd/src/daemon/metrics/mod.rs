@@ -4,6 +4,7 @@
 //! Enters: what control counted, which may be invented; what this process decided and measured. Leaves: Prometheus' text.
 //! Never: a label that is neither in a fixed list nor a name of the policy in force.
 
+pub mod agents;
 pub mod histogram;
 pub mod results;
 
@@ -39,6 +40,8 @@ pub struct Metrics {
     /// Tokens of this node's own that were asked for.
     #[serde(default)]
     pub exchanges: Results,
+    #[serde(default)]
+    pub agents: agents::Agents,
     /// From the decision until no packet passes.
     pub cut: Histogram,
     /// From the decision until the last socket was closed.
@@ -71,6 +74,7 @@ impl Metrics {
                 Counted::NodeSession { result } => of(&mut self.node_sessions, results::node_session(&result)),
                 Counted::Proof { proof, result } => self.proof(proof, proof.result_of_control(&result)),
                 Counted::CachedToken => &mut self.token_cache_hits,
+                Counted::Webhook { result } => of(&mut self.agents.webhook, results::notice(&result)),
                 Counted::Fetch { issuer, kind, result } => {
                     // Of the policy before this one, or invented.
                     if !model.issuers.iter().any(|known| known.name == issuer) {
@@ -107,6 +111,7 @@ impl Metrics {
 
     /// Forgets what another policy named.
     pub(super) fn retain(&mut self, model: &Model) {
+        self.agents.retain(model);
         self.fetches.retain(|name, _| model.issuers.iter().any(|issuer| issuer.name == *name));
         for map in [&mut self.bundles_end, &mut self.lists_due] {
             map.retain(|name, _| model.authorities.iter().any(|authority| authority.name == *name));
@@ -163,6 +168,7 @@ impl Metrics {
             "Tokens of this node's own that were asked for.",
             exchanges,
         );
+        self.agents.write(out);
         let sessions = self.node_sessions.iter().map(|(result, count)| (label(result), *count));
         family(out, "authd_node_sessions_total", "counter", "Requests of other nodes for sessions.", sessions);
         let proofs = self.proofs.iter().flat_map(|(proof, results)| {

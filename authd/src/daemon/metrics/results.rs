@@ -32,6 +32,7 @@ pub enum Fetched {
 type Names = &'static [&'static str];
 
 const HANDSHAKE: Names = &[OK, "handshake_failed", "handshake_timeout", "wrong_server_name", "unavailable"];
+const NOTICE: Names = &[OK, "failed"];
 /// Of a node that asks for a session, besides those of its certificate.
 const NODE_SESSION: Names = &[
     ACCEPTED,
@@ -257,6 +258,11 @@ impl Fetched {
 
 pub fn handshake(name: &str) -> &'static str {
     find(&[HANDSHAKE], name).unwrap_or(OTHER)
+}
+
+/// Whether people were told.
+pub fn notice(name: &str) -> &'static str {
+    find(&[NOTICE], name).unwrap_or(OTHER)
 }
 
 pub fn node_session(name: &str) -> &'static str {
