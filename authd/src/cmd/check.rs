@@ -20,7 +20,8 @@ use crate::{
     },
 };
 
-/// Warnings that are no fault of a policy: a job that does not run now has no cgroup, and nothing has where policies are built.
+/// Warnings that are no fault of a policy: a job that does not run now has no cgroup, and where policies are built
+/// nothing has.
 const NO_FAULT: [&str; 1] = ["no_cgroup_now"];
 
 pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict: bool) -> anyhow::Result<ExitCode> {

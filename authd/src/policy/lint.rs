@@ -83,7 +83,8 @@ fn pointless_rules(model: &Model, warnings: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Sensitive services that can be called without showing anything but where one runs, or with what a thief could show as well.
+/// Sensitive services that can be called without showing anything but where one runs, or with what a thief could show
+/// as well.
 fn weak_proofs(model: &Model, warnings: &mut Vec<Diagnostic>) {
     for rule in model.rules.iter().filter(|rule| !rule.deny) {
         let Some((asks, help)) = weakness(rule) else { continue };
