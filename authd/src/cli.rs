@@ -52,7 +52,7 @@ pub enum Command {
         directory: Option<PathBuf>,
         #[arg(long)]
         json: bool,
-        /// Take warnings for errors
+        /// Exit with 1 if there are warnings; those of workloads that have no cgroup now do not count
         #[arg(long)]
         strict: bool,
     },

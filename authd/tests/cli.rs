@@ -108,6 +108,104 @@ fn check_takes_a_good_policy_and_warns_of_what_is_hardly_meant() {
     assert_eq!(scratch.run(&["check", "--strict"]).code, Some(1));
 }
 
+/// One rule that lets something pass, of a workload that does not run; the file that it names is there.
+fn sound() -> Scratch {
+    let (before, rest) = GOOD.split_once("[[rule]]\nname = \"later\"").unwrap();
+    let (_, after) = rest.split_once("[[authority]]").unwrap();
+    let scratch = Scratch::new(&format!("{before}[[authority]]{after}"));
+    fs::write(scratch.0.join("policy.d/ca.pem"), "").unwrap();
+    scratch
+}
+
+impl Scratch {
+    fn with(self, policy: &str, settings: &str) -> Self {
+        fs::write(self.0.join("policy.d/q.toml"), policy).unwrap();
+        let file = self.0.join("authd.toml");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + settings).unwrap();
+        self
+    }
+
+    /// Codes of what a check finds, and its messages.
+    fn found(&self) -> Vec<(String, String)> {
+        let found = self.run(&["check", "--json"]).json();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let found = found["diagnostics"].as_array().unwrap().iter();
+        found.map(|found| (text(&found["code"]), text(&found["message"]))).collect()
+    }
+
+    fn messages(&self, code: &str) -> Vec<String> {
+        self.found().into_iter().filter(|(found, _)| found == code).map(|(_, message)| message).collect()
+    }
+}
+
+#[test]
+fn strict_checks_do_not_fail_for_workloads_that_do_not_run_now() {
+    let scratch = sound();
+    let ran = scratch.run(&["check", "--strict"]);
+    assert!(ran.err.contains("warning[no_cgroup_now]") && ran.out.contains("0 errors, 1 warnings"), "{ran:?}");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    fs::remove_file(scratch.0.join("policy.d/ca.pem")).unwrap();
+    assert_eq!(scratch.run(&["check", "--strict"]).code, Some(1));
+    assert_eq!(scratch.run(&["check"]).code, Some(0));
+}
+
+#[test]
+fn check_warns_of_files_programs_and_users_that_this_node_has_not() {
+    let policy = |file: &str, program: &str, user: &str, owner: &str| {
+        format!(
+            "[[issuer]]\nname = \"corp\"\nkind = \"jwt\"\nissuer = \"https://idp.example.org\"\njwks_file = \"{file}\"\n\
+             algorithms = [\"ES256\"]\n[[approvers]]\nname = \"leads\"\nusers = [\"{user}\", \"4242\"]\n\
+             [[mcp_server]]\nname = \"files\"\ncommand = [\"{program}\"]\nuser = \"{owner}\"\n"
+        )
+    };
+    let of = |scratch: &Scratch| ["unreadable_file", "no_program", "unknown_user"].map(|code| scratch.messages(code));
+    let there = sound().with(&policy("ca.pem", env!("CARGO_BIN_EXE_authd"), "root", "4242"), "");
+    assert_eq!(of(&there), [vec![], vec![], vec![]] as [Vec<String>; 3]);
+    let missing = sound().with(&policy("keys.json", "/no/such/program", "no-such-user", "no-such-owner"), "");
+    let [files, programs, users] = of(&missing);
+    assert!(files.len() == 1 && files[0].contains("policy.d/keys.json: No such file"), "{files:?}");
+    assert!(
+        programs.len() == 1 && programs[0].contains("`files` cannot be started: /no/such/program: No"),
+        "{programs:?}"
+    );
+    assert!(users[0].contains("no user `no-such-user`, who is to approve as one of approvers `leads`"), "{users:?}");
+    assert!(users[1].contains("no user `no-such-owner`, as whom MCP server `files`") && users.len() == 2, "{users:?}");
+    let plain = sound();
+    let program = plain.0.join("policy.d/ca.pem").display().to_string();
+    let directory = plain.policy();
+    let wrong = plain.with(&policy(&directory, &program, "root", "4242"), "");
+    let [files, programs, _] = of(&wrong);
+    assert!(files.len() == 1 && files[0].ends_with("it is no regular file"), "{files:?}");
+    assert!(programs.len() == 1 && programs[0].ends_with("nobody may execute it"), "{programs:?}");
+}
+
+#[test]
+fn check_warns_of_tokens_of_this_node_that_nobody_is_given_or_can_verify() {
+    let policy = "[[issuer]]\nname = \"corp\"\nkind = \"jwt\"\nissuer = \"https://idp.example.org\"\njwks_file = \"ca.pem\"\n\
+                  algorithms = [\"ES256\"]\n[[delegation]]\nname = \"d\"\nactors = [\"no-such-cgroup\"]\nissuer = \"corp\"\n\
+                  audiences = [\"a\"]\n[[rule]]\nname = \"own\"\nfrom = [\"no-such-cgroup\"]\nto = [\"tickets\"]\n\
+                  require = [\"token\"]\ntoken = { issuer = \"own\", audience = \"a\" }\n";
+    let issuer = "[issuer]\nurl = \"https://node.example.org:7443\"\n";
+    let listener = "[control]\nlisten = \"127.0.0.1:7443\"\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+    let none = sound().with(policy, "");
+    let told = none.messages("no_issuer");
+    assert!(told.len() == 2 && told[0].contains("delegation `d`"), "{told:?}");
+    assert!(
+        told[1].contains("rule `own` never opens: it asks for a token of this node, which issues none"),
+        "{told:?}"
+    );
+    assert!(none.messages("issuer_unreachable").is_empty());
+    let alone = sound().with(policy, issuer);
+    assert!(alone.messages("no_issuer").is_empty());
+    let told = alone.messages("issuer_unreachable");
+    assert!(told.len() == 1 && told[0].contains("its keys are at https://node.example.org:7443"), "{told:?}");
+    let heard = sound().with(policy, &format!("{issuer}{listener}"));
+    assert!(heard.messages("no_issuer").is_empty() && heard.messages("issuer_unreachable").is_empty());
+    // Of another issuer's tokens this says nothing.
+    let other = sound().with(&policy.replace("\"own\", audience", "\"corp\", audience"), "");
+    assert_eq!(other.messages("no_issuer").len(), 1);
+}
+
 #[test]
 fn check_shows_the_line_and_the_remedy_of_an_error() {
     let scratch = Scratch::new(&GOOD.replace("to = [\"tickets\"]", "to = [\"tikets\"]"));

@@ -1,5 +1,7 @@
 //! `authd check`
 
+mod here;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -12,11 +14,15 @@ use crate::{
     daemon::{cgroupfs::Base, clock},
     policy::{
         compile::{Registry, compile},
-        diagnostic::{Diagnostic, Place},
+        diagnostic::{Diagnostic, Place, Severity},
         lint, load,
-        model::Model,
+        model::{Model, OWN_ISSUER, Rule},
     },
 };
+
+/// Warnings that are no fault of a policy: a job that does not run now has no cgroup, and where policies are built
+/// nothing has.
+const NO_FAULT: [&str; 1] = ["no_cgroup_now"];
 
 pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict: bool) -> anyhow::Result<ExitCode> {
     let config = match settings(config) {
@@ -30,9 +36,11 @@ pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict
         diagnostics.extend(lint::lint(model));
         diagnostics.extend(unmatched(&config, model));
         diagnostics.extend(unfit(&config, model));
+        diagnostics.extend(here::lint(model, &directory));
         if config.issuer.is_none() {
             diagnostics.extend(unissued(model));
         }
+        diagnostics.extend(unreachable(&config));
     }
     let errors = diagnostics.iter().filter(|d| d.is_error()).count();
     let warnings = diagnostics.len() - errors;
@@ -56,10 +64,10 @@ pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict
             println!("{}: {errors} errors, {warnings} warnings", directory.display());
         }
     }
-    Ok(match (errors, warnings) {
-        (0, 0) => ExitCode::SUCCESS,
-        (0, _) if !strict => ExitCode::SUCCESS,
-        (0, _) => ExitCode::from(FAILED),
+    let faults = diagnostics.iter().any(|found| !NO_FAULT.contains(&found.code));
+    Ok(match errors {
+        0 if strict && faults => ExitCode::from(FAILED),
+        0 => ExitCode::SUCCESS,
         _ => ExitCode::from(BAD_CONFIG),
     })
 }
@@ -105,7 +113,23 @@ fn unissued(model: &Model) -> Vec<Diagnostic> {
             format!("no call reaches MCP server `{}`, which is shown tokens of this node: it issues none", server.name),
         )
     });
-    delegations.chain(servers).collect()
+    let is_own = |issuer: usize| model.issuers.get(issuer).is_some_and(|issuer| issuer.name == OWN_ISSUER);
+    let asks = |rule: &&Rule| !rule.deny && rule.token.as_ref().is_some_and(|token| is_own(token.issuer));
+    let rules = model.rules.iter().filter(asks).map(|rule| {
+        warning(
+            &rule.place,
+            format!("rule `{}` never opens: it asks for a token of this node, which issues none", rule.name),
+        )
+    });
+    delegations.chain(servers).chain(rules).collect()
+}
+
+/// An issuer whose keys nobody can fetch.
+fn unreachable(config: &Config) -> Option<Diagnostic> {
+    let issuer = config.issuer.as_ref().filter(|_| config.control.listen.is_none())?;
+    let message = format!("tokens of this node say that its keys are at {}, and it listens nowhere", issuer.url);
+    let help = "set `control.listen`, with `certificate` and `key`, in authd.toml";
+    Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::general("issuer_unreachable", message, help) })
 }
 
 /// Workloads without a cgroup on this node. Nothing is said where there is no cgroup v2 to look at.

@@ -12,11 +12,14 @@ use std::{
 use super::Daemon;
 use crate::{
     ipc::{Identity, Settings, Webhook},
-    policy::model::{Keys, Model, TokenCheck},
+    policy::{
+        diagnostic::Place,
+        model::{Keys, Model, TokenCheck},
+    },
 };
 
 /// No file that a policy names is larger.
-const MAX_FILE: u64 = 16 << 20;
+pub const MAX_FILE: u64 = 16 << 20;
 
 /// The files that were read last, as they were then.
 #[derive(Default)]
@@ -43,8 +46,8 @@ impl Files {
         let config = daemon.config();
         let prepared = daemon.in_force();
         let mut files = BTreeMap::new();
-        for name in named(&prepared.model) {
-            if let Some(bytes) = self.read(&config.policy.join(&name)) {
+        for (name, _) in named(&prepared.model) {
+            if let Some(bytes) = self.read(&config.policy.join(name)) {
                 files.insert(name.display().to_string(), encode(&bytes));
             }
         }
@@ -91,16 +94,21 @@ impl Files {
 /// The name under which settings carry the authorities of issuers' servers: no policy can name such a file.
 pub const SERVER_AUTHORITIES: &str = "/server-authorities";
 
-/// Files that a policy names, relative to its directory.
-fn named(model: &Model) -> Vec<PathBuf> {
-    let authorities = model.authorities.iter().flat_map(|a| std::iter::once(&a.bundle).chain(&a.crl_files));
-    let issuers = model.issuers.iter().filter_map(|issuer| match &issuer.check {
-        TokenCheck::Jwt { keys: Keys::File(path), .. } => Some(path),
-        TokenCheck::Jwt { keys: Keys::Url(_), .. } => None,
-        TokenCheck::Introspection { client_secret_file, .. } => client_secret_file.as_ref(),
-        TokenCheck::Own => None,
+/// Files that a policy names, relative to its directory, and what names them.
+pub fn named(model: &Model) -> impl Iterator<Item = (&PathBuf, &Place)> {
+    let authorities = model.authorities.iter().flat_map(|authority| {
+        std::iter::once(&authority.bundle).chain(&authority.crl_files).map(|path| (path, &authority.place))
     });
-    authorities.chain(issuers).cloned().collect()
+    let issuers = model.issuers.iter().filter_map(|issuer| {
+        let path = match &issuer.check {
+            TokenCheck::Jwt { keys: Keys::File(path), .. } => Some(path),
+            TokenCheck::Jwt { keys: Keys::Url(_), .. } => None,
+            TokenCheck::Introspection { client_secret_file, .. } => client_secret_file.as_ref(),
+            TokenCheck::Own => None,
+        };
+        Some((path?, &issuer.place))
+    });
+    authorities.chain(issuers)
 }
 
 fn stamp_of(path: &Path) -> Option<Stamp> {

@@ -48,6 +48,8 @@ pub struct Policy {
     pub approval: Option<(usize, String)>,
     /// Whether it says more than who, what and on what.
     pub conditional: bool,
+    /// Names that it compares with the issuer of whom the caller acts for.
+    pub issuers: Vec<String>,
     pub place: Place,
     /// Whether the same caller and tool always get the same from it.
     constant: bool,
@@ -183,6 +185,7 @@ impl Actions {
                 permits: policy.effect() == cedar_policy::Effect::Permit,
                 approval,
                 conditional: policy.has_non_scope_constraint(),
+                issuers: looks.issuers,
                 constant: !looks.at_call,
                 principal: policy.principal_constraint(),
                 place,

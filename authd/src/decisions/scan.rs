@@ -18,6 +18,8 @@ pub struct Looks {
     pub at: Context,
     /// Entities that are named, and not only compared.
     pub into: Vec<EntityUid>,
+    /// What `context.subject.issuer` is compared with.
+    pub issuers: Vec<String>,
 }
 
 /// Parts of the context. What no policy of a tool looks at is not made for its calls: a `decimal` or `datetime` takes Cedar
@@ -81,6 +83,9 @@ impl Looks {
                     let of_instance = |attr: &Value| attr.as_str().is_some_and(|attr| OF_INSTANCE.contains(&attr));
                     self.at_call |= key == "attr"
                         && (of_instance(value) || value.as_array().is_some_and(|path| path.iter().any(of_instance)));
+                    if let ("==" | "!=", Value::Object(operands)) = (key.as_str(), value) {
+                        self.issuers.extend(issuer_compared(operands));
+                    }
                     match (key.as_str(), value) {
                         ("." | "has", Value::Object(operands)) if self.of_context(operands) => {}
                         ("==" | "!=" | "contains" | "containsAll" | "containsAny", Value::Object(operands)) => {
@@ -124,6 +129,18 @@ impl Looks {
         self.at_call = true;
         true
     }
+}
+
+/// The text in `context.subject.issuer == "text"`, whichever comes first.
+fn issuer_compared(operands: &Map<String, Value>) -> Option<String> {
+    let (left, right) = (operands.get("left")?, operands.get("right")?);
+    let (issuer, text) = if right.get("Value").is_some() { (left, right) } else { (right, left) };
+    let of = |json: &Value, attribute: &str| -> Option<Value> {
+        let (inner, path) = access(json.get(".")?.as_object()?)?;
+        (path == [attribute]).then(|| inner.clone())
+    };
+    let context = of(&of(issuer, "issuer")?, "subject")?;
+    is_context(&context).then(|| text.get("Value")?.as_str().map(str::to_owned))?
 }
 
 /// What is asked for which attribute, or for which attribute of an attribute (`has a.b`).
@@ -181,6 +198,23 @@ mod tests {
             ("resource in Tool::\"t\".service", "Tool::\"t\""),
         ] {
             assert_eq!(scanned(condition), (false, vec![into.to_owned()]), "{condition}");
+        }
+    }
+
+    #[test]
+    fn issuers_that_are_compared_are_seen() {
+        for (condition, expected) in [
+            (
+                "context has subject && context.subject.issuer == \"a\" || context[\"subject\"][\"issuer\"] == \"b\"",
+                &["a", "b"][..],
+            ),
+            ("context has subject && \"a\" != context.subject.issuer", &["a"]),
+            ("context.subject.id == \"a\" || context.arguments.issuer == \"b\"", &[]),
+            ("context.arguments.subject.issuer == \"a\" || principal.subject.issuer == \"b\"", &[]),
+            ("context.subject.issuer == context.subject.id || \"context.subject.issuer\" == \"a\"", &[]),
+        ] {
+            let text = format!("permit(principal, action, resource) when {{ {condition} }};");
+            assert_eq!(scan(&Policy::parse(None, &text).unwrap()).issuers, expected, "{condition}");
         }
     }
 

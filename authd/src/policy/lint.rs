@@ -5,7 +5,7 @@
 use super::{
     diagnostic::Diagnostic,
     file::{Proof, Sensitivity},
-    model::{Model, Object, Rule, Service, Subject},
+    model::{Delegation, McpServer, Model, OWN_ISSUER, Object, Rule, Service, Subject, TokenRequirement},
 };
 
 /// Rules beyond which pairs of rules are not compared any more.
@@ -18,6 +18,7 @@ pub fn lint(model: &Model) -> Vec<Diagnostic> {
         pointless_rules(model, &mut warnings);
     }
     weak_proofs(model, &mut warnings);
+    never_given(model, &mut warnings);
     any_audience(model, &mut warnings);
     unvouched(model, &mut warnings);
     unused(model, &mut warnings);
@@ -82,25 +83,121 @@ fn pointless_rules(model: &Model, warnings: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Sensitive services that can be called without showing anything but where one runs.
+/// Sensitive services that can be called without showing anything but where one runs, or with what a thief could show
+/// as well.
 fn weak_proofs(model: &Model, warnings: &mut Vec<Diagnostic>) {
-    let weak = |proof: &Proof| matches!(proof, Proof::Cgroup | Proof::Node);
-    for rule in model.rules.iter().filter(|rule| !rule.deny && rule.require.iter().all(weak)) {
+    for rule in model.rules.iter().filter(|rule| !rule.deny) {
+        let Some((asks, help)) = weakness(rule) else { continue };
         for object in &rule.to {
             let Object::Service(index) = object else { continue };
             let service = &model.services[*index];
             if service.sensitivity == Sensitivity::High {
-                let asks = if rule.is_vouched() { "only where its callers run" } else { "for no proof" };
                 let warning = Diagnostic::warning(
                     "weak_proof",
                     rule.place.clone(),
                     format!("rule `{}` asks {asks}, and service `{}` is of high sensitivity", rule.name, service.name),
-                    "set `require = [\"mtls\"]` or a token, or lower the sensitivity",
+                    help,
                 );
                 warnings.push(warning.with_related(&service.place, "the service"));
             }
         }
     }
+}
+
+/// What little a rule asks for, and what to do about it.
+fn weakness(rule: &Rule) -> Option<(&'static str, &'static str)> {
+    let bound = rule.token.as_ref().is_some_and(|token| token.bound);
+    let strong = |proof: &Proof| match proof {
+        Proof::Cgroup | Proof::Node | Proof::ApiKey => false,
+        Proof::Token => bound,
+        Proof::Mtls | Proof::Action | Proof::Approval => true,
+    };
+    match () {
+        () if rule.require.iter().any(strong) => None,
+        () if rule.require.contains(&Proof::Token) => Some((
+            "only for a token that is anybody's who copies it",
+            "set `bound = true` in `token`, add `\"mtls\"` to `require`, or lower the sensitivity",
+        )),
+        () if rule.require.contains(&Proof::ApiKey) => Some((
+            "only for an API key, which is anybody's who copies it",
+            "add `\"mtls\"` or a bound token to `require`, or lower the sensitivity",
+        )),
+        () => {
+            let asks = if rule.is_vouched() { "only where its callers run" } else { "for no proof" };
+            Some((asks, "set `require = [\"mtls\"]` or a token, or lower the sensitivity"))
+        }
+    }
+}
+
+/// Rules that ask for tokens of this node which no delegation gives.
+fn never_given(model: &Model, warnings: &mut Vec<Diagnostic>) {
+    for rule in model.rules.iter().filter(|rule| !rule.deny) {
+        let Some(token) = rule.token.as_ref().filter(|token| is_own(model, token.issuer)) else { continue };
+        let Some((why, nearest, help)) = lacking(model, token) else { continue };
+        let message = format!("rule `{}` never opens: {why}", rule.name);
+        let warning = Diagnostic::warning("never_opens", rule.place.clone(), message, help);
+        warnings.push(match nearest {
+            Some(delegation) => warning.with_related(&delegation.place, "the delegation"),
+            None => warning,
+        });
+    }
+}
+
+/// What lacks for anybody to get such a token of this node's, the delegation that comes nearest, and what to do.
+fn lacking<'a>(model: &'a Model, token: &TokenRequirement) -> Option<(String, Option<&'a Delegation>, &'static str)> {
+    let fits = |audience: &String| token.audience.as_ref().is_none_or(|asked| asked == audience);
+    // Servers are shown tokens that are bound to nothing, and one on this node could show its token here.
+    let is_shown = |server: &McpServer| {
+        server.audience.as_ref().is_some_and(fits) && token.scopes.iter().all(|scope| server.scopes.contains(scope))
+    };
+    if !token.bound && model.mcp_servers.iter().any(is_shown) {
+        return None;
+    }
+    // Each exchange narrows, and the first one takes another issuer's token.
+    let (first, later): (Vec<&Delegation>, Vec<&Delegation>) =
+        model.delegations.iter().partition(|delegation| !is_own(model, delegation.issuer));
+    if first.is_empty() {
+        let why = "it asks for a token of this node, and no delegation gives one for the token of another issuer";
+        return Some((why.to_owned(), later.first().copied(), "add a `[[delegation]]` with an `[[issuer]]`'s name"));
+    }
+    let audience = token.audience.as_deref().unwrap_or_default();
+    let has_audience = |delegation: &&&Delegation| delegation.audiences.iter().any(fits);
+    let near: Vec<&Delegation> = first.iter().filter(has_audience).copied().collect();
+    if near.is_empty() {
+        let why = match later.iter().find(has_audience) {
+            Some(later) => format!(
+                "no delegation gives a token for `{audience}`; `{}` only narrows those that others give",
+                later.name
+            ),
+            None => format!("no delegation gives a token for `{audience}`"),
+        };
+        return Some((why, None, "name the audience in `audiences` of a `[[delegation]]`"));
+    }
+    let is_for = if audience.is_empty() { String::new() } else { format!(" for `{audience}`") };
+    let has = |scope: &String| near.iter().any(|delegation| delegation.scopes.contains(scope));
+    if let Some(scope) = token.scopes.iter().find(|scope| !has(scope)) {
+        let why = format!("no delegation gives a token{is_for} with scope `{scope}`");
+        return Some((why, near.first().copied(), "name the scope in `scopes` of the delegation"));
+    }
+    let has_all = |delegation: &&&Delegation| token.scopes.iter().all(|scope| delegation.scopes.contains(scope));
+    let near: Vec<&Delegation> = near.iter().filter(has_all).copied().collect();
+    if near.is_empty() {
+        let why = format!("no delegation gives a token{is_for} with all of its scopes together");
+        return Some((why, None, "name the scopes in `scopes` of one delegation"));
+    }
+    let meets = |delegation: &&Delegation| {
+        let named = |subject: &String| delegation.subjects.contains(subject);
+        token.subjects.is_empty() || delegation.subjects.is_empty() || token.subjects.iter().any(named)
+    };
+    if near.iter().any(meets) {
+        return None;
+    }
+    let why = format!("no delegation gives such a token{is_for} about one of its subjects");
+    Some((why, near.first().copied(), "name one of the rule's subjects in `subjects` of the delegation"))
+}
+
+fn is_own(model: &Model, issuer: usize) -> bool {
+    model.issuers.get(issuer).is_some_and(|issuer| issuer.name == OWN_ISSUER)
 }
 
 /// Rules that take tokens which their issuer made for somebody else.

@@ -6,6 +6,7 @@ mod bad_agents;
 mod bad_nodes;
 mod bad_tools;
 mod decisions;
+mod lints;
 mod templates;
 
 use std::time::Duration;
