@@ -52,7 +52,7 @@ pub enum Command {
         directory: Option<PathBuf>,
         #[arg(long)]
         json: bool,
-        /// Exit with 1 if there are warnings; those of workloads that have no cgroup now do not count
+        /// Exit with 1 if there are warnings; those of cgroups, users and programs that this machine has not do not count
         #[arg(long)]
         strict: bool,
     },

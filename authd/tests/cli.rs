@@ -162,6 +162,12 @@ fn check_warns_of_files_programs_and_users_that_this_node_has_not() {
     let there = sound().with(&policy("ca.pem", env!("CARGO_BIN_EXE_authd"), "root", "4242"), "");
     assert_eq!(of(&there), [vec![], vec![], vec![]] as [Vec<String>; 3]);
     let missing = sound().with(&policy("keys.json", "/no/such/program", "no-such-user", "no-such-owner"), "");
+    // Where they are missing is no fault of the policy; a server that is nobody's is.
+    let told = missing.messages("mcp_server_unmanaged");
+    assert!(told.len() == 1 && told[0].contains("no workload matches /authd.mcp/files/*"), "{told:?}");
+    let workload = "[[workload]]\nname = \"files\"\nkind = \"service\"\ncgroup = \"/authd.mcp/files/*\"\n";
+    let named = sound().with(&(policy("ca.pem", "/bin/sh", "root", "4242") + workload), "");
+    assert!(named.messages("mcp_server_unmanaged").is_empty());
     let [files, programs, users] = of(&missing);
     assert!(files.len() == 1 && files[0].contains("policy.d/keys.json: No such file"), "{files:?}");
     assert!(

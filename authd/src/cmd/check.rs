@@ -8,6 +8,8 @@ use std::{
     process::ExitCode,
 };
 
+use authd_common::tables::UNMANAGED;
+
 use super::{BAD_CONFIG, FAILED, print_diagnostics, settings};
 use crate::{
     config::Config,
@@ -16,13 +18,13 @@ use crate::{
         compile::{Registry, compile},
         diagnostic::{Diagnostic, Place, Severity},
         lint, load,
-        model::{Model, OWN_ISSUER, Rule},
+        model::{McpServer, Model, OWN_ISSUER, Reach, Rule},
     },
 };
 
-/// Warnings that are no fault of a policy: a job that does not run now has no cgroup, and where policies are built
-/// nothing has.
-const NO_FAULT: [&str; 1] = ["no_cgroup_now"];
+/// Warnings that are about this node and no fault of the policy: a job that does not run now has no cgroup, and where policies
+/// are built nothing has.
+const NO_FAULT: [&str; 3] = ["no_cgroup_now", "no_program", "unknown_user"];
 
 pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict: bool) -> anyhow::Result<ExitCode> {
     let config = match settings(config) {
@@ -41,6 +43,7 @@ pub fn run(config: Option<&Path>, directory: Option<PathBuf>, json: bool, strict
             diagnostics.extend(unissued(model));
         }
         diagnostics.extend(unreachable(&config));
+        diagnostics.extend(unmanaged(&config, model));
     }
     let errors = diagnostics.iter().filter(|d| d.is_error()).count();
     let warnings = diagnostics.len() - errors;
@@ -130,6 +133,27 @@ fn unreachable(config: &Config) -> Option<Diagnostic> {
     let message = format!("tokens of this node say that its keys are at {}, and it listens nowhere", issuer.url);
     let help = "set `control.listen`, with `certificate` and `key`, in authd.toml";
     Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::general("issuer_unreachable", message, help) })
+}
+
+/// MCP servers that are not started, as they would be nobody's.
+fn unmanaged(config: &Config, model: &Model) -> Vec<Diagnostic> {
+    let patterns = model.patterns(|index| index as u32 + 1);
+    let started = model.mcp_servers.iter().filter(|server| matches!(server.reach, Reach::Command { .. }));
+    let places = started.map(|server| (server, format!("{}/{}/0", config.mcp.cgroup, server.name)));
+    let nobodys = places.filter(|(_, place)| patterns.classify(place).workload == UNMANAGED);
+    let warning = |(server, _): (&McpServer, String)| {
+        let cgroup = format!("{}/{}/*", config.mcp.cgroup, server.name);
+        Diagnostic::warning(
+            "mcp_server_unmanaged",
+            server.place.clone(),
+            format!(
+                "MCP server `{}` is not started: no workload matches {cgroup}, and it would reach everything",
+                server.name
+            ),
+            format!("add a `[[workload]]` with `cgroup = \"{cgroup}\"`, and rules for what the server needs"),
+        )
+    };
+    nobodys.map(warning).collect()
 }
 
 /// Workloads without a cgroup on this node. Nothing is said where there is no cgroup v2 to look at.

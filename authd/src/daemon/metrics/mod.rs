@@ -284,7 +284,8 @@ mod tests {
     fn samples(metrics: &Metrics) -> Vec<String> {
         let mut text = String::new();
         metrics.write(&mut text);
-        let is_sample = |line: &&str| !line.starts_with('#') && !line.contains("authd_revocation");
+        let always = ["#", "authd_revocation", "authd_approvals_waiting", "authd_mcp_servers_running"];
+        let is_sample = |line: &&str| !always.iter().any(|start| line.starts_with(start));
         text.lines().filter(is_sample).map(str::to_owned).collect()
     }
 
@@ -355,13 +356,17 @@ mod tests {
             let text = format!("x{number}\"}} 1\nauthd_x");
             let names = |issuer: &str| [fetch(issuer, &text), fetch(&text, "ok"), fetch("", "ok")];
             let proofs = [Checked::Mtls, Checked::Token, Checked::Dpop, Checked::ApiKey].map(|kind| proof(kind, &text));
-            let counts = names("corp").into_iter().chain(proofs).chain([handshake(&text), node_session(&text)]);
+            let counts = names("corp").into_iter().chain(proofs).chain([
+                handshake(&text),
+                node_session(&text),
+                Counted::Webhook { result: text.clone() },
+            ]);
             metrics.counted(&model, counts.map(|what| (what, 1)).collect());
             let invented = [Ending::Bundle { authority: text.clone() }, Ending::Lists { authority: text }];
             metrics.ends(&model, invented.map(|what| (what, Some(Timestamp::MAX))).into());
         }
         let samples = samples(&metrics);
-        assert_eq!(samples.len(), 8, "{samples:?}");
+        assert_eq!(samples.len(), 9, "{samples:?}");
         assert!(samples.iter().all(|line| line.contains("result=\"other\"} 10000") || line.ends_with("hits_total 0")));
         // It compares no API keys.
         metrics.counted(
