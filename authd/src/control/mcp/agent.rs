@@ -159,8 +159,10 @@ async fn said(
     let era = headers::era_of(&message).map_err(|error| (error, id.clone()))?;
     match message {
         FromAgent::Request(request) => {
+            // Before the next line is read: it may cancel this one.
+            let begun = conversation.begin(agent.clone(), era, request, None).map_err(|error| (error, id.clone()))?;
             let (told, heard) = mpsc::channel(QUEUE);
-            requests.spawn(conversation.clone().request(agent.clone(), era, request, None, told));
+            requests.spawn(conversation.clone().follow(begun, told));
             requests.spawn(pipe(heard, id, lines.clone()));
         }
         // They have no answer, not even a bad one.
@@ -237,10 +239,13 @@ mod tests {
     use tokio::io::{DuplexStream, duplex};
 
     use super::*;
-    use crate::control::mcp::{
-        Limits,
-        methods::Era,
-        testing::{SOON, Talk},
+    use crate::control::{
+        mcp::{
+            Limits,
+            methods::Era,
+            testing::{SOON, Talk},
+        },
+        verifier::lock,
     };
 
     /// Serves an agent, whose input and output these are.
@@ -277,6 +282,26 @@ mod tests {
         }
         drop(to);
         timeout(SOON, served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_cancelled_at_once_is_not_made() {
+        let mut talk = Talk::new(Limits::default());
+        let (mut to, _from, _served) = serve_one(&talk, 4096);
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "t" } });
+        let params = json!({ "requestId": 1 });
+        let cancelled = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params });
+        let ping = json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" });
+        to.write_all(format!("{call}\n{cancelled}\n{ping}\n").as_bytes()).await.unwrap();
+        assert_eq!(talk.server().await.reads().await.unwrap()["method"], "ping");
+        timeout(SOON, async {
+            while lock(&talk.gate.reports).is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(*lock(&talk.gate.reports), [("t".to_owned(), "cancelled".to_owned())]);
     }
 
     #[tokio::test]

@@ -78,6 +78,19 @@ struct State {
     listeners: usize,
 }
 
+/// A request that has its place among those of its conversation.
+pub struct Begun {
+    /// As the server gets it.
+    request: Request,
+    place: OwnedSemaphorePermit,
+    agent: Agent,
+    era: Era,
+    id: Id,
+    number: i64,
+    underway: Option<Arc<Underway>>,
+    cancelled: Arc<Notify>,
+}
+
 /// A request that is carried out.
 struct Way<'a> {
     agent: &'a Agent,
@@ -132,35 +145,49 @@ impl Conversation {
         }
     }
 
-    /// Carries out a request. All that comes of it is told, and ends with its answer, if there is one. `sent` are the agent's
-    /// headers, where it has any.
+    /// Begins a request and carries it out. All that comes of it is told, and ends with its answer, if there is one. `sent` are
+    /// the agent's headers, where it has any.
     pub async fn request(
         self: Arc<Self>,
         agent: Agent,
         era: Era,
-        mut request: Request,
+        request: Request,
         sent: Option<HeaderMap>,
         told: mpsc::Sender<Told>,
     ) {
-        let underway = match self.understand(&agent, era, &mut request, sent.as_ref()) {
-            Ok(underway) => underway,
-            Err(error) => {
-                self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await;
-                return;
+        match self.begin(agent, era, request, sent.as_ref()) {
+            Ok(begun) => self.follow(begun, told).await,
+            Err(error) => drop(self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await),
+        }
+    }
+
+    /// From here on the request may be cancelled. Nothing of it is sent yet.
+    pub fn begin(
+        &self,
+        agent: Agent,
+        era: Era,
+        mut request: Request,
+        sent: Option<&HeaderMap>,
+    ) -> Result<Begun, RpcError> {
+        let underway = self.understand(&agent, era, &mut request, sent)?;
+        match self.register(era, &request, underway.clone()) {
+            Ok((place, cancelled, number)) => {
+                let id = std::mem::replace(&mut request.id, Id::Number(number));
+                Ok(Begun { request, place, agent, era, id, number, underway, cancelled })
             }
-        };
-        // The place is free again when this is over, and not when the server has answered: what is not read takes room.
-        let (_place, cancelled, number) = match self.begin(era, &request, underway.clone()) {
-            Ok(begun) => begun,
             Err(error) => {
                 if let Some(underway) = underway {
                     underway.report(Outcome::Failed { reason: error.reason().to_owned() });
                 }
-                self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await;
-                return;
+                Err(error)
             }
-        };
-        let id = std::mem::replace(&mut request.id, Id::Number(number));
+        }
+    }
+
+    /// Carries a request out.
+    pub async fn follow(self: Arc<Self>, begun: Begun, told: mpsc::Sender<Told>) {
+        // The place is free again when this is over, and not when the server has answered: what is not read takes room.
+        let Begun { request, place: _place, agent, era, id, number, underway, cancelled } = begun;
         let way = Way { agent: &agent, era, id, number, underway, told: &told, cancelled };
         if let Err(stopped) = self.carry_out(&way, request).await {
             // Reported once: whoever takes the entry away does it.
@@ -405,8 +432,8 @@ impl Conversation {
         }
     }
 
-    /// Registers a request. Returns its place, what cancels it is told by, and its number.
-    fn begin(
+    /// Returns a request's place, what cancels it is told by, and its number.
+    fn register(
         &self,
         era: Era,
         request: &Request,
