@@ -4,6 +4,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use http::StatusCode;
 use tokio::{
     io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     sync::mpsc,
@@ -22,9 +23,9 @@ use super::{
     stdio::line,
 };
 
-/// A stream that broke is opened again after so long, so many times in a row.
+/// A stream that broke is opened again after so long, and while that fails twice as long after each time, up to the last.
 const AGAIN: Duration = Duration::from_secs(1);
-const TRIES: u32 = 5;
+const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
 /// A session of lines is used as long as it is there.
 const USED: Duration = Duration::from_secs(60);
 /// Who says more than it may waits so long, and what it says next behind it.
@@ -185,12 +186,12 @@ async fn said(
 
 /// What the server says by itself.
 async fn listen(conversation: Arc<Conversation>, agent: Agent, lines: mpsc::Sender<String>) {
-    let (mut tries, mut after) = (0, None::<String>);
-    while tries < TRIES && !conversation.has_ended() {
+    let (mut pause, mut after) = (AGAIN, None::<String>);
+    while !conversation.has_ended() {
         match conversation.listen(agent.clone(), after.as_deref()).await {
             Ok(mut heard) => {
+                pause = AGAIN;
                 while let Some(Told::Heard(heard)) = heard.recv().await {
-                    tries = 0;
                     after = heard.id.or(after);
                     if let Some(message) = heard.message
                         && lines.send(message.text().to_owned()).await.is_err()
@@ -199,12 +200,12 @@ async fn listen(conversation: Arc<Conversation>, agent: Agent, lines: mpsc::Send
                     }
                 }
             }
-            // The server has no such stream, and will have none.
-            Err(refusal) if refusal.status.is_client_error() => return,
-            Err(_) => {}
+            // The server has no such stream, and will have none; or no session any more.
+            Err(Refusal { status: StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, .. }) => return,
+            Err(Refusal { error, .. }) => tracing::debug!(error = error.message, "a stream of an MCP server"),
         }
-        tries += 1;
-        sleep(AGAIN).await;
+        sleep(pause).await;
+        pause = AGAIN_AT_LAST.min(2 * pause);
     }
 }
 
@@ -302,6 +303,28 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(*lock(&talk.gate.reports), [("t".to_owned(), "cancelled".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_refused_once_is_opened_later() {
+        let mut talk = Talk::new(Limits::default());
+        let (mut to, from, _served) = serve_one(&talk, 4096);
+        to.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n").await.unwrap();
+        let mut server = talk.server().await;
+        let id = server.reads().await.unwrap()["id"].take();
+        server.answers(&id, json!({})).await;
+        let mut from = BufReader::new(from);
+        timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+        let other = talk.conversation.listen(talk.agent.clone(), None).await.unwrap();
+        to.write_all(b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n").await.unwrap();
+        assert_eq!(server.reads().await.unwrap()["method"], "notifications/initialized");
+        sleep(Duration::from_millis(100)).await;
+        drop(other);
+        sleep(Duration::from_millis(100)).await;
+        server.says(json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" })).await;
+        let heard = timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+        let heard: Value = serde_json::from_slice(&heard).unwrap();
+        assert_eq!(heard["method"], "notifications/tools/list_changed");
     }
 
     #[tokio::test]
