@@ -11,6 +11,7 @@ pub mod counts;
 pub mod fetch;
 pub mod forward;
 pub mod gateway;
+pub mod life;
 pub mod listed;
 pub mod mcp;
 pub mod nodes;
