@@ -80,7 +80,7 @@ impl Conversation {
                 let listed = tools::listed(&passed, id, &*agent.gate, &self.gateway.mirrored);
                 listed.ok_or("the server's list of tools is none")
             }
-            methods::INITIALIZE => self.agree(&passed).map(|()| passed),
+            methods::INITIALIZE => self.agree(&passed).map(|()| tools::offered(&passed, id)),
             _ => Ok(passed),
         });
         Some(passed.unwrap_or_else(|why| {
