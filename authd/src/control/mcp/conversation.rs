@@ -540,8 +540,7 @@ impl Conversation {
         match (&self.link, &self.gateway.reach) {
             (Link::Http(session), Reach::Http(upstream)) => {
                 let body = request.to_bytes();
-                let (answering, given) =
-                    upstream.ask(body, carried, token, limits.server_message, limits.silence).await?;
+                let (answering, given) = upstream.ask(body, carried, token, limits).await?;
                 if request.method == methods::INITIALIZE {
                     *lock(session) = given;
                 }
