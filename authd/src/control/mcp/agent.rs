@@ -18,9 +18,9 @@ use super::{
     events::{Refusal, Told},
     gate::Agent,
     headers,
-    message::{FromAgent, Id, MessageError, RpcError},
+    message::{FromAgent, INVALID_REQUEST, Id, MessageError, RpcError},
     methods,
-    stdio::line,
+    stdio::{line, skip},
 };
 
 /// A stream that broke is opened again after so long, and while that fails twice as long after each time, up to the last.
@@ -30,6 +30,8 @@ const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
 const USED: Duration = Duration::from_secs(60);
 /// Who says more than it may waits so long, and what it says next behind it.
 const TOO_OFTEN: Duration = Duration::from_millis(50);
+/// Who says more than a message without an end of the line has lost its way.
+const LONGEST: usize = 64 << 20;
 /// For answers that are under way when an agent ends its stream.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -73,10 +75,10 @@ async fn talk(
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return false,
                 Err(error) => {
-                    // What follows cannot be told from what was too long.
-                    let error = RpcError::new(super::message::INVALID_REQUEST, "mcp_bad_stream", error.to_string());
+                    let is_long = error.kind() == io::ErrorKind::InvalidData;
+                    let error = RpcError::new(INVALID_REQUEST, "mcp_bad_stream", error.to_string());
                     let _ = lines.send(error.to_value(None).to_string()).await;
-                    return false;
+                    return is_long && skip(&mut input, LONGEST).await.unwrap_or(false);
                 }
             };
             match said(gateway, conversation, agent, &bytes, &lines, &mut requests).await {
@@ -129,16 +131,16 @@ async fn next(
         while requests.len() > most {
             requests.join_next().await;
         }
-        match line(input, gateway.limits.agent_message).await? {
-            Some(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => {}
-            None => return Ok(None),
-            Some(bytes) => {
-                while !agent.gate.admits() {
-                    sleep(TOO_OFTEN).await;
-                }
-                return Ok(Some(bytes));
-            }
+        let line = line(input, gateway.limits.agent_message).await;
+        if let Ok(Some(bytes)) = &line
+            && bytes.iter().all(u8::is_ascii_whitespace)
+        {
+            continue;
         }
+        while !matches!(line, Ok(None)) && !agent.gate.admits() {
+            sleep(TOO_OFTEN).await;
+        }
+        return line;
     }
 }
 
@@ -325,6 +327,23 @@ mod tests {
         let heard = timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
         let heard: Value = serde_json::from_slice(&heard).unwrap();
         assert_eq!(heard["method"], "notifications/tools/list_changed");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_too_long_ends_no_session() {
+        let talk = Talk::new(Limits { agent_message: 100, ..Limits::default() });
+        let (mut to, from, _served) = serve_one(&talk, 4096);
+        let mut from = BufReader::new(from);
+        let long = format!("{{\"{}\":1}}\n{}", "a".repeat(1 << 16), unknown(2));
+        let writes = async { to.write_all(long.as_bytes()).await.unwrap() };
+        let reads = async {
+            for (id, code) in [(Value::Null, -32600), (json!(2), -32601)] {
+                let answer = timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+                let answer: Value = serde_json::from_slice(&answer).unwrap();
+                assert_eq!((&answer["id"], &answer["error"]["code"]), (&id, &json!(code)));
+            }
+        };
+        tokio::join!(writes, reads);
     }
 
     #[tokio::test]
