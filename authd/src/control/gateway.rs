@@ -60,8 +60,8 @@ struct Made {
 struct Shown {
     /// Another one since each revocation, and each policy: what was found out under an earlier one does not count.
     generation: u64,
-    /// By server, caller, and the token by which that one acts.
-    tokens: HashMap<String, (Bearer, Timestamp)>,
+    /// By server, audience, caller, and the token by which that one acts.
+    tokens: HashMap<[String; 6], (Bearer, Timestamp)>,
 }
 
 impl Default for Gateways {

@@ -12,6 +12,7 @@ pub mod fetch;
 pub mod forward;
 pub mod gateway;
 pub mod issuers;
+pub mod life;
 pub mod listed;
 pub mod mcp;
 pub mod nodes;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{Router, body::Body};
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{Request, body::Incoming, http::Extensions, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -25,6 +25,7 @@ use tower::ServiceExt;
 use super::{
     Shared,
     api::{Open, Session},
+    life::Life,
     nodes,
 };
 use crate::{
@@ -36,7 +37,8 @@ use crate::{
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From the first byte of a request to the last of its headers.
 const HEADERS: Duration = Duration::from_secs(5);
-/// A connection that has lived so long is ended after the request that it serves.
+/// A connection that has lived so long is ended after the requests that it serves: [`HEADERS`] later, but for answers that
+/// [`Life`] knows of.
 const LIFE: Duration = Duration::from_secs(300);
 /// All headers of a request. HTTP/1.1 needs room for a request line and a token.
 const HEADER_BYTES: usize = 16 << 10;
@@ -170,8 +172,22 @@ async fn serve_http(
     session: Session,
 ) -> Result<(), ServeError> {
     let session = Arc::new(session);
+    let known = move |extensions: &mut Extensions| drop(extensions.insert(session.clone()));
+    serve_for(LIFE, HEADERS, router, stream, known).await
+}
+
+async fn serve_for(
+    life: Duration,
+    patience: Duration,
+    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    known: impl Fn(&mut Extensions) + Send + 'static,
+) -> Result<(), ServeError> {
+    let alive = Life::default();
+    let marked = alive.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(session.clone());
+        known(request.extensions_mut());
+        request.extensions_mut().insert(marked.clone());
         router.clone().oneshot(request.map(Body::new))
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -193,12 +209,107 @@ async fn serve_http(
     // MCP over lines is no HTTP any more, from its first answer on.
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    match timeout(LIFE, connection.as_mut()).await {
-        Ok(result) => result.map_err(ServeError::Http),
-        Err(_) => {
-            connection.as_mut().graceful_shutdown();
-            // What is being answered is answered; who is too slow for that loses it.
-            timeout(HEADERS, connection).await.unwrap_or(Ok(())).map_err(ServeError::Http)
+    if let Ok(result) = timeout(life, connection.as_mut()).await {
+        return result.map_err(ServeError::Http);
+    }
+    connection.as_mut().graceful_shutdown();
+    alive.end();
+    // What is being answered is answered; who is too slow for that loses it.
+    tokio::select! {
+        result = connection => result.map_err(ServeError::Http),
+        () = alive.spent(patience) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::{extract::Request, response::Response, routing::get};
+    use hyper::body::{Bytes, Frame};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        sync::mpsc,
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+
+    const LIVES: Duration = Duration::from_millis(200);
+    const PATIENCE: Duration = Duration::from_millis(200);
+    const SLOW: Duration = Duration::from_millis(1200);
+
+    /// One octet, and after [`SLOW`] many more.
+    fn slowly(many: usize) -> Body {
+        struct Pieces(mpsc::Receiver<Vec<u8>>);
+        impl hyper::body::Body for Pieces {
+            type Data = Bytes;
+            type Error = Infallible;
+            fn poll_frame(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                self.0.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece.into()))))
+            }
         }
+        let (sender, pieces) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _ = sender.send(vec![b'a']).await;
+            sleep(SLOW).await;
+            for _ in 0..many {
+                let _ = sender.send(vec![b'b'; 1 << 10]).await;
+            }
+        });
+        Body::new(Pieces(pieces))
+    }
+
+    fn owed(request: &Request, many: usize, is_endless: bool) -> Response {
+        let owed = request.extensions().get::<Life>().unwrap().owe(Duration::from_secs(60));
+        owed.given(Response::new(slowly(many)), is_endless)
+    }
+
+    /// Asks, and returns the connection, and how long it lives.
+    async fn ask(path: &str) -> (DuplexStream, tokio::task::JoinHandle<Duration>) {
+        let router = Router::new()
+            .route("/plain", get(async || Response::new(slowly(1))))
+            .route("/owed", get(async |request: Request| owed(&request, 1, false)))
+            .route("/much", get(async |request: Request| owed(&request, 1 << 10, false)))
+            .route("/endless", get(async |request: Request| owed(&request, 1, true)));
+        let (mut to, stream) = duplex(1 << 12);
+        let begun = Instant::now();
+        let served = tokio::spawn(async move {
+            let _ = serve_for(LIVES, PATIENCE, router, stream, |_| {}).await;
+            begun.elapsed()
+        });
+        to.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        (to, served)
+    }
+
+    async fn answer(path: &str) -> (String, Duration) {
+        let (mut to, served) = ask(path).await;
+        let mut answer = Vec::new();
+        to.read_to_end(&mut answer).await.unwrap();
+        (String::from_utf8(answer).unwrap(), served.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_owed_outlives_its_connections_time() {
+        let (text, lived) = answer("/owed").await;
+        assert!(text.ends_with("b\r\n0\r\n\r\n") && lived > SLOW, "{text} {lived:?}");
+        let (text, lived) = answer("/plain").await;
+        assert!(text.ends_with("a\r\n") && lived < SLOW, "{text} {lived:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_an_end_ends_with_its_connection() {
+        let (text, lived) = answer("/endless").await;
+        assert!(text.ends_with("a\r\n0\r\n\r\n") && lived < SLOW, "{text} {lived:?}");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_not_waited_for() {
+        let (_unread, served) = ask("/much").await;
+        let lived = timeout(Duration::from_secs(10), served).await.unwrap().unwrap();
+        assert!(lived > SLOW, "{lived:?}");
     }
 }

@@ -10,11 +10,12 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
     time::Instant,
 };
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::{runtime::Handle, sync::mpsc};
 
 use self::process::{Plan, StartError};
 use super::{
@@ -119,8 +120,12 @@ impl Servers {
 
     /// A cgroup for one more.
     fn place(&self, name: &str, id: Id) -> io::Result<PathBuf> {
-        let cgroup = self.cgroup.join(name).join(id.to_string());
+        let of_name = self.cgroup.join(name);
+        let cgroup = of_name.join(id.to_string());
         fs::create_dir_all(&cgroup)?;
+        process::share(&self.cgroup);
+        process::share(&of_name);
+        process::bound(&cgroup);
         Ok(cgroup)
     }
 }
@@ -152,17 +157,10 @@ impl Daemon {
             self.server_refused(who, "mcp_server_unmanaged", &message);
             return Err(refusal("mcp_server_unmanaged", "no workload of the policy matches the server's cgroup"));
         }
-        let running = Running {
-            name: server.to_owned(),
-            caller: who.clone(),
-            actor: (actor.spiffe_id, actor.share),
-            began: Instant::now(),
-            asked: Some(question),
-        };
-        self.servers.running.insert(id, running);
         let (events, name) = (self.servers.events.clone(), server.to_owned());
-        // Looking a user up can take long.
-        tokio::task::spawn_blocking(move || {
+        let (runtime, place) = (Handle::current(), cgroup.clone());
+        let begin = move || {
+            let _entered = runtime.enter();
             let started = process::start(&plan, &cgroup);
             let (result, process) = match started {
                 Ok((process, ends)) => (Ok((process.pid(), ends)), Some(process)),
@@ -178,7 +176,20 @@ impl Daemon {
                 process::remove(&cgroup).await;
                 let _ = events.send(Event::Ended { id, how });
             });
-        });
+        };
+        // Looking a user up can take long. The runtime would panic where there is no thread to be had.
+        if let Err(error) = thread::Builder::new().name("authd-server".to_owned()).spawn(begin) {
+            tokio::spawn(async move { process::remove(&place).await });
+            return Err(unusable(error.to_string()));
+        }
+        let running = Running {
+            name: server.to_owned(),
+            caller: who.clone(),
+            actor: (actor.spiffe_id, actor.share),
+            began: Instant::now(),
+            asked: Some(question),
+        };
+        self.servers.running.insert(id, running);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use std::{
         unix::fs::{DirBuilderExt, PermissionsExt},
     },
     path::Path,
+    thread,
     time::Duration,
 };
 
@@ -24,7 +25,6 @@ use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
-    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -220,7 +220,7 @@ struct Reload {
     /// Of what is asked for, and of what is running.
     asked_terms: Terms,
     terms: Terms,
-    running: Option<JoinHandle<Candidate>>,
+    running: Option<oneshot::Receiver<Candidate>>,
     /// Those who wait for the one that is running.
     served: Vec<oneshot::Sender<Reply>>,
 }
@@ -301,11 +301,19 @@ impl Reload {
         let directory = daemon.config().policy.clone();
         let registry = daemon.persistent().registry.clone();
         let in_force = (what == What::Again).then(|| daemon.in_force().clone());
-        self.running = Some(tokio::task::spawn_blocking(move || match (what, in_force) {
-            (_, Some(prepared)) => Candidate::again(&prepared, &options, clock::moment()),
-            (What::Back(sources), None) => Candidate::from_sources(sources, &options, registry, clock::moment()),
-            (_, None) => Candidate::from_directory(&directory, &options, registry, clock::moment()),
-        }));
+        let (done, running) = oneshot::channel();
+        self.running = Some(running);
+        let prepare = move || {
+            let _ = done.send(match (what, in_force) {
+                (_, Some(prepared)) => Candidate::again(&prepared, &options, clock::moment()),
+                (What::Back(sources), None) => Candidate::from_sources(sources, &options, registry, clock::moment()),
+                (_, None) => Candidate::from_directory(&directory, &options, registry, clock::moment()),
+            });
+        };
+        // The runtime would panic where there is no thread to be had.
+        if let Err(error) = thread::Builder::new().name("authd-policy".to_owned()).spawn(prepare) {
+            tracing::error!(%error, "there is no thread for preparing the policy");
+        }
     }
 
     async fn finished(&mut self) -> Candidate {
@@ -314,7 +322,7 @@ impl Reload {
         self.running = None;
         match result {
             Ok(candidate) => candidate,
-            Err(error) => Candidate::failed(&format!("preparing the policy failed: {error}")),
+            Err(_) => Candidate::failed("preparing the policy failed; the log says why"),
         }
     }
 

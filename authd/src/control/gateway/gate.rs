@@ -152,11 +152,13 @@ impl PolicyGate {
             Ok(arguments) => arguments,
             Err(error) => return denied(error.reason(), &error.to_string()),
         };
+        // It names nothing of the call. Where there is none, no approval is used up.
+        let bearer = match self.bearer(&verifier).await {
+            Ok(bearer) => bearer,
+            Err(denial) => return Ruling::Deny(denial),
+        };
         match actions::act(&self.session, &verifier, &tool.name, arguments, self.token.clone()).await {
-            Ok(ActionAnswer { decision: "allow", .. }) => match self.bearer(&verifier).await {
-                Ok(token) => Ruling::Allow { token },
-                Err(denial) => Ruling::Deny(denial),
-            },
+            Ok(ActionAnswer { decision: "allow", .. }) => Ruling::Allow { token: bearer },
             Ok(ActionAnswer { decision: "pending", approval: Some(approval), until: Some(until), .. }) => {
                 Ruling::Pending { approval, until: until.parse().unwrap_or_else(|_| Timestamp::now()) }
             }
@@ -171,8 +173,12 @@ impl PolicyGate {
     async fn bearer(&self, verifier: &Verifier) -> Result<Option<Bearer>, Denial> {
         let server = verifier.model.mcp_servers.iter().find(|known| known.name == self.gateway.name);
         let Some(audience) = server.and_then(|server| server.audience.clone()) else { return Ok(None) };
+        let Caller::Local { workload: Some(workload), .. } = &self.session.caller else { return Err(unmanaged()) };
         let acts = self.token.as_ref().map_or_else(String::new, |token| token.hash.to_string());
-        let key = format!("{} {audience} {} {acts}", self.gateway.name, self.session.connection);
+        let workload = workload.clone();
+        // All that the token says, and ends with. By which connection it was asked for is none of that.
+        let key =
+            [self.gateway.name.clone(), audience.clone(), workload.name, workload.spiffe_id, workload.cgroup, acts];
         let shown = &self.shared.gateways.shown;
         let now = Timestamp::now();
         let generation = {

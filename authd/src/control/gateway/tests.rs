@@ -36,6 +36,7 @@ const SOON: Duration = Duration::from_secs(10);
 enum Asked {
     Admit,
     Downstream(Question),
+    Act,
 }
 
 struct Scene {
@@ -76,6 +77,7 @@ impl Scene {
                         let _ = sender.send(Asked::Admit);
                     }
                     FromControl::Downstream { question, .. } => drop(sender.send(Asked::Downstream(question))),
+                    FromControl::Act { .. } => drop(sender.send(Asked::Act)),
                     _ => {}
                 }
             }
@@ -126,8 +128,12 @@ other_arguments = true
     }
 
     async fn enter(&self) -> Result<(Arc<Gateway>, Agent), Problem> {
+        self.enter_by(1).await
+    }
+
+    async fn enter_by(&self, connection: u64) -> Result<(Arc<Gateway>, Agent), Problem> {
         let (mut head, ()) = Request::post("/v1/mcp/tools").body(()).unwrap().into_parts();
-        head.extensions.insert(self.session(1));
+        head.extensions.insert(self.session(connection));
         timeout(SOON, Door.enter("tools", &head)).await.unwrap()
     }
 
@@ -375,9 +381,12 @@ async fn a_token_that_is_made_while_something_is_revoked_is_not_kept() {
         scene.gives_token(question, next).await;
         assert_eq!(timeout(SOON, asked).await.unwrap().unwrap(), format!("Bearer {next}"));
     }
-    // The last one was kept.
-    let again = timeout(SOON, agent.gate.access()).await.unwrap().unwrap().unwrap();
-    assert_eq!(again.header().unwrap(), "Bearer c");
+    // The last one was kept, for whatever connection the caller comes by.
+    for connection in [1, 2] {
+        let (_, agent) = scene.enter_by(connection).await.unwrap();
+        let again = timeout(SOON, agent.gate.access()).await.unwrap().unwrap().unwrap();
+        assert_eq!(again.header().unwrap(), "Bearer c");
+    }
     // One for whom the policy has there by now is not shown to whoever was there before.
     scene.shared.gateways.forget();
     let asks = agent.clone();
@@ -386,6 +395,22 @@ async fn a_token_that_is_made_while_something_is_revoked_is_not_kept() {
     scene.apply("http://127.0.0.1:2/mcp", "audience = \"https://others.example.org\"", PERMITS, None);
     scene.gives_token(question, "d").await;
     assert_eq!(timeout(SOON, asked).await.unwrap().unwrap(), Err("mcp_server_changed".to_owned()));
+}
+
+#[tokio::test]
+async fn no_approval_is_used_up_where_there_is_no_token() {
+    let mut scene = Scene::new().await;
+    scene.apply(NOWHERE, "audience = \"https://tools.example.org\"", PERMITS, None);
+    let (_, agent) = scene.enter().await.unwrap();
+    let call =
+        ToolCall { server: "tools".to_owned(), tool: "refund".to_owned(), arguments: Map::new(), rest: Map::new() };
+    let asked = tokio::spawn(async move { agent.gate.call(&call).await });
+    let question = scene.asked_for_a_token().await;
+    let refusal = Refusal { reason: "tokens_full".to_owned(), message: String::new() };
+    scene.dataplane.send(&ToControl::NotGranted { question, refusal }).await.unwrap();
+    let ruling = timeout(SOON, asked).await.unwrap().unwrap();
+    assert!(matches!(ruling, Ruling::Deny(denial) if denial.reason == "tokens_full"));
+    assert!(std::iter::from_fn(|| scene.asked.try_recv().ok()).all(|asked| !matches!(asked, Asked::Act)));
 }
 
 #[tokio::test]

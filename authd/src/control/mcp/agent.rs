@@ -4,6 +4,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use http::StatusCode;
 use tokio::{
     io::{AsyncBufRead, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     sync::mpsc,
@@ -17,18 +18,20 @@ use super::{
     events::{Refusal, Told},
     gate::Agent,
     headers,
-    message::{FromAgent, Id, MessageError, RpcError},
+    message::{FromAgent, INVALID_REQUEST, Id, MessageError, RpcError},
     methods,
-    stdio::line,
+    stdio::{line, skip},
 };
 
-/// A stream that broke is opened again after so long, so many times in a row.
+/// A stream that broke is opened again after so long, and while that fails twice as long after each time, up to the last.
 const AGAIN: Duration = Duration::from_secs(1);
-const TRIES: u32 = 5;
+const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
 /// A session of lines is used as long as it is there.
 const USED: Duration = Duration::from_secs(60);
 /// Who says more than it may waits so long, and what it says next behind it.
 const TOO_OFTEN: Duration = Duration::from_millis(50);
+/// Who says more than a message without an end of the line has lost its way.
+const LONGEST: usize = 64 << 20;
 /// For answers that are under way when an agent ends its stream.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -72,10 +75,10 @@ async fn talk(
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return false,
                 Err(error) => {
-                    // What follows cannot be told from what was too long.
-                    let error = RpcError::new(super::message::INVALID_REQUEST, "mcp_bad_stream", error.to_string());
+                    let is_long = error.kind() == io::ErrorKind::InvalidData;
+                    let error = RpcError::new(INVALID_REQUEST, "mcp_bad_stream", error.to_string());
                     let _ = lines.send(error.to_value(None).to_string()).await;
-                    return false;
+                    return is_long && skip(&mut input, LONGEST).await.unwrap_or(false);
                 }
             };
             match said(gateway, conversation, agent, &bytes, &lines, &mut requests).await {
@@ -128,16 +131,16 @@ async fn next(
         while requests.len() > most {
             requests.join_next().await;
         }
-        match line(input, gateway.limits.agent_message).await? {
-            Some(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => {}
-            None => return Ok(None),
-            Some(bytes) => {
-                while !agent.gate.admits() {
-                    sleep(TOO_OFTEN).await;
-                }
-                return Ok(Some(bytes));
-            }
+        let line = line(input, gateway.limits.agent_message).await;
+        if let Ok(Some(bytes)) = &line
+            && bytes.iter().all(u8::is_ascii_whitespace)
+        {
+            continue;
         }
+        while !matches!(line, Ok(None)) && !agent.gate.admits() {
+            sleep(TOO_OFTEN).await;
+        }
+        return line;
     }
 }
 
@@ -159,8 +162,10 @@ async fn said(
     let era = headers::era_of(&message).map_err(|error| (error, id.clone()))?;
     match message {
         FromAgent::Request(request) => {
+            // Before the next line is read: it may cancel this one.
+            let begun = conversation.begin(agent.clone(), era, request, None).map_err(|error| (error, id.clone()))?;
             let (told, heard) = mpsc::channel(QUEUE);
-            requests.spawn(conversation.clone().request(agent.clone(), era, request, None, told));
+            requests.spawn(conversation.clone().follow(begun, told));
             requests.spawn(pipe(heard, id, lines.clone()));
         }
         // They have no answer, not even a bad one.
@@ -183,12 +188,12 @@ async fn said(
 
 /// What the server says by itself.
 async fn listen(conversation: Arc<Conversation>, agent: Agent, lines: mpsc::Sender<String>) {
-    let (mut tries, mut after) = (0, None::<String>);
-    while tries < TRIES && !conversation.has_ended() {
+    let (mut pause, mut after) = (AGAIN, None::<String>);
+    while !conversation.has_ended() {
         match conversation.listen(agent.clone(), after.as_deref()).await {
             Ok(mut heard) => {
+                pause = AGAIN;
                 while let Some(Told::Heard(heard)) = heard.recv().await {
-                    tries = 0;
                     after = heard.id.or(after);
                     if let Some(message) = heard.message
                         && lines.send(message.text().to_owned()).await.is_err()
@@ -197,12 +202,12 @@ async fn listen(conversation: Arc<Conversation>, agent: Agent, lines: mpsc::Send
                     }
                 }
             }
-            // The server has no such stream, and will have none.
-            Err(refusal) if refusal.status.is_client_error() => return,
-            Err(_) => {}
+            // The server has no such stream, and will have none; or no session any more.
+            Err(Refusal { status: StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED, .. }) => return,
+            Err(Refusal { error, .. }) => tracing::debug!(error = error.message, "a stream of an MCP server"),
         }
-        tries += 1;
-        sleep(AGAIN).await;
+        sleep(pause).await;
+        pause = AGAIN_AT_LAST.min(2 * pause);
     }
 }
 
@@ -237,10 +242,13 @@ mod tests {
     use tokio::io::{DuplexStream, duplex};
 
     use super::*;
-    use crate::control::mcp::{
-        Limits,
-        methods::Era,
-        testing::{SOON, Talk},
+    use crate::control::{
+        mcp::{
+            Limits,
+            methods::Era,
+            testing::{SOON, Talk},
+        },
+        verifier::lock,
     };
 
     /// Serves an agent, whose input and output these are.
@@ -277,6 +285,65 @@ mod tests {
         }
         drop(to);
         timeout(SOON, served).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_cancelled_at_once_is_not_made() {
+        let mut talk = Talk::new(Limits::default());
+        let (mut to, _from, _served) = serve_one(&talk, 4096);
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "t" } });
+        let params = json!({ "requestId": 1 });
+        let cancelled = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params });
+        let ping = json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" });
+        to.write_all(format!("{call}\n{cancelled}\n{ping}\n").as_bytes()).await.unwrap();
+        assert_eq!(talk.server().await.reads().await.unwrap()["method"], "ping");
+        timeout(SOON, async {
+            while lock(&talk.gate.reports).is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(*lock(&talk.gate.reports), [("t".to_owned(), "cancelled".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_refused_once_is_opened_later() {
+        let mut talk = Talk::new(Limits::default());
+        let (mut to, from, _served) = serve_one(&talk, 4096);
+        to.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n").await.unwrap();
+        let mut server = talk.server().await;
+        let id = server.reads().await.unwrap()["id"].take();
+        server.answers(&id, json!({})).await;
+        let mut from = BufReader::new(from);
+        timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+        let other = talk.conversation.listen(talk.agent.clone(), None).await.unwrap();
+        to.write_all(b"{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}\n").await.unwrap();
+        assert_eq!(server.reads().await.unwrap()["method"], "notifications/initialized");
+        sleep(Duration::from_millis(100)).await;
+        drop(other);
+        sleep(Duration::from_millis(100)).await;
+        server.says(json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" })).await;
+        let heard = timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+        let heard: Value = serde_json::from_slice(&heard).unwrap();
+        assert_eq!(heard["method"], "notifications/tools/list_changed");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_too_long_ends_no_session() {
+        let talk = Talk::new(Limits { agent_message: 100, ..Limits::default() });
+        let (mut to, from, _served) = serve_one(&talk, 4096);
+        let mut from = BufReader::new(from);
+        let long = format!("{{\"{}\":1}}\n{}", "a".repeat(1 << 16), unknown(2));
+        let writes = async { to.write_all(long.as_bytes()).await.unwrap() };
+        let reads = async {
+            for (id, code) in [(Value::Null, -32600), (json!(2), -32601)] {
+                let answer = timeout(SOON, line(&mut from, 4096)).await.unwrap().unwrap().unwrap();
+                let answer: Value = serde_json::from_slice(&answer).unwrap();
+                assert_eq!((&answer["id"], &answer["error"]["code"]), (&id, &json!(code)));
+            }
+        };
+        tokio::join!(writes, reads);
     }
 
     #[tokio::test]

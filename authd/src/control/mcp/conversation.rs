@@ -3,6 +3,8 @@
 //! Enters: an agent's messages, and what the server says. Leaves: what passes, in both directions, and a report of each call.
 //! Never: a call that its gate did not allow, an answer to what was not asked, or a message that nobody understands.
 
+mod heard;
+
 use std::{
     collections::VecDeque,
     future::pending,
@@ -11,25 +13,23 @@ use std::{
 };
 
 use http::{HeaderMap, StatusCode};
-use serde_json::Value;
 use tokio::{
     sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::sleep,
 };
 
 use super::{
-    Gateway, HANDSHAKE_VERSIONS, Reach, STATELESS_VERSION,
+    Gateway, Reach, STATELESS_VERSION,
     calls::{self, Admission},
     events::{Heard, Refusal, Told},
     gate::{Agent, Bearer, Denial, Outcome, Standing},
     headers,
     message::{
-        FromServer, INVALID_REQUEST, Id, Kind, METHOD_NOT_FOUND, NOT_ALLOWED, Notification, Request, Response,
-        RpcError, SERVER_UNAVAILABLE, TOO_MUCH,
+        FromServer, INVALID_REQUEST, Id, METHOD_NOT_FOUND, NOT_ALLOWED, Notification, Request, Response, RpcError,
+        TOO_MUCH,
     },
     methods::{self, Era},
     pending::{Asked, Pending, Source, Underway},
-    rewrite,
     stdio::Stdio,
     tools,
     upstream::{Answering, Carried, UpstreamError},
@@ -76,6 +76,19 @@ struct State {
     pending: Pending,
     server_asked: VecDeque<Id>,
     listeners: usize,
+}
+
+/// A request that has its place among those of its conversation.
+pub struct Begun {
+    /// As the server gets it.
+    request: Request,
+    place: OwnedSemaphorePermit,
+    agent: Agent,
+    era: Era,
+    id: Id,
+    number: i64,
+    underway: Option<Arc<Underway>>,
+    cancelled: Arc<Notify>,
 }
 
 /// A request that is carried out.
@@ -132,35 +145,49 @@ impl Conversation {
         }
     }
 
-    /// Carries out a request. All that comes of it is told, and ends with its answer, if there is one. `sent` are the agent's
-    /// headers, where it has any.
+    /// Begins a request and carries it out. All that comes of it is told, and ends with its answer, if there is one. `sent` are
+    /// the agent's headers, where it has any.
     pub async fn request(
         self: Arc<Self>,
         agent: Agent,
         era: Era,
-        mut request: Request,
+        request: Request,
         sent: Option<HeaderMap>,
         told: mpsc::Sender<Told>,
     ) {
-        let underway = match self.understand(&agent, era, &mut request, sent.as_ref()) {
-            Ok(underway) => underway,
-            Err(error) => {
-                self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await;
-                return;
+        match self.begin(agent, era, request, sent.as_ref()) {
+            Ok(begun) => self.follow(begun, told).await,
+            Err(error) => drop(self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await),
+        }
+    }
+
+    /// From here on the request may be cancelled. Nothing of it is sent yet.
+    pub fn begin(
+        &self,
+        agent: Agent,
+        era: Era,
+        mut request: Request,
+        sent: Option<&HeaderMap>,
+    ) -> Result<Begun, RpcError> {
+        let underway = self.understand(&agent, era, &mut request, sent)?;
+        match self.register(era, &request, underway.clone()) {
+            Ok((place, cancelled, number)) => {
+                let id = std::mem::replace(&mut request.id, Id::Number(number));
+                Ok(Begun { request, place, agent, era, id, number, underway, cancelled })
             }
-        };
-        // The place is free again when this is over, and not when the server has answered: what is not read takes room.
-        let (_place, cancelled, number) = match self.begin(era, &request, underway.clone()) {
-            Ok(begun) => begun,
             Err(error) => {
                 if let Some(underway) = underway {
                     underway.report(Outcome::Failed { reason: error.reason().to_owned() });
                 }
-                self.tell(&told, Told::Refused(Refusal::in_era(error, era))).await;
-                return;
+                Err(error)
             }
-        };
-        let id = std::mem::replace(&mut request.id, Id::Number(number));
+        }
+    }
+
+    /// Carries a request out.
+    pub async fn follow(self: Arc<Self>, begun: Begun, told: mpsc::Sender<Told>) {
+        // The place is free again when this is over, and not when the server has answered: what is not read takes room.
+        let Begun { request, place: _place, agent, era, id, number, underway, cancelled } = begun;
         let way = Way { agent: &agent, era, id, number, underway, told: &told, cancelled };
         if let Err(stopped) = self.carry_out(&way, request).await {
             // Reported once: whoever takes the entry away does it.
@@ -405,8 +432,8 @@ impl Conversation {
         }
     }
 
-    /// Registers a request. Returns its place, what cancels it is told by, and its number.
-    fn begin(
+    /// Returns a request's place, what cancels it is told by, and its number.
+    fn register(
         &self,
         era: Era,
         request: &Request,
@@ -513,8 +540,7 @@ impl Conversation {
         match (&self.link, &self.gateway.reach) {
             (Link::Http(session), Reach::Http(upstream)) => {
                 let body = request.to_bytes();
-                let (answering, given) =
-                    upstream.ask(body, carried, token, limits.server_message, limits.silence).await?;
+                let (answering, given) = upstream.ask(body, carried, token, limits).await?;
                 if request.method == methods::INITIALIZE {
                     *lock(session) = given;
                 }
@@ -583,85 +609,6 @@ impl Conversation {
             let _ = process.send(notification.to_bytes()).await;
         }
         Stopped { told: None, outcome: Outcome::Cancelled { sent } }
-    }
-
-    /// What an agent is told of what the server says.
-    async fn pass(&self, agent: &Agent, era: Era, source: Source<'_>, heard: Heard) -> Option<Heard> {
-        let Some(message) = heard.message else { return Some(heard) };
-        let (id, retry) = (heard.id, heard.retry);
-        let message = match message.kind.clone() {
-            Kind::Notification { method } if methods::is_notification_of_server(&method) => match (era, source) {
-                (Era::Stateless, Source::Answer(number, id)) => rewrite::subscribed(message, number, id),
-                _ => Some(message),
-            },
-            Kind::Notification { .. } => None,
-            Kind::Request { id, method } => self.asks(agent, era, id, &method, message).await,
-            Kind::Response { id, is_error } => self.settle(agent, source, &id, is_error, &message),
-            Kind::Error => {
-                tracing::debug!(text = message.text(), "an MCP server answers nothing that was asked");
-                None
-            }
-        };
-        // Where to go on is known even if the message is not.
-        (message.is_some() || id.is_some()).then_some(Heard { message, id, retry })
-    }
-
-    /// A request of the server.
-    async fn asks(&self, agent: &Agent, era: Era, id: Id, method: &str, message: FromServer) -> Option<FromServer> {
-        if methods::is_request_of_server(method, era) {
-            let mut state = lock(&self.state);
-            // Who asks more than that has stopped to wait for the first ones.
-            if state.server_asked.len() == self.gateway.limits.server_requests {
-                state.server_asked.pop_front();
-            }
-            state.server_asked.push_back(id);
-            return Some(message);
-        }
-        let refused = RpcError::new(METHOD_NOT_FOUND, "mcp_method_unknown", "Method not found");
-        let outcome = Err(refused.to_value(None).get("error").cloned().unwrap_or_default());
-        let _ = self.send(agent, Response { id, outcome }.to_bytes()).await;
-        None
-    }
-
-    /// An answer of the server: to what was asked there, and once.
-    fn settle(
-        &self,
-        agent: &Agent,
-        source: Source<'_>,
-        id: &Id,
-        is_error: bool,
-        message: &FromServer,
-    ) -> Option<FromServer> {
-        let asked = lock(&self.state).pending.settle(source, id)?;
-        if let Some(underway) = &asked.call {
-            let is_error = is_error || tools::is_error(message);
-            underway.report(Outcome::Answered { is_error, bytes: message.text().len() });
-        }
-        let id = &asked.id;
-        let passed = rewrite::answer(message, id).ok_or("the server's answer cannot be read");
-        let passed = passed.and_then(|passed| match asked.method.as_str() {
-            _ if is_error => Ok(passed),
-            methods::LIST => {
-                let listed = tools::listed(&passed, id, &*agent.gate, &self.gateway.mirrored);
-                listed.ok_or("the server's list of tools is none")
-            }
-            methods::INITIALIZE => self.agree(&passed).map(|()| passed),
-            _ => Ok(passed),
-        });
-        Some(passed.unwrap_or_else(|why| {
-            let error = RpcError::new(SERVER_UNAVAILABLE, "mcp_server_message_malformed", why);
-            FromServer::answer(id.clone(), &error.to_value(Some(id)))
-        }))
-    }
-
-    /// The version that the server chose.
-    fn agree(&self, message: &FromServer) -> Result<(), &'static str> {
-        let value = message.to_value();
-        let version = value.pointer("/result/protocolVersion").and_then(Value::as_str);
-        let known = version.filter(|version| HANDSHAKE_VERSIONS.contains(version));
-        let known = known.ok_or("the server chose a version of the protocol that the gateway does not know")?;
-        lock(&self.state).version = Some(known.to_owned());
-        Ok(())
     }
 }
 

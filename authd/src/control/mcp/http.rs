@@ -9,7 +9,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Path, Request, State},
-    http::{StatusCode, header, request::Parts},
+    http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
@@ -31,7 +31,7 @@ use super::{
     session::{SessionError, SessionId, Sessions, Visit},
     sse,
 };
-use crate::control::problem::Problem;
+use crate::control::{life::Life, problem::Problem};
 
 /// Where servers are.
 pub const PATH: &str = "/v1/mcp";
@@ -41,8 +41,6 @@ pub const UPGRADE: &str = "authd-mcp-stdio";
 const BODY: Duration = Duration::from_secs(15);
 /// Until a server has answered `initialize`.
 const BEGIN: Duration = Duration::from_secs(30);
-/// A stream of what a server says by itself is opened anew after so long; the session is used by that.
-const LISTEN: Duration = Duration::from_secs(600);
 /// A command line that is looked for.
 const COMMAND_BYTES: usize = 16 << 10;
 const SWEEP: Duration = Duration::from_secs(30);
@@ -101,6 +99,11 @@ async fn endpoint(State(access): State<Door>, Path(server): Path<String>, reques
     }
     // Streams of their own, and sessions, were given up with that version (Earlier Streamable HTTP Revisions).
     let is_stateless = head.headers.get(headers::PROTOCOL_VERSION).is_some_and(|value| value == STATELESS_VERSION);
+    let subscribes =
+        is_stateless && head.headers.get(headers::METHOD).is_some_and(|method| method == methods::SUBSCRIBE);
+    let is_endless = head.method == Method::GET || subscribes;
+    let life = head.extensions.get::<Life>().cloned().unwrap_or_default();
+    let owed = life.owe(gateway.limits.approval_with_progress + gateway.limits.owed);
     let answer = match head.method.as_str() {
         "POST" => said(gateway, agent, &head, body).await,
         "GET" | "DELETE" if is_stateless => Err(other_method("POST")),
@@ -113,7 +116,7 @@ async fn endpoint(State(access): State<Door>, Path(server): Path<String>, reques
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(header::HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
-    response
+    owed.given(response, is_endless)
 }
 
 fn other_method(allowed: &str) -> Response {
@@ -290,23 +293,8 @@ async fn listen(gateway: Arc<Gateway>, agent: Agent, head: &Parts) -> Result<Res
     if after.is_some_and(|id| !sse::is_id(id)) {
         return Err(bad(RpcError::new(INVALID_REQUEST, "mcp_bad_event_id", "Last-Event-ID is no event's id")));
     }
-    let mut heard = conversation.listen(agent, after).await.map_err(|refusal| refusal.into_response(None))?;
-    let (told, shorter) = mpsc::channel(QUEUE);
-    tokio::spawn(timeout(LISTEN, async move {
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = told.closed() => return,
-                next = heard.recv() => next,
-            };
-            let Some(next) = next else { return };
-            tokio::select! {
-                _ = told.send(next) => {}
-                () = conversation.finished() => return,
-            }
-        }
-    }));
-    Ok(events::stream(shorter, None, None, gateway.limits.keep_alive))
+    let heard = conversation.listen(agent, after).await.map_err(|refusal| refusal.into_response(None))?;
+    Ok(events::stream(heard, None, None, gateway.limits.keep_alive))
 }
 
 async fn end(gateway: Arc<Gateway>, agent: Agent, head: &Parts) -> Result<Response, Response> {

@@ -327,6 +327,24 @@ pub async fn line(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> io::R
     }
 }
 
+/// Reads on to the end of a line that is not kept. `false`: there is none within `most` bytes, or none at all.
+pub async fn skip(input: &mut (impl AsyncBufRead + Unpin), most: usize) -> io::Result<bool> {
+    let mut left = most;
+    loop {
+        let piece = input.fill_buf().await?;
+        let end = piece.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(piece.len(), |end| end + 1);
+        if taken == 0 || taken > left {
+            return Ok(false);
+        }
+        left -= taken;
+        input.consume(taken);
+        if end.is_some() {
+            return Ok(true);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,18 +67,37 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && name.chars().count() <= NAME_CHARACTERS && !name.chars().any(char::is_control)
 }
 
-/// The list without the tools that the agent is not told of. What cannot be read as a list is no list.
+/// The list without the tools that the agent is not told of, and without a word of tasks: no calls become any. What cannot be
+/// read as a list is no list.
 pub fn listed(message: &FromServer, id: &Id, gate: &dyn Gate, mirrored: &Mirrored) -> Option<FromServer> {
     let mut value = message.to_value();
     let tools = value.get_mut("result")?.get_mut("tools")?.as_array_mut()?;
     tools.retain(|tool| match tool.get("name").and_then(Value::as_str) {
         Some(name) => {
             mirrored.learn(name, tool.get("inputSchema"));
-            gate.listed(name)
+            gate.listed(name) && tool.pointer("/execution/taskSupport") != Some(&Value::from("required"))
         }
         None => false,
     });
+    for tool in tools {
+        without(tool, "execution", "taskSupport");
+    }
     Some(FromServer::answer(id.clone(), &value))
+}
+
+/// The answer to `initialize`, without the offer of what the gateway refuses.
+pub fn offered(message: &FromServer, id: &Id) -> FromServer {
+    let mut value = message.to_value();
+    if let Some(result) = value.get_mut("result") {
+        without(result, "capabilities", "tasks");
+    }
+    FromServer::answer(id.clone(), &value)
+}
+
+fn without(value: &mut Value, object: &str, member: &str) {
+    if let Some(object) = value.get_mut(object).and_then(Value::as_object_mut) {
+        object.remove(member);
+    }
 }
 
 /// A refusal in the form of a result, as the specification has it for what a model should know of: clients hand results to
@@ -265,15 +284,30 @@ mod tests {
 
     #[test]
     fn a_list_loses_tools_and_nothing_else() {
-        let text = r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"a","execution":{"taskSupport":"optional"}},
+        let text = r#"{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"a","execution":{"later":1}},
             {"name":"b"},{"title":"nameless"}],"nextCursor":"x","ttlMs":5,"later":{"y":[1]}}}"#;
         let message = FromServer::parse(text.as_bytes()).unwrap();
         let passed = listed(&message, &Id::Number(1), &Only("a"), &Mirrored::default()).unwrap().to_value();
-        assert_eq!(passed["result"]["tools"], json!([{ "name": "a", "execution": { "taskSupport": "optional" } }]));
+        assert_eq!(passed["result"]["tools"], json!([{ "name": "a", "execution": { "later": 1 } }]));
         assert_eq!(passed["result"]["nextCursor"], "x");
         assert_eq!(passed["result"]["later"], json!({ "y": [1] }));
         let odd = FromServer::parse(br#"{"jsonrpc":"2.0","id":1,"result":{"tools":{"a":1}}}"#).unwrap();
         assert!(listed(&odd, &Id::Number(1), &Only("a"), &Mirrored::default()).is_none());
+    }
+
+    #[test]
+    fn nobody_is_told_of_tasks_which_no_call_becomes() {
+        let tools = |support: &str| json!({ "tools": [{ "name": "a", "execution": { "taskSupport": support } }] });
+        let answer = |result: Value| json!({ "jsonrpc": "2.0", "id": 1, "result": result });
+        for (support, expected) in [("optional", json!([{ "name": "a", "execution": {} }])), ("required", json!([]))] {
+            let message = FromServer::answer(Id::Number(1), &answer(tools(support)));
+            let passed = listed(&message, &Id::Number(1), &Only("a"), &Mirrored::default()).unwrap().to_value();
+            assert_eq!(passed["result"]["tools"], expected);
+        }
+        let capabilities = json!({ "tools": {}, "tasks": { "requests": { "tools": { "call": {} } } } });
+        let message = FromServer::answer(Id::Number(1), &answer(json!({ "capabilities": capabilities })));
+        let passed = offered(&message, &Id::Number(1)).to_value();
+        assert_eq!(passed["result"], json!({ "capabilities": { "tools": {} } }));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use reqwest::{Client, Response, Url};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    Limits,
     events::Heard,
     gate::Bearer,
     headers::{LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID},
@@ -110,16 +111,15 @@ impl HttpUpstream {
         body: Vec<u8>,
         carried: &Carried,
         token: Option<&Bearer>,
-        most: usize,
-        silence: Duration,
+        limits: &Limits,
     ) -> Result<(Answering, Option<String>), UpstreamError> {
-        let response = self.post(body, carried, token, silence).await?;
+        let response = self.post(body, carried, token, limits.silence).await?;
         if response.status() != StatusCode::OK {
             return Err(refused(response, carried.session.is_some()).await);
         }
         let session = response.headers().get(SESSION_ID).and_then(|value| value.to_str().ok());
         let session = session.filter(|id| sse::is_id(id)).map(str::to_owned);
-        Ok((answering(response, most).await?, session))
+        Ok((answering(response, limits).await?, session))
     }
 
     /// Sends a notification or a response.
@@ -147,9 +147,9 @@ impl HttpUpstream {
         if response.status() != StatusCode::OK {
             return Err(refused(response, carried.session.is_some()).await);
         }
-        match answering(response, most).await? {
-            Answering::Ready(_) => Err(UpstreamError::ContentType),
-            stream => Ok(stream),
+        match essence(response.headers()).as_str() {
+            "text/event-stream" => Ok(Answering::stream(response, most)),
+            _ => Err(UpstreamError::ContentType),
         }
     }
 
@@ -206,7 +206,7 @@ async fn refused(response: Response, in_session: bool) -> UpstreamError {
         return UpstreamError::Unauthorized(status);
     }
     if essence(response.headers()) == "application/json"
-        && let Ok(Ok(body)) = timeout(END, whole(response, ERROR_BYTES)).await
+        && let Ok(Ok(body)) = timeout(END, whole(response, ERROR_BYTES, END)).await
         && let Ok(message) = FromServer::parse(&body)
         && matches!(message.kind, Kind::Error | Kind::Response { is_error: true, .. })
         && !(status == 404 && in_session)
@@ -219,15 +219,14 @@ async fn refused(response: Response, in_session: bool) -> UpstreamError {
     }
 }
 
-async fn answering(response: Response, most: usize) -> Result<Answering, UpstreamError> {
+async fn answering(response: Response, limits: &Limits) -> Result<Answering, UpstreamError> {
     match essence(response.headers()).as_str() {
         "application/json" => {
-            let body = timeout(TELL, whole(response, most)).await.map_err(|_| UpstreamError::Silent(TELL))??;
+            let body = timeout(limits.owed, whole(response, limits.server_message, limits.silence));
+            let body = body.await.map_err(|_| UpstreamError::Silent(limits.owed))??;
             Ok(Answering::Ready(Some(Heard::message(FromServer::parse(&body)?))))
         }
-        "text/event-stream" => {
-            Ok(Answering::Stream { response: Box::new(response), reader: Box::new(sse::Reader::new(most)) })
-        }
+        "text/event-stream" => Ok(Answering::stream(response, limits.server_message)),
         _ => Err(UpstreamError::ContentType),
     }
 }
@@ -238,15 +237,17 @@ fn essence(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-async fn whole(mut response: Response, most: usize) -> Result<Vec<u8>, UpstreamError> {
+/// A body, no piece of which takes longer than `silence`.
+async fn whole(mut response: Response, most: usize, silence: Duration) -> Result<Vec<u8>, UpstreamError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+    loop {
+        let chunk = timeout(silence, response.chunk()).await.map_err(|_| UpstreamError::Silent(silence))?;
+        let Some(chunk) = chunk.map_err(unreachable)? else { return Ok(bytes) };
         if bytes.len() + chunk.len() > most {
             return Err(UpstreamError::TooLong(most));
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
 }
 
 /// What a server says to one request, or by itself, message by message.
@@ -261,6 +262,10 @@ pub enum Answering {
 }
 
 impl Answering {
+    fn stream(response: Response, most: usize) -> Self {
+        Self::Stream { response: Box::new(response), reader: Box::new(sse::Reader::new(most)) }
+    }
+
     /// The next message. `None`: the stream has ended. May be dropped while it waits, and asked again.
     pub async fn next(&mut self, silence: Duration) -> Option<Result<Heard, UpstreamError>> {
         match self {
@@ -287,6 +292,51 @@ impl Answering {
                     }
                 }
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+
+    /// What comes of a JSON answer of many pieces.
+    async fn slowly(limits: Limits) -> (Result<(), &'static str>, Duration) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            let answer = br#"{"jsonrpc":"2.0","id":1,"result":{}}"#;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}", answer.len());
+            let _ = stream.write_all(format!("{head}\r\n\r\n").as_bytes()).await;
+            for piece in answer.chunks(4) {
+                sleep(Duration::from_millis(50)).await;
+                let _ = stream.write_all(piece).await;
+            }
+        });
+        let server = HttpUpstream::new(&url, true, None).unwrap();
+        let begun = Instant::now();
+        let answer = server.ask(Vec::new(), &Carried::default(), None, &limits).await;
+        (answer.map(|_| ()).map_err(|error| error.reason()), begun.elapsed())
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_be_slow_but_not_silent_and_not_for_ever() {
+        let normal = Limits::default();
+        let second = Duration::from_secs(1);
+        // Nine pieces take 450 ms.
+        assert_eq!(slowly(Limits { silence: Duration::from_millis(400), ..normal.clone() }).await.0, Ok(()));
+        let short = Duration::from_millis(20);
+        for limits in [Limits { silence: short, ..normal.clone() }, Limits { owed: short * 10, ..normal }] {
+            let (answer, took) = slowly(limits).await;
+            assert!(answer == Err("mcp_server_silent") && took < second, "{answer:?} {took:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
-    io,
+    io::{self, Write},
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What one writes to its standard error stands in the daemon's log: lines, and octets of each.
 const LINES: usize = 200;
 const LINE: usize = 512;
+/// What one may have, with all that it starts: the file of a cgroup, its controller, and the most.
+const BOUNDS: [(&str, &str, u64); 2] = [("pids.max", "pids", 512), ("memory.max", "memory", 4 << 30)];
 /// Processes that were killed are gone after a moment.
 const GONE: Duration = Duration::from_millis(10);
 const GONE_TRIES: usize = 200;
@@ -201,6 +203,30 @@ async fn log(name: &str, errors: ChildStderr) {
     }
 }
 
+/// Lets what is below a cgroup be bounded, as far as it may be itself.
+pub fn share(cgroup: &Path) {
+    let given = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
+    for (_, controller, _) in BOUNDS {
+        if given.split_whitespace().any(|known| known == controller) {
+            put(&cgroup.join("cgroup.subtree_control"), &format!("+{controller}"));
+        }
+    }
+}
+
+/// Bounds what is in a cgroup, where there are controllers for that.
+pub fn bound(cgroup: &Path) {
+    for (file, _, most) in BOUNDS {
+        put(&cgroup.join(file), &most.to_string());
+    }
+}
+
+fn put(file: &Path, value: &str) {
+    let written = OpenOptions::new().write(true).open(file).and_then(|mut file| file.write_all(value.as_bytes()));
+    if let Err(error) = written {
+        tracing::debug!(%error, file = %file.display(), "an MCP server is not bounded");
+    }
+}
+
 /// Ends all that is left in a cgroup, and removes it.
 pub async fn remove(cgroup: &Path) {
     for _ in 0..GONE_TRIES {
@@ -255,5 +281,21 @@ mod tests {
         assert!(matches!(Owner::find("no such user"), Err(StartError::NoUser(_))));
         let owner = Owner::find("4000001").unwrap();
         assert_eq!((owner.uid.as_raw(), owner.gid.as_raw(), owner.groups.len()), (4_000_001, 4_000_001, 0));
+    }
+    #[test]
+    fn bounds_are_set_where_there_are_controllers() {
+        let cgroup = std::env::temp_dir().join(format!("authd-bounds-{}", std::process::id()));
+        fs::create_dir_all(&cgroup).unwrap();
+        for (file, text) in
+            [("cgroup.controllers", "cpu pids\n"), ("cgroup.subtree_control", ""), ("pids.max", ""), ("other", "")]
+        {
+            fs::write(cgroup.join(file), text).unwrap();
+        }
+        share(&cgroup);
+        bound(&cgroup);
+        let read = |file: &str| fs::read_to_string(cgroup.join(file)).ok();
+        let found = ["cgroup.subtree_control", "pids.max", "memory.max"].map(read);
+        fs::remove_dir_all(&cgroup).unwrap();
+        assert_eq!(found, [Some("+pids".to_owned()), Some("512".to_owned()), None]);
     }
 }
