@@ -17,8 +17,6 @@ use crate::{Verdict, lifecycle::CAPABILITIES, reload::wait_until, trial};
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("each_proof_opens_its_flow_and_no_other", each_proof_opens_its_flow_and_no_other),
-        trial("layered_proofs_are_all_required", layered_proofs_are_all_required),
-        trial("a_stolen_token_is_worth_nothing_elsewhere", a_stolen_token_is_worth_nothing_elsewhere),
         trial("revocation_ends_what_rests_on_it_and_nothing_else", revocation_ends_what_rests_on_it_and_nothing_else),
         trial("one_grant_of_a_thousand_is_revoked_under_traffic", one_grant_of_a_thousand_is_revoked),
         trial("the_units_capabilities_are_enough_for_grants", the_units_capabilities_are_enough_for_grants),
@@ -28,6 +26,14 @@ pub fn trials() -> Vec<Trial> {
         trial("nobody_waits_for_proofs_with_somebody_elses_socket", nobody_waits_with_somebody_elses_socket),
         trial("a_grant_that_is_kept_carries_its_flows_on", a_kept_grant_carries_its_flows_on),
         trial("grants_go_by_instance_for_agents", grants_go_by_instance_for_agents),
+    ]
+}
+
+/// In which kernels have no part.
+pub fn of_callers() -> Vec<Trial> {
+    vec![
+        trial("layered_proofs_are_all_required", layered_proofs_are_all_required),
+        trial("a_stolen_token_is_worth_nothing_elsewhere", a_stolen_token_is_worth_nothing_elsewhere),
         trial("grants_end_with_the_terms_they_were_given_under", grants_end_with_their_terms),
         trial("control_is_started_again_and_grants_go_on", control_is_started_again),
         trial("no_secret_is_written_anywhere", no_secret_is_written_anywhere),

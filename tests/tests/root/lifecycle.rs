@@ -17,17 +17,23 @@ pub fn trials() -> Vec<Trial> {
         trial("enforcement_outlives_the_daemon_and_its_crashes", enforcement_outlives_the_daemon_and_its_crashes),
         trial("another_build_takes_over_without_a_gap", another_build_takes_over_without_a_gap),
         trial("enforcement_ends_when_asked_to", enforcement_ends_when_asked_to),
+        trial("a_restart_needs_no_second_room", a_restart_needs_no_second_room),
+        trial("cgroups_without_room_stay_closed", cgroups_without_room_stay_closed),
+        trial("the_units_capabilities_are_enough", the_units_capabilities_are_enough),
+        trial("lost_events_are_counted_exactly", lost_events_are_counted_exactly),
+    ]
+}
+
+/// In which kernels have no part.
+pub fn of_callers() -> Vec<Trial> {
+    vec![
         trial(
             "a_restart_with_a_bad_policy_keeps_the_last_good_one",
             a_restart_with_a_bad_policy_keeps_the_last_good_one,
         ),
         trial("bad_settings_and_policies_end_the_start_before_anything_is_attached", bad_start),
-        trial("a_restart_needs_no_second_room", a_restart_needs_no_second_room),
-        trial("cgroups_without_room_stay_closed", cgroups_without_room_stay_closed),
         trial("the_service_manager_is_told", the_service_manager_is_told),
         trial("flows_can_be_followed", flows_can_be_followed),
-        trial("the_units_capabilities_are_enough", the_units_capabilities_are_enough),
-        trial("lost_events_are_counted_exactly", lost_events_are_counted_exactly),
     ]
 }
 

@@ -78,12 +78,16 @@ fn main() {
     conclusion.exit();
 }
 
-/// Tests of what the control process says to callers, in which kernels have no part: they run on this machine. Of agents, one
+/// Tests in which kernels have no part, as those of what the control process says to callers: they run on this machine. Of agents, one
 /// emulated one runs those that start processes; the oldest kernel, on which loading the programs takes longest, does without.
 fn of_callers() -> Vec<Trial> {
     let of_agents = agents::trials();
     let others: Vec<Trial> = [
         agents::of_callers(),
+        takeover::of_callers(),
+        grants::of_callers(),
+        reload::of_callers(),
+        lifecycle::of_callers(),
         keys::trials(),
         approvals::trials(),
         peers::trials(),
@@ -104,7 +108,7 @@ fn of_callers() -> Vec<Trial> {
         Some(_) => (of_agents, others.len()),
     };
     if elsewhere > 0 {
-        println!("{elsewhere} tests of what callers are told run on other kernels only");
+        println!("{elsewhere} tests in which kernels have no part run on other machines");
     }
     here
 }

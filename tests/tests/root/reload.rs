@@ -11,15 +11,21 @@ use crate::{Verdict, basics::POLICY, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("a_bad_policy_changes_nothing_and_is_told", a_bad_policy_changes_nothing_and_is_told),
         trial("an_open_connection_is_cut_and_resumes", an_open_connection_is_cut_and_resumes),
+        trial("a_caller_is_known_anew_under_a_new_policy", a_caller_is_known_anew_under_a_new_policy),
+        trial("generations_never_mix_under_load", generations_never_mix_under_load),
+    ]
+}
+
+/// In which kernels have no part.
+pub fn of_callers() -> Vec<Trial> {
+    vec![
+        trial("a_bad_policy_changes_nothing_and_is_told", a_bad_policy_changes_nothing_and_is_told),
         trial("a_policy_on_trial_goes_back_unless_confirmed", a_policy_on_trial_goes_back_unless_confirmed),
         trial(
             "a_policy_that_changed_by_itself_can_be_put_on_trial",
             a_policy_that_changed_by_itself_can_be_put_on_trial,
         ),
-        trial("a_caller_is_known_anew_under_a_new_policy", a_caller_is_known_anew_under_a_new_policy),
-        trial("generations_never_mix_under_load", generations_never_mix_under_load),
         trial(
             "what_does_not_fit_is_refused_before_anything_changes",
             what_does_not_fit_is_refused_before_anything_changes,

@@ -31,6 +31,11 @@ use crate::{
 };
 
 pub fn trials() -> Vec<Trial> {
+    vec![trial("a_taken_over_control_can_do_nothing_to_the_node", can_do_nothing_to_the_node)]
+}
+
+/// In which kernels have no part.
+pub fn of_callers() -> Vec<Trial> {
     vec![
         trial("a_taken_over_control_gives_no_grant_beyond_a_rule", gives_no_grant_beyond_a_rule),
         trial("a_taken_over_control_undoes_no_revocation", undoes_no_revocation),
@@ -38,7 +43,6 @@ pub fn trials() -> Vec<Trial> {
         trial("a_taken_over_control_ends_grants_of_certificates_that_it_names", ends_what_it_names),
         trial("a_taken_over_control_that_talks_nonsense_is_ended", nonsense_ends_it),
         trial("a_taken_over_control_puts_no_text_into_metrics", puts_no_text_into_metrics),
-        trial("a_taken_over_control_can_do_nothing_to_the_node", can_do_nothing_to_the_node),
         trial("a_taken_over_control_makes_no_node_that_the_policy_does_not_name", makes_no_node),
         trial("a_taken_over_control_lets_no_node_speak_for_others", lets_no_node_speak_for_others),
         trial("a_taken_over_control_makes_no_session_longer", makes_no_session_longer),

@@ -156,6 +156,19 @@ impl Scene {
         Ok(())
     }
 
+    /// Exchanges until the permit's 64 KiB are over. Each takes some hundred bytes of packets, in both directions.
+    fn spends_a_permit(&self, connection: &[&str]) -> Result<()> {
+        let mut held = self.sandbox.spawn(A, connection)?;
+        let mut exchanges = 0;
+        while held.again()?.ok {
+            exchanges += 1;
+            ensure!(exchanges < 2_000, "64 KiB are over\n{}", self.last_records()?);
+        }
+        ensure!(exchanges > 50, "{exchanges}");
+        self.daemon.wait_for("the end", |r| r.event == "flow_cut" && r.reason.as_deref() == Some("permit_spent"))?;
+        Ok(())
+    }
+
     fn is_closed(&self, cgroup: &str, port: u16) -> Result<()> {
         let outcome = self.tcp(cgroup, port)?;
         ensure!(outcome.is_eperm(), "{cgroup} to {port}: {outcome:?}\n{}", self.daemon.log());
@@ -235,15 +248,7 @@ fn an_allowed_action_opens_one_connection() -> Result<Verdict> {
 fn a_permit_lets_so_many_bytes_pass() -> Result<Verdict> {
     let scene = Scene::new()?;
     scene.allowed(A, "fetch", &json!({}))?;
-    let mut held = scene.sandbox.spawn(A, &["hold-tcp", "127.0.0.1:7102"])?;
-    // Each exchange takes some hundred bytes of packets, in both directions.
-    let mut exchanges = 0;
-    while held.again()?.ok {
-        exchanges += 1;
-        ensure!(exchanges < 2_000, "64 KiB are over\n{}", scene.last_records()?);
-    }
-    ensure!(exchanges > 50, "{exchanges}");
-    scene.daemon.wait_for("the end", |r| r.event == "flow_cut" && r.reason.as_deref() == Some("permit_spent"))?;
+    scene.spends_a_permit(&["hold-tcp", "127.0.0.1:7102"])?;
     scene.is_closed(A, 7102)?;
     // Three connections of another one.
     scene.allowed(A, "fetch", &json!({}))?;
@@ -262,14 +267,7 @@ fn a_caller_who_is_called_at_once_stays_one() -> Result<Verdict> {
     let alone = scene.sandbox.probe(A, &["tcp", at, "--from", at])?;
     ensure!(alone.is_eperm(), "{alone:?}");
     scene.allowed(A, "fetch", &json!({}))?;
-    let mut held = scene.sandbox.spawn(A, &["hold-tcp", at, "--from", at])?;
-    let mut exchanges = 0;
-    while held.again()?.ok {
-        exchanges += 1;
-        ensure!(exchanges < 2_000, "64 KiB are over\n{}", scene.last_records()?);
-    }
-    ensure!(exchanges > 50, "{exchanges}");
-    scene.daemon.wait_for("the end", |r| r.event == "flow_cut" && r.reason.as_deref() == Some("permit_spent"))?;
+    scene.spends_a_permit(&["hold-tcp", at, "--from", at])?;
     Ok(Verdict::Ran)
 }
 
