@@ -336,9 +336,12 @@ fn denials(node: &Node, reason: &str) -> Result<u64> {
 
 /// As the shortest sessions that there can be allow.
 const SHORT: &str = "control.node_session_seconds = 4\n";
+/// An emulated machine under load is too slow to renew these always in time.
+const SHORT_EMULATED: &str = "control.node_session_seconds = 16\n";
 
 fn keys_follow_each_other() -> Result<Verdict> {
-    let pair = Pair::new(SHORT, "interfaces = [\"far0\"]\n")?;
+    let settings = if std::env::var_os("AUTHD_EMULATED").is_some() { SHORT_EMULATED } else { SHORT };
+    let pair = Pair::new(settings, "interfaces = [\"far0\"]\n")?;
     let sink = "192.0.2.2:7002";
     let _sink = pair.b.sandbox.spawn("/db", &["serve-sink", sink])?;
     let sessions =
