@@ -5,7 +5,8 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    thread::sleep,
+    sync::mpsc::{Receiver, channel},
+    thread::{sleep, spawn},
     time::{Duration, Instant},
 };
 
@@ -94,7 +95,7 @@ impl Drop for AuthorizationServer {
 /// A receiver of webhooks, with the npm package `standardwebhooks`, on loopback. See `tests/oauth/hook.mjs`.
 pub struct WebhookReceiver {
     child: Child,
-    output: BufReader<ChildStdout>,
+    lines: Receiver<String>,
     pub port: u16,
 }
 
@@ -108,16 +109,17 @@ impl WebhookReceiver {
             .spawn()
             .context("starting node")?;
         let output = BufReader::new(child.stdout.take().context("the pipe was asked for")?);
-        let mut receiver = Self { child, output, port: 0 };
+        let (line, lines) = channel();
+        spawn(move || output.lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
+        let mut receiver = Self { child, lines, port: 0 };
         let port = receiver.received()?["port"].as_u64().context("a port")?;
         receiver.port = port.try_into()?;
         Ok(receiver)
     }
 
     /// What came, and whether it verified. Waits for it.
-    pub fn received(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        ensure!(self.output.read_line(&mut line)? > 0, "the receiver of webhooks ended");
+    pub fn received(&self) -> Result<Value> {
+        let line = self.lines.recv_timeout(PATIENCE).context("nothing came to the receiver of webhooks")?;
         Ok(serde_json::from_str(&line)?)
     }
 }

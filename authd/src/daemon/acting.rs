@@ -66,7 +66,7 @@ impl Daemon {
         let mut proofs = verified_by_control(&proofs);
         let completed = self.complete_all(&mut proofs, Some(spiffe_id)).and_then(|()| self.only_own(&proofs));
         let call = Call { tool, arguments, agent, delegation: delegation(&proofs), policy: self.policy_digest() };
-        let (hash, name_of_tool) = (call.hash(), call.tool.clone());
+        let hash = call.hash();
         let ruled = match denied {
             Some(Denied { reason, message, policies }) => Ok((Ruling::Denied { reason, message }, policies)),
             // What control decided is not asked: nobody is let do anything by its word.
@@ -77,12 +77,6 @@ impl Daemon {
         proofs.push(Shown::Action(Box::new(called)));
         let outcome = ruled.and_then(|(ruling, _)| self.carry_out(who, &known, call, ruling, &mut proofs));
         let outcome = outcome.unwrap_or_else(|refusal| ActOutcome::Denied { refusal });
-        let verdict = match &outcome {
-            ActOutcome::Allowed { .. } => "allowed",
-            ActOutcome::Pending { .. } => "pending",
-            ActOutcome::Denied { .. } => "denied",
-        };
-        self.metrics.agents.decided(&name_of_tool, &self.active.prepared.model, verdict);
         self.report_act(who, &outcome, &proofs);
         Ok(Acted { call: hash, policies, outcome })
     }
@@ -297,6 +291,11 @@ impl Daemon {
         };
         record.verdict = Some(verdict.to_owned());
         record.reason = Some(reason.to_owned());
+        for shown in proofs {
+            if let Shown::Action(called) = shown {
+                self.metrics.agents.decided(&called.tool, &self.active.prepared.model, verdict);
+            }
+        }
         self.describe(who, &mut record);
         self.report(record);
     }

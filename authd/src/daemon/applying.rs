@@ -79,6 +79,7 @@ impl Daemon {
             self.before = Some((before.prepared.sources, Instant::now()));
             self.tries_others()?;
         }
+        self.end_unmanaged_servers();
         self.report_loaded(&loaded);
         self.follow_policy();
         self.review_grants();

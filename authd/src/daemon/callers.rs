@@ -122,13 +122,8 @@ impl Daemon {
         }
     }
 
-    /// Whether a cgroup below the enforced root is there that no workload has.
-    pub(super) fn is_unmanaged_below(&self, path: &str) -> bool {
-        self.tree.nearest(path).is_some_and(|entry| entry.workload == UNMANAGED)
-    }
-
     /// Workload number, instance and the instance's path, of a cgroup below the enforced root.
-    fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
+    pub(super) fn instance_at(&self, path: &str) -> Option<(u32, u64, String)> {
         let entry = self.tree.nearest(path)?;
         (entry.workload != UNMANAGED).then(|| {
             let own = self.active.patterns.instance_path(path).unwrap_or(path).to_owned();

@@ -60,6 +60,8 @@ struct Running {
     asked: Option<Question>,
 }
 
+const UNMANAGED: &str = "no workload of the policy matches the server's cgroup, and it would reach everything: add a `[[workload]]` that does";
+
 /// A caller that may use a server.
 pub struct Admitted {
     /// Where the policy has the server.
@@ -150,12 +152,11 @@ impl Daemon {
         let cgroup = self.servers.place(server, id).map_err(|error| unusable(error.to_string()))?;
         // The kernel knows who it is before it is there.
         self.follow_cgroups().map_err(|error| unusable(error.to_string()))?;
-        let below = cgroup.strip_prefix(&self.base.path).ok().and_then(Path::to_str).unwrap_or_default();
-        if self.is_unmanaged_below(&format!("/{below}")) {
+        if !self.is_a_workloads(&cgroup) {
             let _ = fs::remove_dir(&cgroup);
-            let message = format!("no workload of the policy matches /{below}, where `{server}` would run");
+            let message = format!("{server}: {UNMANAGED}");
             self.server_refused(who, "mcp_server_unmanaged", &message);
-            return Err(refusal("mcp_server_unmanaged", "no workload of the policy matches the server's cgroup"));
+            return Err(refusal("mcp_server_unmanaged", UNMANAGED));
         }
         let (events, name) = (self.servers.events.clone(), server.to_owned());
         let (runtime, place) = (Handle::current(), cgroup.clone());
@@ -251,6 +252,26 @@ impl Daemon {
         }
     }
 
+    /// Ends servers that are nobody's any more under the policy in force.
+    pub(super) fn end_unmanaged_servers(&self) {
+        for (id, running) in &self.servers.running {
+            let cgroup = self.servers.cgroup.join(&running.name).join(id.to_string());
+            if self.is_a_workloads(&cgroup) {
+                continue;
+            }
+            tracing::error!(server = running.name, "ending an MCP server: {UNMANAGED}");
+            if let Err(error) = process::kill_all(&cgroup) {
+                tracing::error!(server = running.name, %error, "this MCP server goes on");
+            }
+        }
+    }
+
+    /// Whether rules say what a cgroup of a server's may reach.
+    fn is_a_workloads(&self, cgroup: &Path) -> bool {
+        let below = cgroup.strip_prefix(&self.base.path).ok().and_then(Path::to_str);
+        below.is_some_and(|below| self.instance_at(&format!("/{below}")).is_some())
+    }
+
     fn server_refused(&mut self, who: &Who, reason: &str, message: &str) {
         tracing::error!(reason, message, "an MCP server is not started");
         let mut record = Record::event("mcp_server_started");
@@ -274,17 +295,17 @@ impl Daemon {
                 record.message = Some(format!("{name}/{id}: process {pid}"));
             }
             Err(error) => {
-                tracing::error!(server = name, %error, "this MCP server cannot be started");
                 let refusal = refusal("mcp_server_unusable", "the server cannot be started; the log says why");
                 control.tell(&ToControl::NotGranted { question, refusal }, &[]);
-                record.verdict = Some("denied".to_owned());
-                record.reason = Some("mcp_server_unusable".to_owned());
-                record.message = Some(format!("{name}: {error}"));
+                let (caller, message) = (caller.clone(), format!("{name}: {error}"));
+                return self.server_refused(&caller, "mcp_server_unusable", &message);
             }
         }
         let caller = caller.clone();
         self.describe(&caller, &mut record);
         self.report(record);
+        // Another policy may be in force since.
+        self.end_unmanaged_servers();
     }
 }
 

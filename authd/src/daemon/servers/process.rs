@@ -252,11 +252,15 @@ pub fn clear(cgroup: &Path) -> io::Result<()> {
 }
 
 fn kill_and_remove(cgroup: &Path) -> io::Result<()> {
-    match fs::write(cgroup.join("cgroup.kill"), "1") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        result => result?,
+    match kill_all(cgroup) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.and_then(|()| remove_tree(cgroup)),
     }
-    remove_tree(cgroup)
+}
+
+/// All that is in a cgroup.
+pub fn kill_all(cgroup: &Path) -> io::Result<()> {
+    fs::write(cgroup.join("cgroup.kill"), "1")
 }
 
 fn remove_tree(cgroup: &Path) -> io::Result<()> {

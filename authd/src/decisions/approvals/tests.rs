@@ -485,8 +485,7 @@ fn all_agents_together_cannot_flood() {
     // What ended makes room, the oldest end first; what waits never.
     for (ends, number) in [(11, 5), (10, 6)] {
         approvals.grant(later(9), &id(number), approver(ALICE)).unwrap();
-        let hash = of_instance(number).call.hash();
-        approvals.use_up(later(ends), &hash, &names(&["leads"])).unwrap();
+        approvals.use_up(later(ends), &of_instance(number).call.hash(), &names(&["leads"])).unwrap();
     }
     assert_eq!(approvals.request(later(12), of_instance(9999)).unwrap().forgotten, [id(6)]);
     assert_eq!(approvals.request(later(12), of_instance(9998)).unwrap().forgotten, [id(5)]);
@@ -681,9 +680,7 @@ proptest! {
                 }
                 Step::Policy(same) => {
                     original = same;
-                    if !same {
-                        open.clear();
-                    }
+                    open.retain(|_, _| same);
                     let digest = if same { policy() } else { Digest::of(b"other") };
                     approvals.policy_changed(now, digest, groups());
                 }

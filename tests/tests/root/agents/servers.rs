@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_server_is_nobody_but_its_user", a_server_is_nobody_but_its_user),
         trial("a_server_ends_with_all_that_it_started", a_server_ends_with_all_that_it_started),
         trial("a_server_starts_with_the_units_capabilities", a_server_starts_with_the_units_capabilities),
+        trial("a_server_ends_when_it_is_nobodys_any_more", a_server_ends_when_it_is_nobodys_any_more),
         trial("nobody_starts_what_the_policy_does_not_name", nobody_starts_what_the_policy_does_not_name),
         trial("servers_of_a_daemon_that_was_killed_are_ended", servers_of_a_daemon_that_was_killed_are_ended),
     ];
@@ -234,6 +235,21 @@ fn servers_of_a_daemon_that_was_killed_are_ended() -> Result<Verdict> {
     ensure!(is_there(pid), "nobody was left to end it");
     scene.daemon = scene.sandbox.start()?;
     ensure!(!is_there(pid) && !cgroup.exists());
+    Ok(Verdict::Ran)
+}
+
+/// It would reach everything: no rule is about it any more.
+fn a_server_ends_when_it_is_nobodys_any_more() -> Result<Verdict> {
+    let scene = Scene::shell(STUBBORN)?;
+    let mut agent = scene.begin(A)?;
+    let (pid, cgroup) = scene.started_as(1)?;
+    let path = scene.sandbox.policy_directory().join("policy.toml");
+    let policy = fs::read_to_string(&path)?.replace("/authd.mcp/tools/*", "/authd.mcp/others/*");
+    scene.sandbox.write_policy(&policy)?;
+    scene.daemon.must_apply()?;
+    wait_until("its end", || Ok(!is_there(pid) && !cgroup.exists())).with_context(|| scene.daemon.log())?;
+    let _ = agent.kill();
+    agent.wait()?;
     Ok(Verdict::Ran)
 }
 

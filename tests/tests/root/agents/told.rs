@@ -33,7 +33,7 @@ fn people_are_told_of_calls_that_wait() -> Result<Verdict> {
     authority.issue(sandbox.directory(), "hook", vec![rcgen::SanType::IpAddress("127.0.0.1".parse()?)])?;
     fs::write(&roots, authority.pem())?;
     fs::write(&secret, SECRET)?;
-    let mut receiver = WebhookReceiver::start(&file("hook.pem"), &file("hook.key"), &secret)?;
+    let receiver = WebhookReceiver::start(&file("hook.pem"), &file("hook.key"), &secret)?;
     sandbox.add_settings(&format!(
         "control.server_authorities = {roots:?}\napprovals.command = [\"/usr/bin/tee\", \"-a\", {told:?}]\n\
          approvals.webhook = \"https://127.0.0.1:{}/hook?team=payments\"\napprovals.webhook_secret_file = {secret:?}\n",
