@@ -344,10 +344,11 @@ impl Explained<'_> {
                 permit[name].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
             };
             let bytes = permit["bytes"].as_u64().map_or_else(String::new, |bytes| format!(", {bytes} bytes"));
+            let plural = if permit["connections"] == 1 { "" } else { "s" };
             let shown = Some(names("requires").join(", ")).filter(|shown| !shown.is_empty());
             let shown = shown.map_or_else(String::new, |shown| format!(", for whoever shows {shown}"));
             format!(
-                "  rule {} for {} s: {} connections to {}{bytes}{shown}",
+                "  rule {} for {} s: {} connection{plural} to {}{bytes}{shown}",
                 permit["rule"].as_str().unwrap_or_default(),
                 permit["seconds"],
                 permit["connections"],

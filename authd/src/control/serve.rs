@@ -237,7 +237,7 @@ mod tests {
 
     const LIVES: Duration = Duration::from_millis(200);
     const PATIENCE: Duration = Duration::from_millis(200);
-    const SLOW: Duration = Duration::from_millis(1200);
+    const SLOW: Duration = Duration::from_millis(3000);
 
     /// One octet, and after [`SLOW`] many more.
     fn slowly(many: usize) -> Body {

@@ -306,7 +306,10 @@ mod tests {
 
     use super::*;
 
-    /// What comes of a JSON answer of many pieces.
+    /// Before each piece.
+    const PAUSE: Duration = Duration::from_millis(200);
+
+    /// What comes of a JSON answer of nine pieces.
     async fn slowly(limits: Limits) -> (Result<(), &'static str>, Duration) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
@@ -317,7 +320,7 @@ mod tests {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}", answer.len());
             let _ = stream.write_all(format!("{head}\r\n\r\n").as_bytes()).await;
             for piece in answer.chunks(4) {
-                sleep(Duration::from_millis(50)).await;
+                sleep(PAUSE).await;
                 let _ = stream.write_all(piece).await;
             }
         });
@@ -330,13 +333,10 @@ mod tests {
     #[tokio::test]
     async fn an_answer_may_be_slow_but_not_silent_and_not_for_ever() {
         let normal = Limits::default();
-        let second = Duration::from_secs(1);
-        // Nine pieces take 450 ms.
-        assert_eq!(slowly(Limits { silence: Duration::from_millis(400), ..normal.clone() }).await.0, Ok(()));
-        let short = Duration::from_millis(20);
-        for limits in [Limits { silence: short, ..normal.clone() }, Limits { owed: short * 10, ..normal }] {
+        assert_eq!(slowly(Limits { silence: PAUSE * 8, ..normal.clone() }).await.0, Ok(()));
+        for limits in [Limits { silence: PAUSE / 10, ..normal.clone() }, Limits { owed: PAUSE, ..normal }] {
             let (answer, took) = slowly(limits).await;
-            assert!(answer == Err("mcp_server_silent") && took < second, "{answer:?} {took:?}");
+            assert!(answer == Err("mcp_server_silent") && took < PAUSE * 9, "{answer:?} {took:?}");
         }
     }
 }

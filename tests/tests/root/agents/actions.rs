@@ -295,6 +295,14 @@ fn datagrams_pass_on_a_permit_too() -> Result<Verdict> {
     ensure!(outcome.ok, "{outcome:?}\n{}", scene.daemon.log());
     let outcome = udp(A)?;
     ensure!(!outcome.ok, "one exchange: {outcome:?}");
+    // Packets of 33 bytes, each counted once: of 140, four pass, and no fifth.
+    let few = POLICY.replace("grant_ttl = \"1m\"", "grant_ttl = \"1m\"\npermit = { bytes = \"140B\" }");
+    scene.sandbox.write_policy(&few)?;
+    scene.daemon.must_apply()?;
+    scene.allowed(A, "refund", &refund("1.00"))?;
+    let mut held = scene.sandbox.spawn(A, &["hold-udp", "127.0.0.1:7101"])?;
+    let (second, third) = (held.again()?, held.again()?);
+    ensure!(second.ok && !third.ok, "{second:?}, {third:?}\n{}", scene.last_records()?);
     Ok(Verdict::Ran)
 }
 
