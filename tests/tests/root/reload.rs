@@ -85,17 +85,18 @@ fn an_open_connection_is_cut_and_resumes() -> Result<Verdict> {
     let mut udp = sandbox.spawn(AGENT, &["hold-udp", "127.0.0.1:7002"])?;
     ensure!(tcp.again()?.ok && udp.again()?.ok);
     sandbox.write_policy(&POLICY.replace(r#"from = ["agent", "crafter"]"#, r#"from = ["crafter"]"#))?;
-    daemon.must_apply()?;
+    // The daemon may see the file first, and come to the same policy twice.
+    let without = daemon.must_apply()?.generation;
     let (cut_tcp, cut_udp) = (tcp.again()?, udp.again()?);
     ensure!(!cut_tcp.ok && cut_tcp.errno == "TIMEOUT", "{cut_tcp:?}");
     ensure!(cut_udp.is_eperm(), "{cut_udp:?}");
     let cut = daemon.wait_for("the cut", |r| r.event == "flow_cut" && r.protocol.as_deref() == Some("tcp"))?;
-    ensure!(cut.reason.as_deref() == Some("no_rule") && cut.generation == Some(2), "{cut:?}");
+    ensure!(cut.reason.as_deref() == Some("no_rule") && cut.generation.is_some_and(|cut| cut > 1), "{cut:?}");
     sandbox.write_policy(POLICY)?;
     daemon.must_apply()?;
     wait_until("the connection to go on", || Ok(tcp.again()?.ok))?;
     ensure!(udp.again()?.ok);
-    daemon.wait_for("the resumption", |r| r.event == "flow_resumed" && r.generation == Some(3))?;
+    daemon.wait_for("the resumption", |r| r.event == "flow_resumed" && r.generation > Some(without))?;
     Ok(Verdict::Ran)
 }
 
@@ -208,7 +209,8 @@ from = ["newcomer"]
 to = ["address-only"]
 "#;
     sandbox.write_policy(&format!("{POLICY}{newcomer}"))?;
-    daemon.must_apply()?;
+    // The daemon may see the file first, and come to the same policy twice.
+    let without = daemon.must_apply()?.generation;
     let (cut_tcp, cut_udp) = (tcp.again()?, udp.again()?);
     ensure!(!cut_tcp.ok && !cut_udp.ok, "{cut_tcp:?} {cut_udp:?}\n{}", daemon.log());
     let cut = daemon.wait_for("the cut", |r| r.event == "flow_cut" && r.direction.as_deref() == Some("inbound"))?;
