@@ -152,24 +152,19 @@ fn represented(what: &Refused, verdict: &Verdict) -> Option<u64> {
         flags: what.flags & tag_flags::VOUCHED,
     };
     let now = raw::now();
-    let (denial, represented) = match maps::denial(&key) {
-        Some(denial) => {
-            let denial = raw::value(denial);
-            if now < denial.told + TELL_AGAIN && denial.generation == what.generation {
-                raw::add(&mut denial.untold, 1);
-                return None;
-            }
-            let represented = 1 + denial.untold;
-            (denial, represented)
-        }
-        None => {
-            maps::set_denial(&key, &UNTOLD);
-            // Without a place the next one is told too.
-            let Some(denial) = maps::denial(&key) else { return Some(1) };
-            (raw::value(denial), 1)
-        }
-    };
-    denial.untold = 0;
+    let known = maps::denial(&key).or_else(|| {
+        maps::add_denial(&key, &UNTOLD);
+        maps::denial(&key)
+    });
+    // Without a place the next one is told too.
+    let Some(denial) = known else { return Some(1) };
+    let denial = raw::value(denial);
+    // One that was only just made is of no generation yet.
+    if now < denial.told + TELL_AGAIN && denial.generation == what.generation {
+        raw::add(&mut denial.untold, 1);
+        return None;
+    }
+    let represented = 1 + raw::take(&mut denial.untold);
     denial.told = now;
     denial.generation = what.generation;
     denial.rule = verdict.rule;

@@ -149,9 +149,10 @@ pub fn denial(key: &DenialKey) -> Option<*mut Denial> {
     DENIALS.get_ptr_mut(key)
 }
 
+/// Leaves alone what another CPU has put there meanwhile: it may have counted.
 #[inline(always)]
-pub fn set_denial(key: &DenialKey, denial: &Denial) {
-    let _ = DENIALS.insert(key, denial, 0);
+pub fn add_denial(key: &DenialKey, denial: &Denial) {
+    let _ = DENIALS.insert(key, denial, BPF_NOEXIST as u64);
 }
 
 #[inline(always)]

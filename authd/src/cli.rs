@@ -83,7 +83,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say which callers and services change their verdict between two policy directories
+    /// Say what changes between two policy directories: verdicts, and definitions
     Diff {
         old: PathBuf,
         new: PathBuf,
@@ -420,6 +420,12 @@ pub struct CallerArgs {
     /// Authorities that the certificate of `--url` may be of, in PEM
     #[arg(long, value_name = "PEM", requires = "url")]
     pub ca: Option<PathBuf>,
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+}
+
+#[derive(Args)]
+pub struct IdentityArgs {
     /// The client's certificate chain, in PEM
     #[arg(long, value_name = "PEM", requires = "key")]
     pub cert: Option<PathBuf>,
@@ -472,7 +478,7 @@ pub struct ActQuestion {
     #[arg(long, value_name = "SECONDS")]
     pub wait: Option<u32>,
     #[command(flatten)]
-    pub caller: CallerArgs,
+    pub identity: IdentityArgs,
     #[arg(long)]
     pub json: bool,
 }

@@ -256,12 +256,17 @@ fn explain_answers_from_a_directory_for_any_time() {
 }
 
 #[test]
-fn diff_says_which_verdicts_change() {
+fn diff_says_which_verdicts_and_definitions_change() {
     let (old, new) = (Scratch::new(GOOD), Scratch::new(&GOOD.replace("tcp/443", "tcp/8443")));
     let ran = old.run(&["diff", &old.policy(), &new.policy(), "--json"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let changes = ran.json();
-    let changes = changes.as_array().unwrap();
+    let definition = json!({
+        "kind": "service", "name": "tickets", "change": "changed",
+        "fields": [{ "path": "ports", "before": ["tcp/443"], "after": ["tcp/8443"] }]
+    });
+    assert_eq!(changes["definitions"], json!([definition]));
+    let changes = changes["verdicts"].as_array().unwrap();
     assert!(
         changes.iter().any(|c| c["to"] == "10.20.0.0:443/tcp" && c["before"].as_str().unwrap().contains("allowed")),
         "{changes:?}"
@@ -271,7 +276,10 @@ fn diff_says_which_verdicts_change() {
         "{changes:?}"
     );
     let ran = old.run(&["diff", &old.policy(), &old.policy()]);
-    assert!(ran.out.contains("0 verdicts change"), "{ran:?}");
+    assert_eq!(ran.out, "0 verdicts change, 0 definitions differ\n");
+    let ran = old.run(&["diff", &old.policy(), &new.policy()]);
+    let expected = "service tickets differs\n    ports: [\"tcp/443\"] becomes [\"tcp/8443\"]\n";
+    assert!(ran.out.contains(expected), "{ran:?}");
 }
 
 #[test]

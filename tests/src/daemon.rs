@@ -27,6 +27,11 @@ use crate::sandbox::Sandbox;
 /// Nothing takes as long, even in an emulated machine that shares its processors with another one.
 pub const PATIENCE: Duration = Duration::from_secs(if option_env!("AUTHD_IMPATIENT").is_some() { 15 } else { 300 });
 
+/// Whether this machine's processor is a program, on which everything takes some fifty times as long.
+pub fn emulated() -> bool {
+    std::env::var_os("AUTHD_EMULATED").is_some()
+}
+
 pub struct Daemon {
     child: Option<Child>,
     settings: PathBuf,

@@ -415,7 +415,7 @@ impl Peer {
     }
 
     pub fn line(&self) -> Result<String> {
-        self.lines.recv_timeout(PATIENCE).context("the program says nothing")
+        self.lines.recv_timeout(crate::daemon::PATIENCE).context("the program says nothing")
     }
 
     /// Begins something, and returns its number.

@@ -9,7 +9,7 @@ pub mod xdp;
 
 use core::{
     ffi::c_void,
-    intrinsics::{AtomicOrdering, atomic_xadd},
+    intrinsics::{AtomicOrdering, atomic_xadd, atomic_xchg},
     ptr::{read_volatile, write_volatile},
 };
 
@@ -64,7 +64,7 @@ pub fn set<T>(field: *mut T, value: T) {
 pub fn add(number: &mut u64, amount: u64) {
     // The target is declared without compare-and-swap, so that core's atomic types have no addition for it; the instruction
     // exists nevertheless.
-    // SAFETY: a reference is valid and aligned; all that write this number, but for resets, use this function or the next.
+    // SAFETY: a reference is valid and aligned; all that write this number use this function or one of the next two.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(number, amount) };
 }
 
@@ -75,6 +75,14 @@ pub fn take_and_add(number: &mut u64, amount: u64) -> u64 {
     // its result is used, which then is the amount.
     // SAFETY: as above.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(number, amount) }
+}
+
+/// Leaves zero, and returns what was there: nothing that is added meanwhile is lost.
+#[inline(always)]
+pub fn take(number: &mut u64) -> u64 {
+    // BPF_XCHG, Linux 5.12.
+    // SAFETY: as for `add`.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(number, 0) }
 }
 
 macro_rules! nullary {

@@ -13,11 +13,7 @@ use hyper::{
 };
 use serde_json::Value;
 
-use super::{
-    FAILED,
-    grant::{identity, target},
-    shown::Shown,
-};
+use super::{FAILED, grant::identity, settings, shown::Shown};
 use crate::{
     cli::ActQuestion,
     client::{self, Identity, Target},
@@ -30,11 +26,12 @@ const PENDING: u8 = 75;
 const AGAIN: Duration = Duration::from_secs(1);
 
 pub fn run(config: Option<&Path>, question: &ActQuestion) -> anyhow::Result<ExitCode> {
-    let target = match target(config, &question.caller) {
-        Ok(target) => target?,
+    // Workloads ask on their own node: it is the kernel that says who they are.
+    let target = match settings(config) {
+        Ok(settings) => Target::Socket(settings.control.socket),
         Err(code) => return Ok(code),
     };
-    let identity = identity(&question.caller)?;
+    let identity = identity(&question.identity)?;
     // As it was written: what is decided about is what it says, to the last digit.
     let body = format!("{{\"tool\":{},\"arguments\":{}}}", Value::from(question.tool.as_str()), question.arguments);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

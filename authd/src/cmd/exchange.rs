@@ -29,7 +29,7 @@ pub fn run(config: Option<&Path>, question: &ExchangeQuestion) -> anyhow::Result
         Ok(target) => target?,
         Err(code) => return Ok(code),
     };
-    let identity = identity(&question.caller)?;
+    let identity = identity(&question.caller.identity)?;
     let token = text_of(&question.subject_token_file)?;
     let mut shown = Shown::read(None, question.dpop_key.as_deref())?;
     let body = form(question, &token);

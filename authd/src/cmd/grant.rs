@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::shown::Shown;
 use crate::{
-    cli::{CallerArgs, GrantQuestion},
+    cli::{CallerArgs, GrantQuestion, IdentityArgs},
     client::{self, Answer, Identity, Target},
 };
 
@@ -74,14 +74,14 @@ fn peer(url: &str, authorities: Option<&Path>) -> anyhow::Result<Target> {
     Ok(Target::Peer { host, port: uri.port_u16().unwrap_or(7443), authorities })
 }
 
-pub fn identity(caller: &CallerArgs) -> anyhow::Result<Option<Identity>> {
-    let (Some(cert), Some(key)) = (&caller.cert, &caller.key) else { return Ok(None) };
+pub fn identity(files: &IdentityArgs) -> anyhow::Result<Option<Identity>> {
+    let (Some(cert), Some(key)) = (&files.cert, &files.key) else { return Ok(None) };
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
     Ok(Some(Identity { certificates: read(cert)?, key: read(key)? }))
 }
 
 async fn ask(target: &Target, question: &GrantQuestion) -> anyhow::Result<Answer> {
-    let identity = identity(&question.caller)?;
+    let identity = identity(&question.caller.identity)?;
     let mut shown = Shown::read(question.token_file.as_deref(), question.dpop_key.as_deref())?;
     let api_key = question.api_key_file.as_deref().map(text_of).transpose()?;
     let body = serde_json::to_vec(&json!({ "rule": question.rule, "seconds": question.seconds }))?;

@@ -13,7 +13,7 @@ pub fn run(config: Option<&Path>, caller: &CallerArgs, json: bool) -> anyhow::Re
         Ok(target) => target?,
         Err(code) => return Ok(code),
     };
-    let identity = grant::identity(caller)?;
+    let identity = grant::identity(&caller.identity)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = client::ask(&target, identity.as_ref(), Method::GET, "/v1/whoami", HeaderMap::new(), Vec::new());
     let answer = runtime.block_on(asked)?;

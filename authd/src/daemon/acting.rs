@@ -268,7 +268,7 @@ impl Daemon {
         if let Err(error) = self.writer.follow(&commands) {
             tracing::error!(%error, "the index of grants");
         }
-        if is_used_up && event.kind == kind::CLOSED && self.ledger.flows.len_of(event.grant) == 0 {
+        if event.kind == kind::CLOSED && permits::is_over(permit, self.ledger.flows.ended_on(event.grant)) {
             self.end_grants(&[id], "permit_used", None);
         }
     }

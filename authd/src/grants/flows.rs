@@ -35,6 +35,8 @@ pub struct Flow {
 pub struct Flows {
     by_grant: HashMap<Grant, HashMap<Key, Flow>>,
     by_key: HashMap<Key, Grant>,
+    /// Of the flows that began on a permit, how many have ended.
+    ended: HashMap<Grant, u64>,
     incomplete: bool,
 }
 
@@ -61,7 +63,7 @@ impl Flows {
                     self.enter(flow, event.grant);
                 }
             }
-            kind::CLOSED => self.closed(&key),
+            kind::CLOSED => self.ended(&key),
             // One that was cut has a socket still.
             _ => {}
         }
@@ -74,7 +76,7 @@ impl Flows {
     }
 
     pub fn conversation_ended(&mut self, key: &ConversationKey) {
-        self.closed(&Key {
+        self.ended(&Key {
             cookie: key.cookie,
             remote: key.remote,
             remote_port: key.remote_port,
@@ -82,18 +84,27 @@ impl Flows {
         });
     }
 
-    fn closed(&mut self, key: &Key) {
-        let Some(grant) = self.by_key.remove(key) else { return };
+    fn ended(&mut self, key: &Key) {
+        if let Some(permit) = self.closed(key).filter(|grant| grant.is_permit()) {
+            *self.ended.entry(permit).or_default() += 1;
+        }
+    }
+
+    /// On which grant it was.
+    fn closed(&mut self, key: &Key) -> Option<Grant> {
+        let grant = self.by_key.remove(key)?;
         if let Some(flows) = self.by_grant.get_mut(&grant) {
             flows.remove(key);
             if flows.is_empty() {
                 self.by_grant.remove(&grant);
             }
         }
+        Some(grant)
     }
 
     /// The flows that rest, or rested last, on a grant. They are forgotten here.
     pub fn take(&mut self, grant: Grant) -> Vec<Flow> {
+        self.ended.remove(&grant);
         let flows: Vec<Flow> = self.by_grant.remove(&grant).unwrap_or_default().into_values().collect();
         for flow in &flows {
             self.by_key.remove(&flow.key);
@@ -101,8 +112,9 @@ impl Flows {
         flows
     }
 
-    pub fn len_of(&self, grant: Grant) -> usize {
-        self.by_grant.get(&grant).map_or(0, HashMap::len)
+    /// How many of the flows that began on a permit have ended. No more than this: some may not have been told.
+    pub fn ended_on(&self, permit: Grant) -> u64 {
+        self.ended.get(&permit).copied().unwrap_or(0)
     }
 
     /// Whether every flow with a grant is known here.
@@ -183,6 +195,28 @@ mod tests {
         flows.told(&event(kind::REGRANTED, 7, 2));
         assert!(flows.take(FIRST).is_empty());
         assert_eq!(flows.take(SECOND).len(), 1);
+    }
+
+    #[test]
+    fn flows_that_ended_are_counted_for_each_permit() {
+        let mut flows = Flows::default();
+        let permit = Grant { slot: 3, serial: authd_common::tables::PERMIT | 1 };
+        let told = |flows: &mut Flows, of, cookie| flows.told(&Event { grant: permit, ..event(of, cookie, 0) });
+        told(&mut flows, kind::OPENED, 7);
+        told(&mut flows, kind::OPENED, 8);
+        // Nothing has ended with a flow that goes on, and what was not seen to begin is not counted.
+        told(&mut flows, kind::RESUMED, 7);
+        told(&mut flows, kind::CLOSED, 9);
+        assert_eq!(flows.ended_on(permit), 0);
+        told(&mut flows, kind::CLOSED, 7);
+        told(&mut flows, kind::CLOSED, 7);
+        assert_eq!(flows.ended_on(permit), 1);
+        flows.take(permit);
+        assert_eq!(flows.ended_on(permit), 0, "the slot's next one begins anew");
+        // Other grants have no count.
+        flows.told(&event(kind::OPENED, 7, 1));
+        flows.told(&event(kind::CLOSED, 7, 1));
+        assert!(flows.ended.is_empty());
     }
 
     #[test]

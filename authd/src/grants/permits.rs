@@ -43,6 +43,12 @@ pub fn is_used_up(permit: Permit) -> bool {
     permit.begun >= permit.most_begun.into() || permit.bytes >= permit.most_bytes
 }
 
+/// Whether nothing begins on it any more, and all that did has ended. A connection that takes from it while others end is told
+/// of only when it is established, which may be much later.
+pub fn is_over(permit: Permit, ended: u64) -> bool {
+    is_used_up(permit) && ended >= permit.begun
+}
+
 impl Grants {
     /// A permit has let everything begin that it may: new flows take another one of the same holder.
     pub fn use_up(&mut self, id: &Id) -> Vec<Command> {

@@ -3,7 +3,10 @@
 use authd_common::{address::Address, tables::NO_SLOT};
 use proptest::prelude::*;
 
-use super::{permits::Limits, *};
+use super::{
+    permits::{Limits, is_over},
+    *,
+};
 
 fn id(n: u8) -> Id {
     Id([n; 16])
@@ -342,6 +345,17 @@ fn a_permit_that_is_used_up_makes_room_for_the_next() {
     // The slot's next grant is none.
     kernel.follow(grants.give(10_000_000_000, given(4), key(1), 20_000_000_000).unwrap());
     assert_eq!(kernel.slots[&slot(&grants, 4)].0 & PERMIT, 0);
+}
+
+#[test]
+fn a_permit_ends_with_the_last_flow_that_began_on_it() {
+    let permit =
+        |begun, bytes| Permit { begun, bytes, ..Limits { connections: 3, bytes: Some(99) }.permit(Grant::NONE) };
+    assert!(!is_over(permit(2, 0), 2), "one more may begin");
+    // The third is under way, and nothing was told of it yet.
+    assert!(!is_over(permit(3, 0), 2));
+    assert!(is_over(permit(3, 0), 3));
+    assert!(!is_over(permit(2, 99), 1) && is_over(permit(2, 99), 2), "its bytes are spent");
 }
 
 #[test]

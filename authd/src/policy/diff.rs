@@ -1,4 +1,6 @@
-//! Which pairs of callers and services change their verdict between two policies.
+//! What changes between two policies: verdicts of pairs of callers and services, and definitions.
+
+pub mod definitions;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +10,7 @@ use authd_common::{
 };
 use serde::Serialize;
 
+use self::definitions::Definition;
 use super::{
     compile::{CompileError, Moment, Options, Registry, compile},
     explain::{From, Policy, To},
@@ -23,6 +26,14 @@ pub struct Change {
     pub to: String,
     pub before: String,
     pub after: String,
+}
+
+/// All that changes.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Difference {
+    pub verdicts: Vec<Change>,
+    /// Flows alone do not show them all: what is asked of a token, what a tool may be called with, how long a grant lives.
+    pub definitions: Vec<Definition>,
 }
 
 /// Compares verdicts for all callers that either policy names, at the edges of all services that either policy names.

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use authd_tests::{
-    daemon::Daemon,
+    daemon::{Daemon, emulated},
     probe::Outcome,
     sandbox::Sandbox,
     trust::{Authority, Issuer},
@@ -341,6 +341,7 @@ fn a_stolen_token_is_worth_nothing_elsewhere() -> Result<Verdict> {
     scene.refused(TWO, "both", &own, "bound_certificate_mismatch")?;
     scene.is_closed(TWO, 7104)?;
     // After its revocation: at the door, and to the packet.
+    scene.daemon.wait_for("the first flow's end", |r| r.event == "flow_closed" && r.remote_port == Some(7104))?;
     let mut held = scene.sandbox.spawn(ONE, &["hold-tcp", "127.0.0.1:7104"])?;
     ensure!(held.again()?.ok);
     let effect = scene.revoke(&["token", "https://idp.example.org", "stolen", "--reason", "it was stolen"])?;
@@ -356,11 +357,12 @@ fn a_stolen_token_is_worth_nothing_elsewhere() -> Result<Verdict> {
 
 fn one_grant_of_a_thousand_is_revoked() -> Result<Verdict> {
     // An emulated machine takes some fifty times as long.
-    let (instances, flows): (u32, u32) =
-        if std::env::var_os("AUTHD_EMULATED").is_some() { (100, 5) } else { (1000, 10) };
+    let (instances, flows): (u32, u32) = if emulated() { (100, 5) } else { (1000, 10) };
     let scene = Scene::new()?;
     let _server = scene.sandbox.spawn("/servers", &["serve-crowd", "127.0.0.1:7106"])?;
-    let token = scene.token(&json!({}))?;
+    // As long as the issuer's may live.
+    let now = jiff::Timestamp::now().as_second();
+    let token = scene.token(&json!({ "iat": now, "exp": now + 3500 }))?;
     let parent = scene.sandbox.cgroup.child("/agents")?;
     let mut crowd = scene.sandbox.spawn(
         "/agents/first",
@@ -471,11 +473,12 @@ fn a_grant_ends_on_time_with_the_daemon_dead() -> Result<Verdict> {
     let mut scene = Scene::new()?;
     let token = scene.token(&json!({}))?;
     let token = token.to_str().context("a path")?;
-    scene.granted(ONE, "token", &["--token-file", token, "--seconds", "6"])?;
+    let life = if emulated() { 30 } else { 6 };
+    scene.granted(ONE, "token", &["--token-file", token, "--seconds", &life.to_string()])?;
     let mut held = scene.sandbox.spawn(ONE, &["hold-tcp", "127.0.0.1:7101"])?;
     ensure!(held.again()?.ok);
     scene.daemon.kill_hard()?;
-    std::thread::sleep(Duration::from_secs(7));
+    std::thread::sleep(Duration::from_secs(life + 1));
     ensure!(!held.again()?.ok, "its packets are dropped");
     scene.is_closed(ONE, 7101)?;
     Ok(Verdict::Ran)
@@ -503,12 +506,12 @@ fn grants_outlive_a_restart() -> Result<Verdict> {
 }
 
 fn a_held_connection_goes_on() -> Result<Verdict> {
-    let scene = Scene::with_settings("hold_seconds = 20\n")?;
+    let scene = Scene::with_settings("hold_seconds = 60\n")?;
     let token = scene.token(&json!({}))?;
     let mut waiting = scene.sandbox.spawn_quietly_in(
         ONE,
         &scene.sandbox.netns,
-        &["tcp", "127.0.0.1:7105", "--timeout-ms", "30000"],
+        &["tcp", "127.0.0.1:7105", "--timeout-ms", "90000"],
     )?;
     scene.daemon.wait_for("the wait", |r| r.event == "flow_held" && r.remote_port == Some(7105))?;
     scene.granted(ONE, "patient", &["--token-file", token.to_str().context("a path")?])?;
@@ -539,7 +542,8 @@ fn a_kept_grant_carries_its_flows_on() -> Result<Verdict> {
     let (binary, settings) = (authd_tests::daemon::binary(), scene.sandbox.settings());
     let path = |path: &std::path::Path| path.display().to_string();
     let (binary, settings, token) = (path(&binary), path(&settings), path(&token));
-    let keep = ["--config", &settings, "grant", "--keep", "--rule", "token", "--token-file", &token, "--seconds", "4"];
+    let life = if emulated() { "20" } else { "4" };
+    let keep = ["--config", &settings, "grant", "--keep", "--rule", "token", "--token-file", &token, "--seconds", life];
     let command = [&["exec", "--", &binary], &keep[..]].concat();
     let _keeper = scene.sandbox.spawn_quietly_in(ONE, &scene.sandbox.netns, &command)?;
     scene.daemon.wait_for("the first grant", |r| r.event == "grant_issued")?;

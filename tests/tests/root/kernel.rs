@@ -33,7 +33,7 @@ use authd_common::{
     },
     verdict::{FarEnd, Opener, Verdict, decide_packet_in, decide_packet_out},
 };
-use authd_tests::{frames, meaning, netns::Netns, sandbox::Sandbox};
+use authd_tests::{daemon::emulated, frames, meaning, netns::Netns, sandbox::Sandbox};
 use aya::programs::{Program, TestRun, TestRunOptions};
 use libtest_mimic::Trial;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -82,7 +82,7 @@ impl Drop for Moved {
 
 fn the_kernel_decides_as_the_library_does() -> Result<Ran> {
     let sandbox = Sandbox::new()?;
-    let frames = if std::env::var_os("AUTHD_EMULATED").is_some() { FRAMES_EMULATED } else { FRAMES };
+    let frames = if emulated() { FRAMES_EMULATED } else { FRAMES };
     sandbox.netns.ip(&["link", "add", "near", "type", "veth", "peer", "name", "far"])?;
     let own = sandbox.cgroup.child("/fuzz")?;
     let _moved = Moved::to(&own)?;

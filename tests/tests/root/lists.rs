@@ -104,6 +104,7 @@ fn a_new_list_ends_what_rests_on_it() -> Result<Verdict> {
     ensure!(three.goes_on()?);
     publish(&scene.authority.list(&[one.serial.clone(), below.serial()?])?)?;
     wait_until("the end of three", || Ok(!three.goes_on()?)).with_context(|| scene.daemon.log())?;
+    wait_until("its record", || Ok(ended()?.len() >= 2))?;
     ensure!(two.goes_on()? && ended()?.len() == 2, "{:?}", ended()?);
     // Nothing of it is a revocation of this node's: the next list may say otherwise.
     publish(&scene.authority.list(&[])?)?;

@@ -171,10 +171,10 @@ impl Scene {
 
     fn reaches(&self, from: IpAddr, to: SocketAddr) -> Result<bool> {
         let (from, to) = (SocketAddr::new(from, 0).to_string(), to.to_string());
-        let arguments = ["tcp", &to, "--from", &from, "--timeout-ms", "500"];
+        let arguments = ["tcp", &to, "--from", &from, "--timeout-ms", "2000"];
         // A blocking connect waits for minutes: the attempt is given up from outside.
         let mut attempt = self.sandbox.spawn_quietly_in("/elsewhere", &self.far, &arguments)?;
-        let outcome = attempt.next_within(Duration::from_millis(2_500))?;
+        let outcome = attempt.next_within(Duration::from_secs(5))?;
         Ok(outcome.is_some_and(|outcome| outcome.ok))
     }
 

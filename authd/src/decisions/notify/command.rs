@@ -167,14 +167,18 @@ mod tests {
     use super::*;
     use crate::store::tests::Scratch;
 
-    const SHORT: Duration = Duration::from_millis(300);
+    const SHORT: Duration = Duration::from_secs(1);
 
     fn shell(script: &str) -> Vec<String> {
         ["/bin/sh", "-c", script].map(str::to_owned).to_vec()
     }
 
     async fn run(command: &[String], message: &[u8]) -> Result<(), &'static str> {
-        let hook = Hook::with(command, SHORT, 1, 1).unwrap();
+        run_for(LIMIT, command, message).await
+    }
+
+    async fn run_for(limit: Duration, command: &[String], message: &[u8]) -> Result<(), &'static str> {
+        let hook = Hook::with(command, limit, 1, 1).unwrap();
         hook.inner.run(message).await.map_err(|error| error.reason())
     }
 
@@ -215,9 +219,9 @@ mod tests {
         let (path, name) = file(&scratch, "pid");
         let started = Instant::now();
         let script = format!("sleep 60 & echo $! > {name}; wait");
-        assert_eq!(run(&shell(&script), b"").await, Err("hook_too_slow"));
+        assert_eq!(run_for(SHORT, &shell(&script), b"").await, Err("hook_too_slow"));
         // One that never reads blocks nobody either.
-        assert_eq!(run(&shell("exec sleep 60"), &vec![b'x'; 1 << 20]).await, Err("hook_too_slow"));
+        assert_eq!(run_for(SHORT, &shell("exec sleep 60"), &vec![b'x'; 1 << 20]).await, Err("hook_too_slow"));
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
         let pid: i32 = fs::read_to_string(path).unwrap().trim().parse().unwrap();
         let is_gone = || {

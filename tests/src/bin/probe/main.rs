@@ -23,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use authd_tests::probe::Outcome;
+use authd_tests::{daemon::emulated, probe::Outcome};
 use clap::{Parser, Subcommand};
 use nix::sys::socket::{MsgFlags, sendmsg};
 
@@ -106,8 +106,8 @@ enum Action {
         to: SocketAddr,
         #[arg(long)]
         from: Option<SocketAddr>,
-        #[arg(long, default_value_t = 1000)]
-        timeout_ms: u64,
+        #[arg(long)]
+        timeout_ms: Option<u64>,
     },
     /// Connect once; then, for every line of input, send and wait for the echo.
     HoldTcp {
@@ -264,7 +264,10 @@ enum Shape {
     ManyHeaders,
 }
 
-const WAIT: Duration = Duration::from_millis(1000);
+/// For an answer. A SYN that was lost is sent again after a second: where much is lost, that is no refusal.
+fn wait() -> Duration {
+    Duration::from_millis(if emulated() { 2500 } else { 1000 })
+}
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
@@ -287,13 +290,13 @@ fn main() -> Result<()> {
         Action::ServeTcp { at } => return echo(TcpListener::bind(at)?),
         Action::ServeUdp { at } => return serve_udp(at),
         Action::ServeSink { at } => return serve_sink(at),
-        Action::HoldTcp { to, from } => return hold_tcp(connect(to, from, WAIT)),
+        Action::HoldTcp { to, from } => return hold_tcp(connect(to, from, wait())),
         Action::RetryTcp { to } => return retry_tcp(to),
         Action::HoldMptcp { to } => return hold_tcp(connect_mptcp(to)),
         Action::HoldUdp { to } => return hold_udp(to),
         Action::LendSocket { path } => return lend_socket(&path),
         Action::Hammer { to, threads } => return hammer(&to, threads),
-        Action::Tcp { to, from, timeout_ms } => tcp(to, from, Duration::from_millis(timeout_ms)),
+        Action::Tcp { to, from, timeout_ms } => tcp(to, from, timeout_ms.map_or_else(wait, Duration::from_millis)),
         Action::Udp { to, how, decoy, called_at } => udp(to, how, decoy, called_at),
         Action::Socket { kind } => socket_of(kind).map(drop),
         Action::Ping { to } => ping(to),
@@ -488,10 +491,10 @@ fn hold_tcp(connected: Result<TcpStream, Failure>) -> Result<()> {
             return Ok(());
         }
     };
-    say(&outcome_of(exchange(&mut stream, WAIT)));
+    say(&outcome_of(exchange(&mut stream, wait())));
     for line in io::stdin().lock().lines() {
         line?;
-        say(&outcome_of(exchange(&mut stream, WAIT)));
+        say(&outcome_of(exchange(&mut stream, wait())));
     }
     Ok(())
 }
@@ -594,7 +597,7 @@ fn connect_and_reset(to: SocketAddr) -> io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)?;
     // EINPROGRESS after this long, instead of ETIMEDOUT after minutes.
-    let patience = libc::timeval { tv_sec: 2, tv_usec: 0 };
+    let patience = libc::timeval { tv_sec: if emulated() { 5 } else { 2 }, tv_usec: 0 };
     set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDTIMEO, &patience)?;
     connect_fd(socket.as_raw_fd(), to)
 }
@@ -615,7 +618,7 @@ fn udp(to: SocketAddr, how: How, decoy: Option<SocketAddr>, called_at: Option<So
         let (length, caller) = socket.recv_from(&mut buffer).step("wait for a call")?;
         socket.send_to(&buffer[..length], caller).step("answer")?;
     }
-    socket.set_read_timeout(Some(WAIT)).step("set a limit")?;
+    socket.set_read_timeout(Some(wait())).step("set a limit")?;
     match how {
         How::Sendto => drop(socket.send_to(b"hello", to).step("sendto")?),
         How::Sendmsg => {
@@ -643,7 +646,7 @@ fn udp(to: SocketAddr, how: How, decoy: Option<SocketAddr>, called_at: Option<So
 
 fn hold_udp(to: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind(wildcard(to))?;
-    socket.set_read_timeout(Some(WAIT))?;
+    socket.set_read_timeout(Some(wait()))?;
     let exchange = || -> Attempt {
         socket.send_to(b"hello", to).step("sendto")?;
         socket.recv(&mut [0; 64]).step("wait for the echo").map(drop)

@@ -19,9 +19,9 @@ use authd_tests::probe::Outcome;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use super::{
-    Attempt, Kind, Step, WAIT, connect_and_reset, enter_cgroup, exchange, ready,
+    Attempt, Kind, Step, connect_and_reset, enter_cgroup, exchange, ready,
     sockets::{checked, connect_fd, socket_of},
-    tcp,
+    tcp, wait,
 };
 
 pub fn lend_socket(path: &Path) -> Result<()> {
@@ -60,7 +60,7 @@ pub fn use_socket(path: &Path, to: SocketAddr) -> Attempt {
 
 fn connected(socket: OwnedFd, to: SocketAddr) -> Attempt {
     connect_fd(socket.as_raw_fd(), to).step("connect")?;
-    exchange(&mut TcpStream::from(socket), WAIT)
+    exchange(&mut TcpStream::from(socket), wait())
 }
 
 fn move_to(cgroup: &Path) -> Attempt {
@@ -74,9 +74,9 @@ pub fn move_then_connect(cgroup: &Path, to: SocketAddr) -> Attempt {
 }
 
 pub fn connect_then_move(to: SocketAddr, cgroup: &Path) -> Attempt {
-    let mut stream = TcpStream::connect_timeout(&to, WAIT).step("connect")?;
+    let mut stream = TcpStream::connect_timeout(&to, wait()).step("connect")?;
     move_to(cgroup)?;
-    exchange(&mut stream, WAIT)
+    exchange(&mut stream, wait())
 }
 
 pub fn child_cgroup(name: &str, to: SocketAddr) -> Attempt {
@@ -86,7 +86,7 @@ pub fn child_cgroup(name: &str, to: SocketAddr) -> Attempt {
     let child = mount.join(own).join(name);
     fs::create_dir_all(&child).step("make a cgroup")?;
     move_to(&child)?;
-    tcp(to, None, WAIT)
+    tcp(to, None, wait())
 }
 
 pub fn exec_then_connect(to: SocketAddr) -> Attempt {
@@ -115,7 +115,7 @@ pub fn connect_inherited(fd: RawFd, to: SocketAddr) -> Attempt {
 pub fn enter_then_connect(other: &PathBuf, to: SocketAddr) -> Attempt {
     let file = File::open(other).step("open the other namespace")?;
     nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).step("setns")?;
-    tcp(to, None, WAIT)
+    tcp(to, None, wait())
 }
 
 /// How many of many new cgroups let a connection through. Each child moves into a cgroup that did not exist a moment ago and

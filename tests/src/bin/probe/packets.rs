@@ -6,13 +6,14 @@ use std::{
 };
 
 use super::{
-    Attempt, Shape, Step, WAIT,
+    Attempt, Shape, Step,
     sockets::{new_socket, sendto_fd, set_option},
+    wait,
 };
 
 pub fn crafted(to: SocketAddr, shape: Shape) -> Attempt {
     let listener = UdpSocket::bind(SocketAddr::new(to.ip(), 0)).step("bind for the echo")?;
-    listener.set_read_timeout(Some(WAIT)).step("set a limit")?;
+    listener.set_read_timeout(Some(wait())).step("set a limit")?;
     let from = listener.local_addr().step("the own address")?;
     let socket = new_socket(to, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
     if to.is_ipv6() {

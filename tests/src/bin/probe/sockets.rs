@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use authd_tests::probe::Outcome;
 
-use super::{Attempt, Failure, Kind, Step, WAIT, echo, exchange, say};
+use super::{Attempt, Failure, Kind, Step, echo, exchange, say, wait};
 
 pub fn socket_of(kind: Kind) -> Result<OwnedFd, Failure> {
     let (family, kind, protocol) = match kind {
@@ -125,7 +125,7 @@ pub fn sendmmsg(fd: RawFd, to: SocketAddr) -> io::Result<()> {
 fn wait_readable(fd: RawFd) -> io::Result<()> {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     // SAFETY: one entry.
-    match checked(unsafe { libc::poll(&raw mut poll, 1, WAIT.as_millis() as i32) })? {
+    match checked(unsafe { libc::poll(&raw mut poll, 1, wait().as_millis() as i32) })? {
         0 => Err(io::ErrorKind::TimedOut.into()),
         _ => Ok(()),
     }
@@ -171,7 +171,7 @@ pub fn connect_mptcp(to: SocketAddr) -> Result<TcpStream, Failure> {
 }
 
 pub fn mptcp(to: SocketAddr) -> Attempt {
-    exchange(&mut connect_mptcp(to)?, WAIT)
+    exchange(&mut connect_mptcp(to)?, wait())
 }
 
 /// A line of names is followed by a line of values.
@@ -208,7 +208,7 @@ pub fn uring_connect(to: SocketAddr) -> Attempt {
     let connect = io_uring::opcode::Connect::new(fd, address.pointer(), address.length).build();
     submit(&mut ring, &connect).step("connect")?;
     let mut stream = TcpStream::from(socket);
-    exchange(&mut stream, WAIT)
+    exchange(&mut stream, wait())
 }
 
 pub fn uring_send(to: SocketAddr) -> Attempt {

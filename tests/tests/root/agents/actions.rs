@@ -64,17 +64,19 @@ arguments = { command = "string" }
 [[approvers]]
 name = "leads"
 users = ["40001"]
+valid = "1h"
 [[rule]]
 name = "agents-refund"
 from = ["agent"]
 to = ["payments"]
 require = ["action"]
-grant_ttl = "1m"
+grant_ttl = "10m"
 [[rule]]
 name = "agents-fetch"
 from = ["agent"]
 to = ["files"]
 require = ["action"]
+grant_ttl = "15m"
 permit = { connections = 3, bytes = "64KiB" }
 "#;
 
@@ -296,7 +298,7 @@ fn datagrams_pass_on_a_permit_too() -> Result<Verdict> {
     let outcome = udp(A)?;
     ensure!(!outcome.ok, "one exchange: {outcome:?}");
     // Packets of 33 bytes, each counted once: of 140, four pass, and no fifth.
-    let few = POLICY.replace("grant_ttl = \"1m\"", "grant_ttl = \"1m\"\npermit = { bytes = \"140B\" }");
+    let few = POLICY.replace("grant_ttl = \"10m\"", "grant_ttl = \"10m\"\npermit = { bytes = \"140B\" }");
     scene.sandbox.write_policy(&few)?;
     scene.daemon.must_apply()?;
     scene.allowed(A, "refund", &refund("1.00"))?;

@@ -113,10 +113,10 @@ users = ["{LEAD}"]
         Ok(())
     }
 
-    /// The token that the server got.
+    /// The token that the server got last.
     fn shown(&self) -> Result<String> {
         let seen = self.server.seen()?;
-        let rest = seen.split("Bearer ").nth(1).with_context(|| seen.clone())?;
+        let (_, rest) = seen.rsplit_once("Bearer ").with_context(|| seen.clone())?;
         let is_of_token = |c: &char| c.is_ascii_alphanumeric() || "-_.".contains(*c);
         Ok(rest.chars().take_while(is_of_token).collect())
     }
@@ -127,6 +127,7 @@ fn agents_call_tools_through_the_gateway() -> Result<Verdict> {
         ("server.mjs", &[("client.mjs", &[][..])][..]),
         ("server.py", &[("client.py", &["auto"][..]), ("client2.mjs", &["auto"])]),
     ] {
+        let mut jose = AuthorizationServer::start()?;
         let scene = Scene::new(server)?;
         for (program, mode) in agents {
             let mut agent = scene.agent(A, program, mode)?;
@@ -163,7 +164,6 @@ fn agents_call_tools_through_the_gateway() -> Result<Verdict> {
                 && r.reason.as_deref() == Some("answered")
                 && r.workload.as_deref() == Some("agent")
         })?;
-        let mut jose = AuthorizationServer::start()?;
         let target = authd::client::Target::Socket(scene.sandbox.directory().join("workload.sock"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let keys: Value = serde_json::from_slice(&runtime.block_on(authd::client::get(&target, "/v1/jwks"))?.body)?;

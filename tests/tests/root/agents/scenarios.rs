@@ -50,6 +50,7 @@ actors = ["agent"]
 issuer = "corp"
 audiences = ["payments"]
 scopes = ["payments:refund", "payments:read"]
+ttl = "10m"
 [[tool]]
 name = "refund"
 service = "payments"
@@ -346,16 +347,19 @@ from = ["account"]
 to = ["ledger"]
 require = ["token"]
 token = { issuer = "corp", audience = "ledger", scopes = ["read"], subjects = ["account"] }
+grant_ttl = "10m"
 [[rule]]
 name = "by-certificate"
 from = ["account"]
 to = ["mail"]
 require = ["mtls"]
+grant_ttl = "10m"
 [[rule]]
 name = "by-key"
 from = ["account"]
 to = ["backup"]
 require = ["api-key"]
+grant_ttl = "10m"
 [[rule]]
 name = "neighbours"
 from = ["neighbour"]

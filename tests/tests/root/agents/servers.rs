@@ -161,6 +161,12 @@ fn nobody_but_its_user(probe: &Path) -> Result<Verdict> {
     }
     ensure!(status.lines().any(|line| line.trim_end() == "Groups:"), "{status}");
     ensure!(fs::read(format!("/proc/{pid}/environ"))? == b"A=b\0");
+    // It is a workload of the policy, and nothing else: no rule lets it go anywhere.
+    let denied = scene.daemon.wait_for("its connection", |r| {
+        r.workload.as_deref() == Some("tools") && r.remote_port == Some(7999) && r.verdict.as_deref() == Some("denied")
+    })?;
+    ensure!(denied.cgroup.as_deref().is_some_and(|path| path.starts_with("/authd.mcp/tools/")), "{denied:?}");
+    // By now neither the loader nor a redirection has anything open.
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
         let (number, at) = (entry.file_name(), fs::read_link(entry.path())?);
@@ -170,11 +176,6 @@ fn nobody_but_its_user(probe: &Path) -> Result<Verdict> {
         ensure!(at.to_string_lossy().starts_with("pipe:"), "{number} is {at:?}");
     }
     ensure!(members(&cgroup)?.contains(&pid));
-    // It is a workload of the policy, and nothing else: no rule lets it go anywhere.
-    let denied = scene.daemon.wait_for("its connection", |r| {
-        r.workload.as_deref() == Some("tools") && r.remote_port == Some(7999) && r.verdict.as_deref() == Some("denied")
-    })?;
-    ensure!(denied.cgroup.as_deref().is_some_and(|path| path.starts_with("/authd.mcp/tools/")), "{denied:?}");
     wait_until("what it logs", || Ok(scene.daemon.log().contains("it is here")))?;
     agent.kill()?;
     agent.wait()?;
@@ -230,6 +231,8 @@ fn servers_of_a_daemon_that_was_killed_are_ended() -> Result<Verdict> {
     let mut scene = Scene::shell(STUBBORN)?;
     let mut agent = scene.begin(A)?;
     let (pid, cgroup) = scene.started_as(1)?;
+    // What it has to say nobody reads any more: it would end by itself.
+    wait_until("what it logs", || Ok(scene.daemon.log().contains("it is here")))?;
     scene.daemon.kill_hard()?;
     agent.wait()?;
     ensure!(is_there(pid), "nobody was left to end it");
@@ -299,8 +302,9 @@ fn nobody_starts_what_the_policy_does_not_name() -> Result<Verdict> {
     );
     // So many for one cgroup, and others have theirs.
     let mut agents = Vec::new();
-    for _ in 0..16 {
+    for number in 1..=16 {
         agents.push(scene.begin(A)?);
+        scene.started_as(number)?;
     }
     wait_until("all of them", || {
         let started = |r: &&authd::audit::record::Record| {

@@ -67,7 +67,11 @@ fn people_are_told_of_calls_that_wait() -> Result<Verdict> {
     ensure!(payload["arguments"] == canonical, "{payload}");
 
     // Once, however often the call is tried; with the very same words.
-    let told = fs::read_to_string(told)?;
-    ensure!(serde_json::from_str::<Value>(&told)? == *payload, "{told}");
+    let mut told_program = Value::Null;
+    wait_until("the program", || {
+        let written = fs::read_to_string(&told).unwrap_or_default();
+        Ok(serde_json::from_str(&written).map(|value| told_program = value).is_ok())
+    })?;
+    ensure!(told_program == *payload, "{told_program}");
     Ok(Verdict::Ran)
 }

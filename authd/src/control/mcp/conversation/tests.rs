@@ -94,7 +94,7 @@ async fn who_does_not_read_holds_nothing_up_at_the_end() {
 
 #[tokio::test]
 async fn an_answer_is_not_owed_for_ever_whatever_comes_instead() {
-    let (silence, owed) = (Duration::from_millis(200), Duration::from_millis(600));
+    let (silence, owed) = (Duration::from_secs(1), Duration::from_secs(3));
     let mut talk = Talk::new(Limits { silence, owed, ..Limits::default() });
     let (task, gone) = talk.ask(json!({
         "id": 1, "method": "tools/call", "params": { "name": "t", "_meta": { "progressToken": 1 } },

@@ -18,7 +18,8 @@ async fn both_ends_have_the_same_key_and_no_two_sessions_do() {
         assert!(*key == first.key);
         assert_eq!(certificate.as_ref().unwrap().as_str(), HERE);
     }
-    assert_eq!((first.key_id, first.seconds()), (3, 600));
+    // Less what it took to ask.
+    assert!(first.key_id == 3 && (590..=600).contains(&first.seconds()), "{}", first.seconds());
     assert_eq!(first.batches[1].labels[&many[64].parse().unwrap()], Some(1));
     assert_eq!(first.refused().map(SpiffeId::as_str).collect::<Vec<_>>(), ["spiffe://example.org/stranger"]);
     let second = scene.dial(address, &callers).await.unwrap();
