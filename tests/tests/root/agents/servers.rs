@@ -302,16 +302,17 @@ fn nobody_starts_what_the_policy_does_not_name() -> Result<Verdict> {
     );
     // So many for one cgroup, and others have theirs.
     let mut agents = Vec::new();
-    for number in 1..=16 {
-        agents.push(scene.begin(A)?);
-        scene.started_as(number)?;
-    }
-    wait_until("all of them", || {
-        let started = |r: &&authd::audit::record::Record| {
+    let started = || -> Result<usize> {
+        let is_one = |r: &&authd::audit::record::Record| {
             r.event == "mcp_server_started" && r.verdict.as_deref() == Some("allowed")
         };
-        Ok(scene.daemon.records()?.iter().filter(started).count() == 16)
-    })?;
+        Ok(scene.daemon.records()?.iter().filter(is_one).count())
+    };
+    for number in 1..=16 {
+        agents.push(scene.begin(A)?);
+        wait_until("the next one", || Ok(started()? >= number))?;
+    }
+    ensure!(started()? == 16);
     let text = says(A, &["tools"])?;
     ensure!(text.contains("mcp_servers_full") || text.contains("too_many_sessions"), "{text}");
     let other = scene.begin(B)?;
