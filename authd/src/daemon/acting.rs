@@ -210,14 +210,23 @@ impl Daemon {
         Ok(Err(pending))
     }
 
-    /// Refuses a call whose rule asks for more than was shown, a person's yes aside.
+    /// Refuses a call whose rule asks for more than was shown, a person's yes aside, or for which there is no room.
     fn may_open(&self, known: &Known, tool: &Tool, proofs: &[Shown], now: Timestamp) -> Result<(), Refusal> {
         let Some(name) = &tool.permit else { return Ok(()) };
         let model = &self.active.prepared.model;
         let mut rule = rule_named(model, name)?.clone();
         rule.require.retain(|proof| *proof != Proof::Approval);
-        let checked = terms::check(&rule, model, known.claimant.borrow(), proofs, now);
-        checked.map(drop).map_err(|unmet| refusal(unmet.reason(), unmet))
+        terms::check(&rule, model, known.claimant.borrow(), proofs, now)
+            .map_err(|unmet| refusal(unmet.reason(), unmet))?;
+        let key = self.permit_key(known, name)?;
+        self.ledger.grants.has_room(clock::monotonic(), &key).map_err(|error| refusal(error.reason(), error))
+    }
+
+    /// Whose the permit of a rule is.
+    fn permit_key(&self, known: &Known, rule: &str) -> Result<GrantKey, Refusal> {
+        let number = self.active.prepared.registry.rules.number(rule);
+        let rule = number.ok_or_else(|| refusal("rule_unknown", "the rule has no number"))?;
+        Ok(GrantKey { rule, workload: known.workload, scope: known.scope, address: known.address })
     }
 
     /// What the tool's rule lets pass for this call, if it has one.
@@ -229,11 +238,9 @@ impl Daemon {
         now: Timestamp,
     ) -> Result<Option<Granted>, Refusal> {
         let Some(name) = &tool.permit else { return Ok(None) };
-        let prepared = &self.active.prepared;
-        let (model, registry) = (&prepared.model, &prepared.registry);
+        let model = &self.active.prepared.model;
         let rule = rule_named(model, name)?;
         let limits = rule.permit.ok_or_else(|| refusal("rule_not_grantable", "the tool's rule opens to no action"))?;
-        let number = registry.rules.number(name).ok_or_else(|| refusal("rule_unknown", "the rule has no number"))?;
         let limit = terms::check(rule, model, known.claimant.borrow(), proofs, now)
             .map_err(|unmet| refusal(unmet.reason(), unmet))?;
         let ttl = rule.grant_ttl.unwrap_or(permits::DEFAULT_TTL);
@@ -248,7 +255,7 @@ impl Daemon {
             until: until.min(limit),
             permit: Some(limits),
         };
-        let key = GrantKey { rule: number, workload: known.workload, scope: known.scope, address: known.address };
+        let key = self.permit_key(known, name)?;
         let until = clock::on_monotonic(given.until);
         self.enter(given, key, until).map(Some)
     }

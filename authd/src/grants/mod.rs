@@ -277,14 +277,21 @@ impl Grants {
         self.by_end.first().map(|(until, _)| *until)
     }
 
+    /// Whether one more could be given.
+    pub fn has_room(&self, now: u64, key: &GrantKey) -> Result<(), GrantError> {
+        if self.by_key.get(key).is_some_and(|held| held.len() >= PER_KEY) {
+            return Err(GrantError::TooMany);
+        }
+        let has_slot = !self.free.is_empty() || self.resting.front().is_some_and(|(rested, _)| *rested <= now);
+        if has_slot { Ok(()) } else { Err(GrantError::Full(self.capacity())) }
+    }
+
     /// A new grant that ends at `until`. A full table is the asker's error: nobody loses what he holds.
     pub fn give(&mut self, now: u64, given: Given, key: GrantKey, until: u64) -> Result<Vec<Command>, GrantError> {
         if until <= now {
             return Err(GrantError::Over);
         }
-        if self.by_key.get(&key).is_some_and(|held| held.len() >= PER_KEY) {
-            return Err(GrantError::TooMany);
-        }
+        self.has_room(now, &key)?;
         while self.resting.front().is_some_and(|(rested, _)| *rested <= now) {
             self.free.extend(self.resting.pop_front().map(|(_, slot)| slot));
         }

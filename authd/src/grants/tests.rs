@@ -71,6 +71,7 @@ fn a_full_table_refuses_the_asker_and_nobody_else() {
     kernel.follow(grants.give(0, given(1), key(1), 100).unwrap());
     kernel.follow(grants.give(0, given(2), key(2), 100).unwrap());
     assert_eq!(grants.give(0, given(3), key(3), 100), Err(GrantError::Full(2)));
+    assert_eq!(grants.has_room(0, &key(3)), Err(GrantError::Full(2)));
     assert!(kernel.lets_pass(&key(1), 50) && kernel.lets_pass(&key(2), 50));
 }
 
@@ -82,6 +83,7 @@ fn a_slot_rests_and_returns_under_another_serial() {
     let first = grants.get(&id(1)).unwrap().grant;
     kernel.follow(grants.end(10, &[id(1)]).1);
     assert_eq!(grants.give(11, given(2), key(1), 100), Err(GrantError::Full(1)));
+    assert!(grants.has_room(11, &key(1)).is_err() && grants.has_room(10 + REST, &key(1)).is_ok());
     kernel.follow(grants.give(10 + REST, given(2), key(1), 2 * REST).unwrap());
     let second = grants.get(&id(2)).unwrap().grant;
     assert_eq!(first.slot, second.slot);

@@ -24,6 +24,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_call_waits_for_a_person", a_call_waits_for_a_person),
         trial("an_approval_is_for_one_call_as_it_was", an_approval_is_for_one_call_as_it_was),
         trial("only_people_whom_the_policy_names_approve", only_people_whom_the_policy_names_approve),
+        trial("no_approval_is_used_up_without_room_for_the_permit", no_approval_is_used_up_without_room_for_the_permit),
         trial("approvals_outlive_a_restart", approvals_outlive_a_restart),
         trial("an_agent_with_one_bad_call_gets_nowhere", an_agent_with_one_bad_call_gets_nowhere),
         trial("an_agent_that_is_revoked_loses_its_permits", an_agent_that_is_revoked_loses_its_permits),
@@ -101,7 +102,12 @@ struct Scene {
 
 impl Scene {
     fn new() -> Result<Self> {
+        Self::with_settings("")
+    }
+
+    fn with_settings(settings: &str) -> Result<Self> {
         let sandbox = Sandbox::new()?;
+        sandbox.add_settings(settings)?;
         fs::write(sandbox.policy_directory().join("actions.cedar"), ACTIONS)?;
         sandbox.write_policy(POLICY)?;
         let daemon = sandbox.start()?;
@@ -383,6 +389,27 @@ fn only_people_whom_the_policy_names_approve() -> Result<Verdict> {
     ensure!(answer["reason"] == "approval_not_approver", "{answer}");
     scene.pending(A, &refund("120.00"))?;
     scene.granted(&id)?;
+    Ok(Verdict::Ran)
+}
+
+/// A yes that nothing could be made of is kept for later.
+fn no_approval_is_used_up_without_room_for_the_permit() -> Result<Verdict> {
+    let scene = Scene::with_settings("limits.grants = 16\n")?;
+    let id = scene.pending(A, &refund("120.00"))?;
+    scene.granted(&id)?;
+    // One slot is nobody's.
+    for _ in 1..16 {
+        scene.allowed(A, "refund", &refund("1.00"))?;
+    }
+    scene.decided(A, "refund", &refund("120.00"), "deny grants_full")?;
+    // With its connection the first one ends, and its slot rests for a second.
+    scene.opens(A, 7101)?;
+    let mut answer = Value::Null;
+    wait_until("room again", || {
+        answer = scene.act(A, "refund", &refund("120.00"))?;
+        Ok(answer["decision"] == "allow")
+    })?;
+    ensure!(answer["approval"] == id.as_str(), "{answer}");
     Ok(Verdict::Ran)
 }
 
