@@ -82,7 +82,7 @@ fn a_stateless_call_is_cancelled_by_the_end_of_its_stream() -> Result<()> {
     let mut client = pair.client("client.py", "auto", "2026-07-28")?;
     let number = client.begin(json!({ "do": "call", "name": "sleep", "arguments": { "name": "first" } }))?;
     pair.gateway.script.wait_for_calls("sleep", 1)?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(std::time::Duration::from_secs(1));
     client.ask(json!({ "do": "cancel", "call": number }))?;
     wait("it was cancelled", || client.text("cancelled", json!({})).is_ok_and(|text| text == "first"))?;
     wait("a report", || pair.gateway.script.outcomes("sleep") == ["Cancelled { sent: true }"])

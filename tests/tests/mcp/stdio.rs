@@ -44,7 +44,7 @@ fn a_cancelled_call_ends_at_a_process_too() -> Result<()> {
     let mut client = client(&gateway, "a")?;
     let number = client.begin(json!({ "do": "call", "name": "sleep", "arguments": { "name": "first" } }))?;
     gateway.script.wait_for_calls("sleep", 1)?;
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(std::time::Duration::from_secs(1));
     client.ask(json!({ "do": "cancel", "call": number }))?;
     wait("it was cancelled", || client.text("cancelled", json!({})).is_ok_and(|text| text == "first"))?;
     wait("a report", || gateway.script.outcomes("sleep") == ["Cancelled { sent: true }"])
