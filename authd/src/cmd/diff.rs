@@ -10,7 +10,7 @@ use crate::{
     policy::{
         diff::{
             Difference,
-            definitions::{Definition, Field, Kind, differences},
+            definitions::{Definition, Edit, Field, differences},
             diff,
         },
         load,
@@ -31,7 +31,7 @@ pub fn run(config: Option<&Path>, old: &Path, new: &Path, json: bool) -> anyhow:
     };
     let difference = Difference {
         verdicts: diff(old, new, &config.options, clock::moment())?,
-        definitions: differences(&before_sources, &after_sources),
+        definitions: differences(&before_sources, &after_sources)?,
     };
     if json {
         println!("{}", serde_json::to_string(&difference)?);
@@ -51,9 +51,9 @@ pub fn run(config: Option<&Path>, old: &Path, new: &Path, json: bool) -> anyhow:
 fn described(definition: &Definition) -> String {
     let title = format!("{} {}", definition.kind, definition.name);
     let what = match definition.change {
-        Kind::Added => "is new",
-        Kind::Removed => "is gone",
-        Kind::Changed => "differs",
+        Edit::Added => "is new",
+        Edit::Removed => "is gone",
+        Edit::Changed => "differs",
     };
     let mut lines = format!("{} {what}\n", title.trim_end());
     for Field { path, before, after } in &definition.fields {

@@ -275,7 +275,7 @@ impl Daemon {
         if let Err(error) = self.writer.follow(&commands) {
             tracing::error!(%error, "the index of grants");
         }
-        if event.kind == kind::CLOSED && permits::is_over(permit, self.ledger.flows.ended_on(event.grant)) {
+        if event.kind == kind::CLOSED && permits::is_over(permit, self.ledger.grants.ended_on(&id)) {
             self.end_grants(&[id], "permit_used", None);
         }
     }

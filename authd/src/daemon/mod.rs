@@ -384,7 +384,9 @@ impl Daemon {
         let events = ring::drain(&mut self.writer.maps_mut().events, DRAIN);
         let clock = clock::clock();
         for event in &events {
-            self.ledger.flows.told(event);
+            if let Some(grant) = self.ledger.flows.told(event) {
+                self.ledger.grants.flow_ended(grant);
+            }
             self.permit_told(event);
             let record = Record::of_event(event, &clock, &mut self.resolver());
             self.count(&record);
@@ -453,7 +455,9 @@ impl Daemon {
                 Err(MapError::KeyNotFound) => continue,
                 Err(error) => return Err(of(error)),
             }
-            self.ledger.flows.conversation_ended(&key);
+            if let Some(grant) = self.ledger.flows.conversation_ended(&key) {
+                self.ledger.grants.flow_ended(grant);
+            }
             if conversation.flags & tag_flags::OPENED != 0 {
                 let record = Record::of_conversation(&key, &conversation, &clock, &mut self.resolver());
                 self.count(&record);

@@ -35,14 +35,12 @@ pub struct Flow {
 pub struct Flows {
     by_grant: HashMap<Grant, HashMap<Key, Flow>>,
     by_key: HashMap<Key, Grant>,
-    /// Of the flows that began on a permit, how many have ended.
-    ended: HashMap<Grant, u64>,
     incomplete: bool,
 }
 
 impl Flows {
-    /// Takes notice of an event.
-    pub fn told(&mut self, event: &Event) {
+    /// Takes notice of an event. Returns the grant on which a flow rested that ended.
+    pub fn told(&mut self, event: &Event) -> Option<Grant> {
         let key = Key {
             cookie: event.cookie,
             remote: event.remote,
@@ -63,10 +61,11 @@ impl Flows {
                     self.enter(flow, event.grant);
                 }
             }
-            kind::CLOSED => self.ended(&key),
+            kind::CLOSED => return self.closed(&key),
             // One that was cut has a socket still.
             _ => {}
         }
+        None
     }
 
     /// Notes a flow that was found by looking at sockets.
@@ -75,19 +74,14 @@ impl Flows {
         self.by_grant.entry(grant).or_default().insert(flow.key, flow);
     }
 
-    pub fn conversation_ended(&mut self, key: &ConversationKey) {
-        self.ended(&Key {
+    /// The same of an exchange, whose end no event tells.
+    pub fn conversation_ended(&mut self, key: &ConversationKey) -> Option<Grant> {
+        self.closed(&Key {
             cookie: key.cookie,
             remote: key.remote,
             remote_port: key.remote_port,
             protocol: key.protocol,
-        });
-    }
-
-    fn ended(&mut self, key: &Key) {
-        if let Some(permit) = self.closed(key).filter(|grant| grant.is_permit()) {
-            *self.ended.entry(permit).or_default() += 1;
-        }
+        })
     }
 
     /// On which grant it was.
@@ -104,17 +98,11 @@ impl Flows {
 
     /// The flows that rest, or rested last, on a grant. They are forgotten here.
     pub fn take(&mut self, grant: Grant) -> Vec<Flow> {
-        self.ended.remove(&grant);
         let flows: Vec<Flow> = self.by_grant.remove(&grant).unwrap_or_default().into_values().collect();
         for flow in &flows {
             self.by_key.remove(&flow.key);
         }
         flows
-    }
-
-    /// How many of the flows that began on a permit have ended. No more than this: some may not have been told.
-    pub fn ended_on(&self, permit: Grant) -> u64 {
-        self.ended.get(&permit).copied().unwrap_or(0)
     }
 
     /// Whether every flow with a grant is known here.
@@ -198,25 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn flows_that_ended_are_counted_for_each_permit() {
+    fn a_flow_ends_once_and_says_on_which_grant() {
         let mut flows = Flows::default();
-        let permit = Grant { slot: 3, serial: authd_common::tables::PERMIT | 1 };
-        let told = |flows: &mut Flows, of, cookie| flows.told(&Event { grant: permit, ..event(of, cookie, 0) });
-        told(&mut flows, kind::OPENED, 7);
-        told(&mut flows, kind::OPENED, 8);
-        // Nothing has ended with a flow that goes on, and what was not seen to begin is not counted.
-        told(&mut flows, kind::RESUMED, 7);
-        told(&mut flows, kind::CLOSED, 9);
-        assert_eq!(flows.ended_on(permit), 0);
-        told(&mut flows, kind::CLOSED, 7);
-        told(&mut flows, kind::CLOSED, 7);
-        assert_eq!(flows.ended_on(permit), 1);
-        flows.take(permit);
-        assert_eq!(flows.ended_on(permit), 0, "the slot's next one begins anew");
-        // Other grants have no count.
-        flows.told(&event(kind::OPENED, 7, 1));
-        flows.told(&event(kind::CLOSED, 7, 1));
-        assert!(flows.ended.is_empty());
+        assert_eq!(flows.told(&event(kind::OPENED, 7, 1)), None);
+        // Nothing has ended with a flow that goes on, and what was not seen to begin did not end either.
+        assert_eq!(flows.told(&event(kind::RESUMED, 7, 1)), None);
+        assert_eq!(flows.told(&event(kind::CLOSED, 9, 1)), None);
+        assert_eq!(flows.told(&event(kind::CLOSED, 7, 1)), Some(FIRST));
+        assert_eq!(flows.told(&event(kind::CLOSED, 7, 1)), None);
     }
 
     #[test]

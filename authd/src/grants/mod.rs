@@ -213,6 +213,8 @@ pub struct Grants {
     by_slot: HashMap<u32, Id>,
     /// Permits that have let everything begin that they may.
     used: HashSet<Id>,
+    /// Of the flows that began on a live permit, how many have ended, as far as it was told.
+    ended: HashMap<Id, u64>,
     /// Rules of which each label has grants, and how many.
     by_label: HashMap<u32, BTreeMap<u32, usize>>,
     /// Sets of rules that the kernel asks for, and the sets of each rule.
@@ -234,6 +236,7 @@ impl Grants {
             by_end: BTreeSet::new(),
             by_slot: HashMap::new(),
             used: HashSet::new(),
+            ended: HashMap::new(),
             by_label: HashMap::new(),
             sets: Sets::new(),
             sets_of: HashMap::new(),
@@ -418,6 +421,7 @@ impl Grants {
         self.by_end.remove(&(live.until, *id));
         self.by_slot.remove(&live.grant.slot);
         self.used.remove(id);
+        self.ended.remove(id);
         if let Some(held) = self.by_key.get_mut(&live.key) {
             held.remove(&(live.until, *id));
             if held.is_empty() {

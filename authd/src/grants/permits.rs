@@ -66,7 +66,21 @@ impl Grants {
         }
     }
 
-    /// Whether it has.
+    /// A flow ended that began on a grant: of permits that live they are counted.
+    pub fn flow_ended(&mut self, grant: Grant) {
+        if grant.is_permit()
+            && let Some(id) = self.at(grant).map(|live| live.given.id)
+        {
+            *self.ended.entry(id).or_default() += 1;
+        }
+    }
+
+    /// How many such flows there were.
+    pub fn ended_on(&self, id: &Id) -> u64 {
+        self.ended.get(id).copied().unwrap_or(0)
+    }
+
+    /// Whether it has let everything begin that it may.
     pub fn is_used(&self, id: &Id) -> bool {
         self.used.contains(id)
     }

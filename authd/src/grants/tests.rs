@@ -361,6 +361,22 @@ fn a_permit_ends_with_the_last_flow_that_began_on_it() {
 }
 
 #[test]
+fn flows_that_ended_are_counted_for_as_long_as_their_permit_lives() {
+    let mut grants = Grants::new(vec![0; 3]);
+    grants.give(0, Given { permit: Some(Limits { connections: 2, bytes: None }), ..given(1) }, key(1), 100).unwrap();
+    grants.give(0, given(2), key(2), 100).unwrap();
+    let on = |grants: &Grants, n| grants.get(&id(n)).unwrap().grant;
+    let (permit, other) = (on(&grants, 1), on(&grants, 2));
+    grants.flow_ended(permit);
+    grants.flow_ended(other);
+    assert_eq!((grants.ended_on(&id(1)), grants.ended_on(&id(2))), (1, 0), "other grants have no count");
+    grants.end(1, &[id(1)]);
+    // What ends later was on a permit that is no more.
+    grants.flow_ended(permit);
+    assert!(grants.ended.is_empty());
+}
+
+#[test]
 fn a_permit_to_which_a_connection_was_given_back_is_tried_again() {
     let mut grants = Grants::new(vec![0; 9]);
     let mut kernel = Kernel::default();

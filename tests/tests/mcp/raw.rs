@@ -200,7 +200,7 @@ fn a_stream_that_broke_goes_on_where_it_was() -> Result<()> {
     let path = "/v1/mcp/tools";
     let (text, stream) = raw_until(pair.gateway.address, "POST", path, &headers, &call.to_string(), "\"progress\":2")?;
     drop(stream);
-    // What was read at once may be more than one event, and less than two.
+    // What was read at once may be more than that event, and may end within another one.
     let (whole, _) = text.rsplit_once("\n\n").context("an event")?;
     let last = whole.lines().rev().find_map(|line| line.strip_prefix("id: ")).context("an event's id")?;
     let tells = |text: &str, n: u32| text.contains(&format!("\"progress\":{n},"));

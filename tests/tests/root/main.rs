@@ -84,6 +84,7 @@ fn of_callers() -> Vec<Trial> {
     let of_agents = agents::trials();
     let others: Vec<Trial> = [
         agents::of_callers(),
+        agents::actions::of_callers(),
         takeover::of_callers(),
         grants::of_callers(),
         reload::of_callers(),

@@ -20,14 +20,14 @@ pub struct Definition {
     pub kind: String,
     /// Empty where there is one of it.
     pub name: String,
-    pub change: Kind,
+    pub change: Edit,
     /// Where both have it: what differs.
     pub fields: Vec<Field>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum Edit {
     Added,
     Removed,
     Changed,
@@ -67,23 +67,23 @@ impl Content {
     }
 }
 
-pub fn differences(old: &[Source], new: &[Source]) -> Vec<Definition> {
-    let (mut old, mut new) = (definitions(old), definitions(new));
+pub fn differences(old: &[Source], new: &[Source]) -> Result<Vec<Definition>, toml::de::Error> {
+    let (mut old, mut new) = (definitions(old)?, definitions(new)?);
     moved(&mut old, &mut new);
     let names: BTreeSet<_> = old.keys().chain(new.keys()).cloned().collect();
     let compared = names.into_iter().filter_map(|key| {
         let (change, fields) = match (old.get(&key), new.get(&key)) {
-            (None, _) => (Kind::Added, Vec::new()),
-            (_, None) => (Kind::Removed, Vec::new()),
-            (Some(before), Some(after)) => (Kind::Changed, before.differences(after)),
+            (None, _) => (Edit::Added, Vec::new()),
+            (_, None) => (Edit::Removed, Vec::new()),
+            (Some(before), Some(after)) => (Edit::Changed, before.differences(after)),
         };
         let (kind, name) = key;
-        (change != Kind::Changed || !fields.is_empty()).then_some(Definition { kind, name, change, fields })
+        (change != Edit::Changed || !fields.is_empty()).then_some(Definition { kind, name, change, fields })
     });
-    compared.collect()
+    Ok(compared.collect())
 }
 
-fn definitions(sources: &[Source]) -> Definitions {
+fn definitions(sources: &[Source]) -> Result<Definitions, toml::de::Error> {
     let (cedar, files): (Vec<Source>, Vec<Source>) =
         sources.iter().cloned().partition(|source| source.name.ends_with(decisions::SUFFIX));
     let mut found = Definitions::new();
@@ -91,8 +91,7 @@ fn definitions(sources: &[Source]) -> Definitions {
         found.insert((kind.to_owned(), name.to_owned()), Content { value, text });
     };
     for file in files {
-        let Ok(table) = toml::from_str::<serde_json::Map<String, Value>>(&file.text) else { continue };
-        for (kind, value) in table {
+        for (kind, value) in toml::from_str::<serde_json::Map<String, Value>>(&file.text)? {
             let Value::Array(several) = value else {
                 put(&kind, "", value, None);
                 continue;
@@ -109,7 +108,7 @@ fn definitions(sources: &[Source]) -> Definitions {
         let value = written.policy.to_json().unwrap_or_else(|_| text.into());
         put(ACTION_POLICY, &written.id, value, Some(text.to_owned()));
     }
-    found
+    Ok(found)
 }
 
 /// Action policies without a name are called by their line: one that only moved is no other one.
@@ -157,23 +156,23 @@ mod tests {
     const TOOLS: &str = "[[tool]]\nname = \"pay\"\narguments = { amount = { type = \"long\", max = 10 }, to = { type = \"string\" } }\n";
     const POLICIES: &str = "permit (principal, action, resource == Tool::\"pay\");\n@id(\"never\")\nforbid (principal, action, resource);\n";
 
-    fn of(old: &[Source], new: &[Source]) -> Vec<(String, String, Kind)> {
-        differences(old, new).into_iter().map(|one| (one.kind, one.name, one.change)).collect()
+    fn of(old: &[Source], new: &[Source]) -> Vec<(String, String, Edit)> {
+        differences(old, new).unwrap().into_iter().map(|one| (one.kind, one.name, one.change)).collect()
     }
 
     #[test]
     fn what_differs_is_named_with_both_values() {
         let before = source("a.toml", &format!("mode = \"observe\"\n{TOOLS}[[rule]]\nname = \"gone\"\n"));
         let after = TOOLS.replace("max = 10", "min = 1") + "[[delegation]]\nname = \"new\"\n";
-        let found = differences(&[before], &[source("a.toml", &after)]);
+        let found = differences(&[before], &[source("a.toml", &after)]).unwrap();
         let names: Vec<_> = found.iter().map(|one| (&*one.kind, &*one.name, one.change)).collect();
         assert_eq!(
             names,
             [
-                ("delegation", "new", Kind::Added),
-                ("mode", "", Kind::Removed),
-                ("rule", "gone", Kind::Removed),
-                ("tool", "pay", Kind::Changed)
+                ("delegation", "new", Edit::Added),
+                ("mode", "", Edit::Removed),
+                ("rule", "gone", Edit::Removed),
+                ("tool", "pay", Edit::Changed)
             ]
         );
         let field = |path: &str, before, after| Field { path: path.to_owned(), before, after };
@@ -185,7 +184,7 @@ mod tests {
             ]
         );
         let mode = |mode: &str| source("a.toml", &format!("mode = \"{mode}\"\n"));
-        let found = differences(&[mode("observe")], &[mode("enforce")]);
+        let found = differences(&[mode("observe")], &[mode("enforce")]).unwrap();
         assert_eq!(found[0].fields, [field("", json!("observe"), json!("enforce"))]);
     }
 
@@ -205,9 +204,9 @@ mod tests {
         let old = [source("p.cedar", POLICIES)];
         let changed =
             [source("p.cedar", &POLICIES.replace("forbid (principal, action", "forbid (principal, action in []"))];
-        assert_eq!(of(&old, &changed), [(ACTION_POLICY.to_owned(), "never".to_owned(), Kind::Changed)]);
+        assert_eq!(of(&old, &changed), [(ACTION_POLICY.to_owned(), "never".to_owned(), Edit::Changed)]);
         let cut = [source("p.cedar", &POLICIES[..POLICIES.find("@id").unwrap()])];
-        assert_eq!(of(&old, &cut), [(ACTION_POLICY.to_owned(), "never".to_owned(), Kind::Removed)]);
+        assert_eq!(of(&old, &cut), [(ACTION_POLICY.to_owned(), "never".to_owned(), Edit::Removed)]);
         // Another name is another policy, though it says the same.
         let renamed = [source("p.cedar", &POLICIES.replace("never", "always"))];
         assert_eq!(of(&old, &renamed).len(), 2);

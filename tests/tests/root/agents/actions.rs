@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use authd_tests::{
-    daemon::{Daemon, binary, emulated},
+    daemon::{Daemon, binary},
     probe::{Outcome, Running},
     sandbox::Sandbox,
 };
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{Verdict, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
-    let mut trials = vec![
+    vec![
         trial("an_allowed_action_opens_one_connection", an_allowed_action_opens_one_connection),
         trial("a_permit_lets_so_many_bytes_pass", a_permit_lets_so_many_bytes_pass),
         trial("a_caller_who_is_called_at_once_stays_one", a_caller_who_is_called_at_once_stays_one),
@@ -27,15 +27,15 @@ pub fn trials() -> Vec<Trial> {
         trial("approvals_outlive_a_restart", approvals_outlive_a_restart),
         trial("an_agent_with_one_bad_call_gets_nowhere", an_agent_with_one_bad_call_gets_nowhere),
         trial("an_agent_that_is_revoked_loses_its_permits", an_agent_that_is_revoked_loses_its_permits),
-    ];
-    // Kernels have no part in it, and it takes an emulated machine a minute.
-    if !emulated() {
-        trials.push(trial(
-            "no_approval_is_used_up_without_room_for_the_permit",
-            no_approval_is_used_up_without_room_for_the_permit,
-        ));
-    }
-    trials
+    ]
+}
+
+/// Kernels have no part in it.
+pub fn of_callers() -> Vec<Trial> {
+    vec![trial(
+        "no_approval_is_used_up_without_room_for_the_permit",
+        no_approval_is_used_up_without_room_for_the_permit,
+    )]
 }
 
 pub const A: &str = "/agents/a";
