@@ -7,14 +7,17 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{run, setup};
+use crate::{
+    programs::{BINARIES, PACKAGES},
+    run, setup,
+};
 
 pub fn run(workspace: &Path, hold: bool) -> Result<ExitCode> {
     if !run::is_root() {
         bail!("needs root: it makes a cgroup and a network namespace of its own, and loads programs into the kernel");
     }
     setup::run(setup::For::Running)?;
-    run::cargo(workspace, &["build", "--package", "authd", "--package", "authd-tests", "--bins"], false)?;
+    run::must(run::cargo_command(workspace, &["build"]).args(PACKAGES).args(BINARIES))?;
     let mut command = command(workspace);
     if hold {
         command.arg("--hold");

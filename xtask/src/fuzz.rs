@@ -9,20 +9,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::run;
+use crate::{programs::PACKAGES, run};
 
 /// Set for the compiler's wrapper, which is this program.
 const WRAPPING: &str = "AUTHD_FUZZ_WRAPPER";
 const INSTRUMENTED: [&str; 4] = ["authd", "authd_common", "authd_tests", "authd_fuzz"];
 /// As cargo-fuzz passes them where no sanitizer is wanted.
-const COVERAGE: [&str; 7] = [
+const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
     "-Cdebug-assertions",
-    "-Ccodegen-units=1",
 ];
 
 /// Called by cargo as `xtask RUSTC ARGUMENTS`: compiles, and is done.
@@ -46,7 +45,7 @@ pub fn run(workspace: &Path, only: Option<&str>, seconds: u32) -> Result<ExitCod
     let program = build(workspace)?;
     let corpus = workspace.join("tests/corpus");
     for target in targets(workspace)?.iter().filter(|target| only.is_none_or(|only| only == *target)) {
-        fuzz(workspace, &program, target, &["-max_total_time", &seconds.to_string()])
+        run::must(&mut command(workspace, &program, target, &["-max_total_time", &seconds.to_string()])?)
             .with_context(|| format!("{target}: the input is kept in {}", corpus.join(target).display()))?;
         println!("fuzz: {target}: ok");
     }
@@ -54,9 +53,9 @@ pub fn run(workspace: &Path, only: Option<&str>, seconds: u32) -> Result<ExitCod
 }
 
 pub fn build(workspace: &Path) -> Result<std::path::PathBuf> {
-    let build = ["build", "--package", "authd-tests", "--bin", "authd-fuzz", "--features", "fuzz"];
-    let mut command = run::cargo_command(workspace, &build);
-    command.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(WRAPPING, "1");
+    let mut command =
+        run::cargo_command(workspace, &["build", "--bin", "authd-fuzz", "--features", "authd-tests/fuzz"]);
+    command.args(PACKAGES).env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(WRAPPING, "1");
     run::must(&mut command)?;
     Ok(run::target_directory(workspace).join("debug/authd-fuzz"))
 }
@@ -70,7 +69,7 @@ pub fn targets(workspace: &Path) -> Result<Vec<String>> {
 }
 
 /// One target, from its corpus on. What makes it fail is added to the corpus: the next run begins with it.
-pub fn fuzz(workspace: &Path, program: &Path, target: &str, limit: &[&str; 2]) -> Result<()> {
+pub fn command(workspace: &Path, program: &Path, target: &str, limit: &[&str; 2]) -> Result<Command> {
     let corpus = workspace.join("tests/corpus").join(target);
     fs::create_dir_all(&corpus)?;
     let work = run::target_directory(workspace).join("fuzz").join(target);
@@ -84,5 +83,5 @@ pub fn fuzz(workspace: &Path, program: &Path, target: &str, limit: &[&str; 2]) -
         // New inputs go to the first directory.
         .arg(&work)
         .arg(&corpus);
-    run::must(&mut command)
+    Ok(command)
 }

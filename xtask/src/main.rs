@@ -6,6 +6,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod others;
+mod programs;
 mod run;
 mod setup;
 mod test;

@@ -52,6 +52,10 @@ pub fn cargo_command(workspace: &Path, arguments: &[&str]) -> Command {
     if is_ci() && arguments.first() != Some(&"fmt") {
         command.arg("--locked");
     }
+    if is_ci() {
+        // Nothing will be compiled a second time.
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     command
 }
 

@@ -2,15 +2,18 @@
 
 use std::{
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    num::NonZero,
+    path::Path,
     process::{Command, ExitCode, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::{check, demo, fuzz, others, run, setup, vm};
+use crate::{check, demo, fuzz, others, programs::Programs, run, setup, vm};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Stage {
@@ -43,6 +46,13 @@ pub struct Outcome {
 impl Outcome {
     pub fn new(stage: &str) -> Self {
         Self { stage: stage.to_owned(), ..Self::default() }
+    }
+
+    /// Of the same stage.
+    fn add(&mut self, part: Self) {
+        self.passed += part.passed;
+        self.failed.extend(part.failed);
+        self.skipped.extend(part.skipped);
     }
 
     pub fn record(&mut self, what: &str, result: Result<()>) {
@@ -94,28 +104,30 @@ pub fn run(workspace: &Path, stage: Option<Stage>, filter: Option<&str>) -> Resu
         let started = Instant::now();
         timed("check", check::run(workspace), started);
     }
-    if wants(Stage::Host) {
-        let started = Instant::now();
-        timed("host", host(workspace), started);
-    }
     if wants(Stage::Fuzz) {
         let started = Instant::now();
         timed("fuzz", fuzzed(workspace), started);
     }
-    if wants(Stage::Root) || wants(Stage::Vm) {
-        let started = Instant::now();
-        match Programs::build(workspace) {
-            Err(error) => timed("build", Err(error), started),
-            Ok(programs) => {
-                if wants(Stage::Root) {
-                    let started = Instant::now();
-                    timed("root", root(workspace, &programs, filter), started);
-                }
-                if wants(Stage::Vm) {
-                    let started = Instant::now();
-                    for (kernel, outcome) in vm::run_all(workspace, &programs, filter) {
-                        timed(&format!("vm {kernel}"), outcome, started);
-                    }
+    let only = matches!(stage, Some(Stage::Root | Stage::Vm)).then_some(ROOT);
+    let started = Instant::now();
+    let programs = (wants(Stage::Host) || only.is_some()).then(|| Programs::build(workspace, only));
+    match programs {
+        None => {}
+        Some(Err(error)) => timed("build", Err(error), started),
+        Some(Ok(programs)) => {
+            println!("building the tests took {} s", started.elapsed().as_secs());
+            if wants(Stage::Host) {
+                let started = Instant::now();
+                timed("host", host(workspace, &programs), started);
+            }
+            if wants(Stage::Root) {
+                let started = Instant::now();
+                timed("root", root(workspace, &programs, filter), started);
+            }
+            if wants(Stage::Vm) {
+                let started = Instant::now();
+                for (kernel, outcome) in vm::run_all(workspace, &programs, filter) {
+                    timed(&format!("vm {kernel}"), outcome, started);
                 }
             }
         }
@@ -144,48 +156,90 @@ pub fn report(outcomes: &[Outcome]) -> ExitCode {
     if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn host(workspace: &Path) -> Result<Outcome> {
+/// The test program of the stages `root` and `vm`.
+pub const ROOT: &str = "root";
+/// The one that needs programs of others.
+const MCP: &str = "mcp";
+
+fn host(workspace: &Path, programs: &Programs) -> Result<Outcome> {
     let mut outcome = Outcome::new("host");
-    let packages = ["test", "--package", "authd", "--package", "authd-common", "--package", "xtask", "--no-fail-fast"];
-    stream(&mut run::cargo_command(workspace, &packages), &mut outcome)?;
-    let own = ["test", "--package", "authd-tests", "--lib", "--test", "policy", "--test", "decide", "--no-fail-fast"];
-    stream(&mut run::cargo_command(workspace, &own), &mut outcome)?;
-    let others = others::fetch_mcp(workspace)?;
-    run::cargo(workspace, &["build", "--package", "authd", "--bin", "authd"], false)?;
-    let mut mcp =
-        run::cargo_command(workspace, &["test", "--package", "authd-tests", "--test", "mcp", "--no-fail-fast"]);
-    mcp.env("AUTHD_OTHERS", others).env("AUTHD_BIN", run::target_directory(workspace).join("debug/authd"));
-    stream(&mut mcp, &mut outcome)?;
+    for suite in programs.suites().filter(|suite| suite.name != ROOT) {
+        let mut command = suite.command();
+        if suite.name == MCP {
+            command.env("AUTHD_OTHERS", others::fetch_mcp(workspace)?).env("AUTHD_BIN", &programs.authd);
+        }
+        stream(&mut command, "", &mut outcome)?;
+    }
     Ok(outcome)
 }
 
 /// So many inputs for each target, besides those of the corpus.
 const FUZZ_RUNS: &str = "100000";
 
+/// One processor's targets while another one has others.
 fn fuzzed(workspace: &Path) -> Result<Outcome> {
-    let mut outcome = Outcome::new("fuzz");
-    let program = fuzz::build(workspace)?;
-    for target in fuzz::targets(workspace)? {
-        outcome.record(&target, fuzz::fuzz(workspace, &program, &target, &["-runs", FUZZ_RUNS]));
-    }
-    Ok(outcome)
+    let program = &fuzz::build(workspace)?;
+    let targets = fuzz::targets(workspace)?;
+    let outcome = Mutex::new(Outcome::new("fuzz"));
+    let next = Mutex::new(targets.iter());
+    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some(target) = take() {
+            let result = fuzz::command(workspace, program, target, &["-runs", FUZZ_RUNS]).and_then(|mut command| {
+                let output = command.output().with_context(|| format!("starting {}", run::show(&command)))?;
+                if !output.status.success() {
+                    let (says, errors) =
+                        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+                    bail!("{}\n{says}{errors}", output.status);
+                }
+                Ok(())
+            });
+            outcome.lock().unwrap_or_else(PoisonError::into_inner).record(target, result);
+        }
+    };
+    thread::scope(|scope| {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        for _ in 0..processors {
+            scope.spawn(work);
+        }
+    });
+    Ok(outcome.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
+
+/// How many processes share the root tests: most of their time they wait.
+const SHARES: usize = 2;
 
 fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<Outcome> {
     if !run::is_root() {
         bail!("needs root: it makes cgroups and network namespaces of its own");
     }
-    let mut outcome = Outcome::new("root");
     let others = others::fetch(workspace)?;
     others::fetch_mcp(workspace)?;
-    let mut command = Command::new(&programs.tests);
-    command
-        .env("AUTHD_OTHERS", others)
-        .env("AUTHD_BIN", &programs.authd)
-        .env("AUTHD_PROBE", &programs.probe)
-        .args(["--color", "never"])
-        .args(filter);
-    stream(&mut command, &mut outcome)?;
+    let tests = programs.suite(ROOT)?;
+    let of = if filter.is_some() { 1 } else { SHARES };
+    let run_share = |share: usize| {
+        let mut outcome = Outcome::new("root");
+        let mut command = tests.command();
+        command
+            .env("AUTHD_OTHERS", &others)
+            .env("AUTHD_BIN", &programs.authd)
+            .env("AUTHD_PROBE", &programs.probe)
+            .env("AUTHD_SHARE", format!("{share}/{of}"))
+            .args(["--color", "never"])
+            .args(filter);
+        let shown = if of == 1 { String::new() } else { format!("  {}/{of} | ", share + 1) };
+        stream(&mut command, &shown, &mut outcome)?;
+        anyhow::Ok(outcome)
+    };
+    let run_share = &run_share;
+    let mut outcome = Outcome::new("root");
+    let shares: Vec<Result<Outcome>> = thread::scope(|scope| {
+        let running: Vec<_> = (0..of).map(|share| scope.spawn(move || run_share(share))).collect();
+        running.into_iter().map(|share| share.join().unwrap_or_else(|_| bail!("its thread panicked"))).collect()
+    });
+    for share in shares {
+        outcome.add(share?);
+    }
     if filter.is_none() {
         // What the README tells people to run first.
         outcome.record("the demo's verdicts are the expected ones", run::must(&mut demo::command(workspace)));
@@ -193,15 +247,17 @@ fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<O
     Ok(outcome)
 }
 
-/// Runs a test program, shows what it prints, counts. A program that fails without a failed test is a failure by itself.
-fn stream(command: &mut Command, outcome: &mut Outcome) -> Result<()> {
+/// Runs a test program, shows what it prints after its name, counts. A program that fails without a failed test is a
+/// failure by itself.
+fn stream(command: &mut Command, name: &str, outcome: &mut Outcome) -> Result<()> {
     let before = outcome.failed.len();
     let shown = run::show(command);
+    println!("{name}{shown}");
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("starting {shown}"))?;
     let lines = BufReader::new(child.stdout.take().context("the pipe was asked for")?).lines();
     for line in lines {
         let line = line?;
-        println!("{line}");
+        println!("{name}{line}");
         outcome.line(&line);
     }
     let status = child.wait()?;
@@ -209,29 +265,6 @@ fn stream(command: &mut Command, outcome: &mut Outcome) -> Result<()> {
         outcome.failed.push(format!("{shown}: {status}"));
     }
     Ok(())
-}
-
-/// What the root tests consist of.
-pub struct Programs {
-    pub authd: PathBuf,
-    pub probe: PathBuf,
-    pub tests: PathBuf,
-}
-
-impl Programs {
-    pub fn build(workspace: &Path) -> Result<Self> {
-        let build = ["build", "--package", "authd", "--package", "authd-tests", "--bins"];
-        run::cargo(workspace, &build, false)?;
-        let test = ["test", "--package", "authd-tests", "--test", "root", "--no-run", "--message-format=json"];
-        let messages = run::output(&mut run::cargo_command(workspace, &test))?;
-        let tests = messages
-            .lines()
-            .filter(|line| line.contains("\"name\":\"root\""))
-            .find_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next())
-            .context("cargo names the test program that it built")?;
-        let target = run::target_directory(workspace).join("debug");
-        Ok(Self { authd: target.join("authd"), probe: target.join("authd-probe"), tests: tests.into() })
-    }
 }
 
 #[cfg(test)]

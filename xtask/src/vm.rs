@@ -16,8 +16,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    programs::Programs,
     run,
-    test::{Outcome, Programs},
+    test::{Outcome, ROOT},
 };
 
 /// Kernels that authd supports, besides the one that it is developed on, and how many machines share each one's tests: on
@@ -30,6 +31,10 @@ const LONGEST: Duration = Duration::from_secs(4200);
 /// Both processors of a machine take turns on one thread. On a thread each, one now and then runs an instruction that the
 /// other one patched long ago, and the kernel panics ("Oops: int3"): QEMU's fault, not the kernel's.
 const ACCELERATION: &str = "tcg,thread=single";
+/// All that can be emulated, but for a fifth level of page tables: it makes each walk through them longer.
+const PROCESSOR: &str = "max,la57=off";
+/// An emulated processor speculates on nothing, but takes long for the indirect jumps that are to keep it from doing so.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf mitigations=off";
 
 /// One of the machines with a kernel, and its share of the tests.
 #[derive(Clone, Copy)]
@@ -198,7 +203,7 @@ fn initramfs(
     for (program, name) in [
         (programs.authd.as_path(), "authd"),
         (&programs.probe, "authd-probe"),
-        (&programs.tests, "authd-root-tests"),
+        (programs.suite(ROOT)?.program(), "authd-root-tests"),
         (ip, "ip"),
     ] {
         strip(program, &root.join("bin").join(name))?;
@@ -256,19 +261,12 @@ poweroff -f
 fn boot(image: &Image, initramfs: &Path, kernel: &str, outcome: &mut Outcome) -> Result<Option<i32>> {
     let mut child = Command::new("timeout")
         .arg(LONGEST.as_secs().to_string())
-        .args(["qemu-system-x86_64", "-accel", ACCELERATION, "-cpu", "max", "-smp", "2", "-m", "2048"])
+        .args(["qemu-system-x86_64", "-accel", ACCELERATION, "-cpu", PROCESSOR, "-smp", "2", "-m", "2048"])
         .arg("-kernel")
         .arg(&image.kernel)
         .arg("-initrd")
         .arg(initramfs)
-        .args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 lsm=lockdown,yama,bpf",
-            "-nographic",
-            "-no-reboot",
-            "-nic",
-            "none",
-        ])
+        .args(["-append", KERNEL_ARGUMENTS, "-nographic", "-no-reboot", "-nic", "none"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -68,7 +68,7 @@ use crate::{
         attach::{self, AttachError, Attached},
         cgroups::{Change, Classification, Tree},
         interfaces::{Guard, Interfaces},
-        object::{self, LoadError, Loaded},
+        object::{self, Hooks, LoadError},
         ring,
         sockets::SocketError,
         writer::{WriteError, Writer},
@@ -162,8 +162,6 @@ pub struct Daemon {
     directory: Directory,
     attached: Vec<Attached>,
     interfaces: Interfaces,
-    /// The interfaces' program.
-    xdp: Loaded,
     /// Sockets older than authd learn from this one where they are.
     _beacon: Option<UdpSocket>,
     refused: Vec<(String, String)>,
@@ -190,10 +188,10 @@ impl Daemon {
         let trial = Trial::left(&state)?;
         let (prepared, last_reload) = first_policy(&config, &state, &persistent, trial.as_ref())?;
         let sink = Sink::open(&config.audit).map_err(DaemonError::Audit)?;
-        let mut object = object::load(&config.pins, &config.sizes)?;
+        let hooks = if config.interfaces.is_empty() { Hooks::Sockets } else { Hooks::SocketsAndInterfaces };
+        let mut object = object::load(&config.pins, &config.sizes, hooks)?;
         let maps = object.take_maps();
         let mut writer = Writer::new(maps, config.sizes)?;
-        let xdp = object.take_xdp();
 
         let ledger = Ledger::new(writer.slots().iter().map(|slot| slot.serial).collect())?;
         writer.set_netns(ledger.own_namespace());
@@ -210,7 +208,8 @@ impl Daemon {
         let loaded = writer.load(&prepared.image, &tree.identities(), base.level, config.hold_ms())?;
         state.keep_policy(&prepared.sources)?;
         let attached = attach::attach(&mut object, &base.path, &config.pins)?;
-        let interfaces = Interfaces::new(&config.interfaces, &config.pins).map_err(DaemonError::Interfaces)?;
+        let interfaces =
+            Interfaces::new(&config.interfaces, object.take_xdp(), &config.pins).map_err(DaemonError::Interfaces)?;
         object::remove_other_maps(&config.pins, &config.sizes);
         let mut directory = Directory::default();
         directory.learn(&prepared.model, &prepared.registry);
@@ -243,7 +242,6 @@ impl Daemon {
             directory,
             attached,
             interfaces,
-            xdp,
             _beacon: beacon,
             sink,
             recent: VecDeque::new(),
@@ -258,7 +256,7 @@ impl Daemon {
         let how = if object.adopted { "adopted the tables of the daemon before" } else { "made new tables" };
         daemon.report(Record::about("daemon_started", format!("authd {} {how}", env!("CARGO_PKG_VERSION"))));
         daemon.report_loaded(&loaded);
-        let changes = daemon.interfaces.attach(&daemon.xdp);
+        let changes = daemon.interfaces.attach();
         daemon.report_interfaces(changes);
         daemon.begin_issuing();
         daemon.restore_grants()?;
@@ -413,7 +411,7 @@ impl Daemon {
         self.tell_denials()?;
         self.tell_drops()?;
         self.tell_losses()?;
-        let changes = self.interfaces.keep(&self.xdp);
+        let changes = self.interfaces.keep();
         self.report_interfaces(changes);
         for record in self.state.take_pending() {
             self.report(record);

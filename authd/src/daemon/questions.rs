@@ -92,21 +92,21 @@ impl Daemon {
                     verified_instructions: a.verified_instructions,
                 })
                 .collect(),
-            interfaces: self
-                .interfaces
-                .guards()
-                .iter()
-                .map(|(name, guard)| Interface {
-                    name: name.clone(),
-                    mode: guard.name().to_owned(),
-                    why: match guard {
-                        Guard::Attached(_) => None,
-                        Guard::Open(why) => Some(why.clone()),
-                    },
-                    program: self.xdp.id,
-                    verified_instructions: self.xdp.verified,
-                })
-                .collect(),
+            interfaces: self.interfaces.program().map_or_else(Vec::new, |program| {
+                let guards = self.interfaces.guards().iter();
+                guards
+                    .map(|(name, guard)| Interface {
+                        name: name.clone(),
+                        mode: guard.name().to_owned(),
+                        why: match guard {
+                            Guard::Attached(_) => None,
+                            Guard::Open(why) => Some(why.clone()),
+                        },
+                        program: program.id,
+                        verified_instructions: program.verified,
+                    })
+                    .collect()
+            }),
             refused: self.refused.iter().map(|(name, why)| Refused { name: name.clone(), why: why.clone() }).collect(),
             enforcing: self.enforcing,
             store_error: self.trust.as_ref().err().map(StoreError::to_string),

@@ -42,11 +42,13 @@ pub struct Interfaces {
     links: PathBuf,
     /// Name, and how it is guarded now.
     guards: Vec<(String, Guard)>,
+    /// What guards them; nothing where nothing is to be guarded.
+    program: Option<Loaded>,
 }
 
 impl Interfaces {
     /// None is guarded yet. Links of interfaces that are not to be guarded any more are removed.
-    pub fn new(names: &[String], pins: &Path) -> io::Result<Self> {
+    pub fn new(names: &[String], program: Option<Loaded>, pins: &Path) -> io::Result<Self> {
         let links = links_directory(pins);
         let wanted: Vec<u32> = names.iter().filter_map(|name| if_nametoindex(name.as_str()).ok()).collect();
         for path in pinned(&links)? {
@@ -55,30 +57,35 @@ impl Interfaces {
             }
         }
         let guards = names.iter().map(|name| (name.clone(), Guard::Open("not tried yet".to_owned()))).collect();
-        Ok(Self { links, guards })
+        Ok(Self { links, guards, program })
     }
 
     pub fn guards(&self) -> &[(String, Guard)] {
         &self.guards
     }
 
+    pub fn program(&self) -> Option<&Loaded> {
+        self.program.as_ref()
+    }
+
     /// Puts the program where it is not, in place of an earlier one without a moment with none. Returns what changed.
-    pub fn attach(&mut self, program: &Loaded) -> Vec<(String, Guard)> {
-        self.refresh(|links, name| attach(links, name, program))
+    pub fn attach(&mut self) -> Vec<(String, Guard)> {
+        self.refresh(attach)
     }
 
     /// The same for those that are unguarded, or whose link is gone.
-    pub fn keep(&mut self, program: &Loaded) -> Vec<(String, Guard)> {
-        self.refresh(|links, name| match attached(links, name) {
+    pub fn keep(&mut self) -> Vec<(String, Guard)> {
+        self.refresh(|links, name, program| match attached(links, name) {
             Some(mode) => Ok(mode),
             None => attach(links, name, program),
         })
     }
 
-    fn refresh(&mut self, guard: impl Fn(&Path, &str) -> Result<XdpMode, String>) -> Vec<(String, Guard)> {
+    fn refresh(&mut self, guard: impl Fn(&Path, &str, &Loaded) -> Result<XdpMode, String>) -> Vec<(String, Guard)> {
         let mut changes = Vec::new();
+        let Some(program) = &self.program else { return changes };
         for (name, is) in &mut self.guards {
-            let now = match guard(&self.links, name) {
+            let now = match guard(&self.links, name, program) {
                 Ok(mode) => Guard::Attached(mode),
                 Err(why) => Guard::Open(why),
             };

@@ -196,8 +196,17 @@ pub fn maps_directory(pins: &Path, sizes: &Sizes) -> PathBuf {
     ))
 }
 
-/// Loads everything. Maps pinned with the same layout and sizes are adopted: their contents go on.
-pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
+/// Which programs are of use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hooks {
+    /// Those of cgroups
+    Sockets,
+    /// And that of interfaces, which takes the verifier nearly as long as all others
+    SocketsAndInterfaces,
+}
+
+/// Loads maps and programs. Maps pinned with the same layout and sizes are adopted: their contents go on.
+pub fn load(pins: &Path, sizes: &Sizes, hooks: Hooks) -> Result<Object, LoadError> {
     let directory = maps_directory(pins, sizes);
     let of_pins = |error| LoadError::Pins { path: directory.clone(), error };
     let parent = pins.parent().unwrap_or(pins);
@@ -231,7 +240,7 @@ pub fn load(pins: &Path, sizes: &Sizes) -> Result<Object, LoadError> {
     }
     let mut ebpf = loader.load(OBJECT)?;
     // Programs first: their instructions hold the numbers of the maps' descriptors, which taking the maps may close.
-    let (programs, refused) = load_programs(&mut ebpf)?;
+    let (programs, refused) = load_programs(&mut ebpf, hooks)?;
     let maps = open(&mut ebpf, sizes)?;
     Ok(Object { programs, refused, maps: Some(maps), adopted: complete, ebpf })
 }
@@ -252,11 +261,10 @@ impl Object {
         self.maps.take().unwrap_or_else(|| unreachable!("maps are taken once"))
     }
 
-    /// The interfaces' program, for those that attach it.
-    pub fn take_xdp(&mut self) -> Loaded {
-        let at =
-            self.programs.iter().position(|p| p.xdp).unwrap_or_else(|| unreachable!("the object has such a program"));
-        self.programs.remove(at)
+    /// The interfaces' program, if it was loaded, for those that attach it.
+    pub fn take_xdp(&mut self) -> Option<Loaded> {
+        let at = self.programs.iter().position(|program| program.xdp)?;
+        Some(self.programs.remove(at))
     }
 
     pub fn program_mut(&mut self, name: &str) -> &mut Program {
@@ -302,10 +310,13 @@ pub fn remove_directory(directory: &Path) -> io::Result<()> {
 /// Name and the kernel's reason.
 type Refusal = (String, String);
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadError> {
+fn load_programs(ebpf: &mut Ebpf, hooks: Hooks) -> Result<(Vec<Loaded>, Vec<Refusal>), LoadError> {
     let (mut loaded, mut refused) = (Vec::new(), Vec::new());
     for (name, program) in ebpf.programs_mut() {
         let failed = |error| LoadError::Program { name: name.to_owned(), error };
+        if matches!(program, Program::Xdp(_)) && hooks == Hooks::Sockets {
+            continue;
+        }
         let result = match program {
             Program::CgroupSkb(p) => p.load(),
             Program::CgroupSock(p) => p.load(),

@@ -4,4 +4,5 @@ mod hostile;
 mod npm;
 mod python;
 mod raw;
+mod sdk;
 mod stdio;

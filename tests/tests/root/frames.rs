@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use authd::{
     daemon::{cgroupfs::Base, clock},
     dataplane::{
-        object::{self, Object, Sizes},
+        object::{self, Hooks, Object, Sizes},
         ring,
         writer::Writer,
     },
@@ -66,7 +66,7 @@ const XDP_PASS: u32 = 2;
 
 fn the_verifier_walks_no_further_than_stated() -> Result<Verdict> {
     let sandbox = Sandbox::new()?;
-    let object = object::load(sandbox.pins(), &Sizes::default())?;
+    let object = object::load(sandbox.pins(), &Sizes::default(), Hooks::SocketsAndInterfaces)?;
     for program in &object.programs {
         // Linux 5.16 and later say it.
         let walked = program.verified.context("the kernel says how far its verifier walked")?;
@@ -101,7 +101,7 @@ fn frames_of_scapy_are_judged_as_it_expects() -> Result<Verdict> {
     let sandbox = Sandbox::new()?;
     let base = Base::find(Some(sandbox.cgroup.path()))?;
     let sizes = Sizes::default();
-    let mut object = object::load(sandbox.pins(), &sizes)?;
+    let mut object = object::load(sandbox.pins(), &sizes, Hooks::SocketsAndInterfaces)?;
     let mut writer = Writer::new(object.take_maps(), sizes)?;
     writer.set_netns(NETNS);
     let source = Source { name: "policy.toml".into(), text: interfaces::POLICY.into() };
@@ -158,7 +158,7 @@ fn compare_rulings() -> Result<Verdict> {
     let frames = if emulated() { FRAMES_EMULATED } else { FRAMES };
     let base = Base::find(Some(sandbox.cgroup.path()))?;
     let sizes = Sizes { identities: 1024, addresses: 4096, cells: 65_536, flows: 262_144, ..Sizes::default() };
-    let mut object = object::load(sandbox.pins(), &sizes)?;
+    let mut object = object::load(sandbox.pins(), &sizes, Hooks::SocketsAndInterfaces)?;
     let mut writer = Writer::new(object.take_maps(), sizes)?;
     writer.set_netns(NETNS);
     let mut bench = Bench { object, writer, mirror: Mirror::default(), rulings: BTreeMap::new() };

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use authd::{
     audit::record::Record,
     dataplane::{
         bpf::{self, XdpMode},
-        object::{self, Sizes},
+        object::{self, Hooks, Sizes},
     },
 };
 use authd_tests::{
@@ -495,7 +495,9 @@ fn another_program_keeps_its_interface() -> Result<Verdict> {
     join(&sandbox, &far)?;
     // Some program of somebody else's: authd's own, attached by other hands.
     let other = Sandbox::new()?;
-    let program = object::load(other.pins(), &Sizes::default())?.take_xdp();
+    let program = object::load(other.pins(), &Sizes::default(), Hooks::SocketsAndInterfaces)?
+        .take_xdp()
+        .context("it was asked for")?;
     let theirs = sandbox.netns.within(|| {
         let index = nix::net::if_::if_nametoindex("near0")?;
         Ok(bpf::link_xdp(program.fd.as_fd(), index, XdpMode::Generic)?)

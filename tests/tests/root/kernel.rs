@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use authd::{
     daemon::{cgroupfs::Base, clock},
     dataplane::{
-        object::{self, Object, Sizes},
+        object::{self, Hooks, Object, Sizes},
         ring,
         writer::Writer,
     },
@@ -145,7 +145,7 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
     let base = Base::find(Some(sandbox.cgroup.path()))?;
     let sizes = Sizes { identities: 1024, addresses: 4096, cells: 65_536, ..Sizes::default() };
-    let mut object = object::load(sandbox.pins(), &sizes)?;
+    let mut object = object::load(sandbox.pins(), &sizes, Hooks::Sockets)?;
     let writer = Writer::new(object.take_maps(), sizes)?;
     let cgroup = fs::metadata(own)?.ino();
     let elsewhere = nix::net::if_::if_nametoindex("near")?;

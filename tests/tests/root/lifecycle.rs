@@ -10,13 +10,13 @@ use authd_tests::{
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::{Verdict, basics::POLICY, reload::wait_until, trial};
+use crate::{Verdict, alone, basics::POLICY, reload::wait_until, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("enforcement_outlives_the_daemon_and_its_crashes", enforcement_outlives_the_daemon_and_its_crashes),
+        alone("enforcement_outlives_the_daemon_and_its_crashes", enforcement_outlives_the_daemon_and_its_crashes),
         trial("another_build_takes_over_without_a_gap", another_build_takes_over_without_a_gap),
-        trial("enforcement_ends_when_asked_to", enforcement_ends_when_asked_to),
+        alone("enforcement_ends_when_asked_to", enforcement_ends_when_asked_to),
         trial("a_restart_needs_no_second_room", a_restart_needs_no_second_room),
         trial("cgroups_without_room_stay_closed", cgroups_without_room_stay_closed),
         trial("the_units_capabilities_are_enough", the_units_capabilities_are_enough),

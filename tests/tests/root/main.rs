@@ -25,8 +25,13 @@ mod remote;
 mod sockets;
 mod takeover;
 
+use std::fs::File;
+
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use nix::sys::utsname::uname;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::utsname::uname,
+};
 
 /// A test that may find out that it cannot run here, and says why.
 pub enum Verdict {
@@ -38,7 +43,22 @@ type Body = fn() -> anyhow::Result<Verdict>;
 
 /// As libtest shows it, with a line for a skip that the counting of stages reads.
 pub fn trial(name: &'static str, body: Body) -> Trial {
-    Trial::ignorable_test(name, move || match body() {
+    beside(FlockArg::LockShared, name, body)
+}
+
+/// One that looks at all of the kernel: no other process runs a test meanwhile.
+pub fn alone(name: &'static str, body: Body) -> Trial {
+    beside(FlockArg::LockExclusive, name, body)
+}
+
+fn beside(others: FlockArg, name: &'static str, body: Body) -> Trial {
+    let run = move || {
+        let path = std::env::temp_dir().join("authd-root-tests.lock");
+        let file = File::options().create(true).append(true).open(path)?;
+        let _lock = Flock::lock(file, others).map_err(|(_, error)| error)?;
+        body()
+    };
+    Trial::ignorable_test(name, move || match run() {
         Ok(Verdict::Ran) => Ok(Completion::Completed),
         Ok(Verdict::Skipped(why)) => {
             println!("\nSKIP {name}: {why}");
@@ -50,7 +70,7 @@ pub fn trial(name: &'static str, body: Body) -> Trial {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // They share one kernel, and one machine's load.
+    // How many run at once is for the shares to say.
     arguments.test_threads = Some(1);
     let trials = [
         basics::trials(),
@@ -114,7 +134,7 @@ fn of_callers() -> Vec<Trial> {
     here
 }
 
-/// Every n-th test, where several machines have one kernel: `AUTHD_SHARE=1/2` is the second half of them.
+/// Every n-th test, where several processes or machines share them: `AUTHD_SHARE=1/2` is the second half.
 fn share_of(trials: Vec<Trial>) -> Vec<Trial> {
     let share = std::env::var("AUTHD_SHARE").unwrap_or_else(|_| "0/1".to_owned());
     let numbers = share.split_once('/').and_then(|(at, of)| Some((at.parse().ok()?, of.parse().ok()?)));

@@ -345,8 +345,6 @@ mod tests {
         assert_eq!(message["result"]["resultType"], "complete");
         let text = message["result"]["content"][0]["text"].as_str().unwrap();
         assert!(text.contains("refund") && text.contains("50 EUR") && text.contains("policy: refunds"), "{text}");
-        let read: rmcp::model::CallToolResult = serde_json::from_value(message["result"].clone()).unwrap();
-        assert_eq!(read.is_error, Some(true));
         let as_task = parsed(json!({ "name": "refund", "task": {} })).unwrap();
         assert_eq!(denied(&Id::Number(1), &as_task, &denial, Era::Handshake).unwrap_err().code, -32010);
     }

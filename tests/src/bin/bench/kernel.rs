@@ -21,7 +21,7 @@ use authd::{
     daemon::{cgroupfs::Base, clock},
     dataplane::{
         attach,
-        object::{self, Sizes},
+        object::{self, Hooks, Sizes},
         ring,
         writer::Writer,
     },
@@ -144,7 +144,7 @@ impl Scene {
         let image = compile(&model, &mut registry, &options, clock::moment())?;
         let base = Base::find(Some(sandbox.cgroup.path()))?;
         let sizes = Sizes::default();
-        let mut object = object::load(sandbox.pins(), &sizes)?;
+        let mut object = object::load(sandbox.pins(), &sizes, Hooks::Sockets)?;
         let mut writer = Writer::new(object.take_maps(), sizes)?;
         let number = registry.workloads.number("bench").context("the workload has a number")?;
         let entry = IdentityEntry { workload: number, flags: 0, instance: 0 };

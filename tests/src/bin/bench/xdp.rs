@@ -19,7 +19,7 @@ use authd::{
     daemon::{cgroupfs::Base, clock},
     dataplane::{
         bpf::{XdpMode, link_xdp},
-        object::{self, Loaded, Object, Sizes},
+        object::{self, Hooks, Loaded, Object, Sizes},
         writer::Writer,
     },
     grants,
@@ -184,7 +184,7 @@ impl Node {
     fn new(rules: usize) -> Result<Self> {
         let sandbox = Sandbox::new()?;
         let sizes = sizes(rules);
-        let mut object = object::load(sandbox.pins(), &sizes)?;
+        let mut object = object::load(sandbox.pins(), &sizes, Hooks::SocketsAndInterfaces)?;
         let mut writer = Writer::new(object.take_maps(), sizes)?;
         prepare(&mut writer, &sandbox, rules, sandbox_netns(&sandbox)?)?;
         Ok(Self { object, _writer: writer, _sandbox: sandbox })
@@ -320,10 +320,10 @@ fn floods(floor: &mut Floor, effort: &Effort) -> Result<Vec<Comparison>> {
     sandbox.netns.join(&far, ("near0", "far0"), (&["192.0.2.1/24"], &["192.0.2.2/24"]))?;
     sandbox.netns.join(&far, ("near1", "far1"), (&["192.0.2.1/24"], &["192.0.2.2/24"]))?;
     let sizes = sizes(10);
-    let mut object = object::load(sandbox.pins(), &sizes)?;
+    let mut object = object::load(sandbox.pins(), &sizes, Hooks::SocketsAndInterfaces)?;
     let mut writer = Writer::new(object.take_maps(), sizes)?;
     prepare(&mut writer, &sandbox, 10, sandbox_netns(&sandbox)?)?;
-    let ours = object.take_xdp();
+    let ours = object.take_xdp().context("it was asked for")?;
     let drop_all = floor.program("floor_drop")?.fd()?.try_clone()?;
     let scene = Scene { sandbox: &sandbox, far: &far, frames: effort.frames };
     let stranger = tcp(STRANGER, 7001, SYN);
