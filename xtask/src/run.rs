@@ -3,6 +3,11 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use anyhow::{Context, Result, bail};
@@ -59,6 +64,27 @@ pub fn cargo_command(workspace: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// Does something with each of several, so many at a time. What comes of them is in their order.
+pub fn side_by_side<T: Sync, R: Send>(at_once: usize, several: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let worker = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(one) = several.get(index) else { break };
+            let result = work(one);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(worker);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
 pub fn is_ci() -> bool {
     std::env::var_os("CI").is_some()
 }
@@ -72,5 +98,23 @@ pub fn target_directory(workspace: &Path) -> std::path::PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => workspace.join(directory),
         None => workspace.join("target"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::side_by_side;
+
+    #[test]
+    fn as_many_as_wanted_are_done_at_a_time_and_all_in_the_end() {
+        // Nobody passes alone.
+        let both = Barrier::new(2);
+        let doubled = side_by_side(2, &[3, 1, 2, 4], |number| {
+            both.wait();
+            number * 2
+        });
+        assert_eq!(doubled, [6, 2, 4, 8]);
     }
 }

@@ -5,7 +5,6 @@ use std::{
     num::NonZero,
     path::Path,
     process::{Command, ExitCode, Stdio},
-    sync::{Mutex, PoisonError},
     thread,
     time::Instant,
 };
@@ -176,34 +175,24 @@ fn host(workspace: &Path, programs: &Programs) -> Result<Outcome> {
 /// So many inputs for each target, besides those of the corpus.
 const FUZZ_RUNS: &str = "100000";
 
-/// One processor's targets while another one has others.
 fn fuzzed(workspace: &Path) -> Result<Outcome> {
-    let program = &fuzz::build(workspace)?;
+    let mut outcome = Outcome::new("fuzz");
+    let program = fuzz::build(workspace)?;
     let targets = fuzz::targets(workspace)?;
-    let outcome = Mutex::new(Outcome::new("fuzz"));
-    let next = Mutex::new(targets.iter());
-    let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || {
-        while let Some(target) = take() {
-            let result = fuzz::command(workspace, program, target, &["-runs", FUZZ_RUNS]).and_then(|mut command| {
-                let output = command.output().with_context(|| format!("starting {}", run::show(&command)))?;
-                if !output.status.success() {
-                    let (says, errors) =
-                        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-                    bail!("{}\n{says}{errors}", output.status);
-                }
-                Ok(())
-            });
-            outcome.lock().unwrap_or_else(PoisonError::into_inner).record(target, result);
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let results = run::side_by_side(processors, &targets, |target| {
+        let mut command = fuzz::command(workspace, &program, target, &["-runs", FUZZ_RUNS])?;
+        let output = command.output().with_context(|| format!("starting {}", run::show(&command)))?;
+        if !output.status.success() {
+            let (says, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            bail!("{}\n{says}{errors}", output.status);
         }
-    };
-    thread::scope(|scope| {
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        for _ in 0..processors {
-            scope.spawn(work);
-        }
+        Ok(())
     });
-    Ok(outcome.into_inner().unwrap_or_else(PoisonError::into_inner))
+    for (target, result) in targets.iter().zip(results) {
+        outcome.record(target, result);
+    }
+    Ok(outcome)
 }
 
 /// How many processes share the root tests: most of their time they wait.
@@ -217,7 +206,8 @@ fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<O
     others::fetch_mcp(workspace)?;
     let tests = programs.suite(ROOT)?;
     let of = if filter.is_some() { 1 } else { SHARES };
-    let run_share = |share: usize| {
+    let shares: Vec<usize> = (0..of).collect();
+    let results = run::side_by_side(of, &shares, |share| {
         let mut outcome = Outcome::new("root");
         let mut command = tests.command();
         command
@@ -230,15 +220,10 @@ fn root(workspace: &Path, programs: &Programs, filter: Option<&str>) -> Result<O
         let shown = if of == 1 { String::new() } else { format!("  {}/{of} | ", share + 1) };
         stream(&mut command, &shown, &mut outcome)?;
         anyhow::Ok(outcome)
-    };
-    let run_share = &run_share;
-    let mut outcome = Outcome::new("root");
-    let shares: Vec<Result<Outcome>> = thread::scope(|scope| {
-        let running: Vec<_> = (0..of).map(|share| scope.spawn(move || run_share(share))).collect();
-        running.into_iter().map(|share| share.join().unwrap_or_else(|_| bail!("its thread panicked"))).collect()
     });
-    for share in shares {
-        outcome.add(share?);
+    let mut outcome = Outcome::new("root");
+    for result in results {
+        outcome.add(result?);
     }
     if filter.is_none() {
         // What the README tells people to run first.

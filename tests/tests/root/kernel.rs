@@ -146,6 +146,7 @@ fn compare(sandbox: &Sandbox, own: &Path, frames: u64) -> Result<u64> {
     let base = Base::find(Some(sandbox.cgroup.path()))?;
     let sizes = Sizes { identities: 1024, addresses: 4096, cells: 65_536, ..Sizes::default() };
     let mut object = object::load(sandbox.pins(), &sizes, Hooks::Sockets)?;
+    ensure!(object.take_xdp().is_none(), "no interface, no program for it");
     let writer = Writer::new(object.take_maps(), sizes)?;
     let cgroup = fs::metadata(own)?.ino();
     let elsewhere = nix::net::if_::if_nametoindex("near")?;
