@@ -14,7 +14,8 @@ use crate::{programs::PACKAGES, run};
 /// Set for the compiler's wrapper, which is this program.
 const WRAPPING: &str = "AUTHD_FUZZ_WRAPPER";
 const INSTRUMENTED: [&str; 4] = ["authd", "authd_common", "authd_tests", "authd_fuzz"];
-/// As cargo-fuzz passes them where no sanitizer is wanted.
+/// As cargo-fuzz passes them where no sanitizer is wanted, but not for one codegen unit: each has tables of its own, which the
+/// linker joins, and on several processors several are compiled.
 const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
